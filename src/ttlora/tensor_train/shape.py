@@ -1,0 +1,183 @@
+"""The shape of a tensor train that holds a matrix: which dims, which TT-ranks, where rows end and columns begin."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import accumulate, pairwise
+from operator import mul
+from typing import Literal
+
+LARGEST_AUTO_DIM = 16
+
+
+@dataclass(frozen=True)
+class TTShape:
+    """Shape of the train of a matrix ``ΔW`` (out x in), read row by row as a tensor ``k_1 x ... x k_d``.
+
+    ``ΔW[o, i] = C_1[:, j_1, :] C_2[:, j_2, :] ... C_d[:, j_d, :]`` with ``(j_1, ..., j_d)`` the digits of
+    ``o * in + i`` to the bases ``k_1, ..., k_d``, so that the leading cores run over the rows of the stored weight
+    (Anjum et al. 2024, Eq. 2). Build one with `TTShape.build`, which checks and clips.
+
+    Attributes:
+        out_features: Rows ``m`` of the matrix.
+        in_features: Columns ``n`` of the matrix.
+        dims: ``k_1 ... k_d``, with the product ``m * n``.
+        ranks: TT-ranks ``r_0 ... r_d``, where ``r_0 = r_d = 1``.
+    """
+
+    out_features: int
+    in_features: int
+    dims: tuple[int, ...]
+    ranks: tuple[int, ...]
+
+    @classmethod
+    def build(
+        cls,
+        out_features: int,
+        in_features: int,
+        dims: Sequence[int] | Literal["auto"] = "auto",
+        r: int | Sequence[int] = 5,
+    ) -> "TTShape":
+        """Check ``dims`` against the matrix and clip the ranks to what the unfoldings can have.
+
+        A rank above ``min(k_i * r_{i-1}, k_{i+1} * r_{i+1})`` adds parameters and no matrices: clipping loses nothing.
+
+        Args:
+            out_features: Rows of the matrix.
+            in_features: Columns of the matrix.
+            dims: ``k_1 ... k_d``, at least two of them, or "auto" for near-equal dims of at most about 16, rows first.
+            r: One TT-rank for all bonds, or the ``d - 1`` inner ones.
+
+        Raises:
+            ValueError: The product of ``dims`` is not ``out_features * in_features``, or a dim or a rank is not a
+                positive integer, or the number of ranks is not ``d - 1``.
+        """
+        if dims == "auto":
+            dims = (*_near_equal_factors(out_features), *reversed(_near_equal_factors(in_features)))
+        else:
+            dims = tuple(dims)
+            _check_dims(dims, out_features, in_features)
+        return cls(out_features, in_features, dims, _clip(dims, _inner_ranks(r, len(dims))))
+
+    @property
+    def order(self) -> int:
+        """The number ``d`` of cores."""
+        return len(self.dims)
+
+    @cached_property
+    def core_shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """``(r_{i-1}, k_i, r_i)`` of each core."""
+        return tuple((left, k, right) for k, (left, right) in zip(self.dims, pairwise(self.ranks), strict=True))
+
+    @cached_property
+    def core_sizes(self) -> tuple[int, ...]:
+        """``r_{i-1} k_i r_i`` of each core."""
+        return tuple(math.prod(shape) for shape in self.core_shapes)
+
+    @property
+    def parameters(self) -> int:
+        """``Σ r_{i-1} k_i r_i``, the length of the flat vector that holds all cores."""
+        return sum(self.core_sizes)
+
+    @cached_property
+    def span(self) -> tuple[int, int]:
+        """``(i, j)``: the cores before ``i`` run over rows alone, those from ``j`` on over columns alone.
+
+        The prefix product ``P`` up to ``i`` divides ``out_features`` and the suffix product ``Q`` from ``j`` divides
+        ``in_features``, both as long as possible. Aligned shapes have ``i = j``; in the others the cores ``i ... j-1``
+        form the middle block, of ``m / P`` rows and ``n / Q`` columns.
+        """
+        if self.boundary is not None:
+            return self.boundary, self.boundary
+        prefixes = list(accumulate(self.dims, mul, initial=1))
+        suffixes = list(accumulate(reversed(self.dims), mul, initial=1))[::-1]
+        i = max(index for index, product in enumerate(prefixes) if self.out_features % product == 0)
+        j = min(index for index, product in enumerate(suffixes) if self.in_features % product == 0)
+        return i, j
+
+    @cached_property
+    def boundary(self) -> int | None:
+        """The bond at which rows end and columns begin (prefix product ``out_features``), or None if there is none.
+
+        Where size-1 dims leave a choice, it is the bond of the lowest rank.
+        """
+        prefixes = accumulate(self.dims, mul, initial=1)
+        bonds = [index for index, product in enumerate(prefixes) if product == self.out_features]
+        return min(bonds, key=lambda bond: self.ranks[bond], default=None)
+
+    @property
+    def factor_rank(self) -> int:
+        """Inner size of ``B A``: the TT-rank at the boundary, or for unaligned shapes what the middle block needs.
+
+        It bounds the rank of ``ΔW``; for aligned shapes of full rank it is the rank.
+        """
+        i, j = self.span
+        rows = self.out_features // math.prod(self.dims[:i])
+        columns = self.in_features // math.prod(self.dims[j:])
+        return min(self.ranks[i] * rows, columns * self.ranks[j])
+
+
+def _check_dims(dims: tuple[int, ...], out_features: int, in_features: int) -> None:
+    if len(dims) < 2 or any(not isinstance(k, int) or isinstance(k, bool) or k < 1 for k in dims):
+        raise ValueError(f"shape {list(dims)} is not a list of at least two positive integers")
+    product, wanted = math.prod(dims), out_features * in_features
+    if product != wanted:
+        auto = list(TTShape.build(out_features, in_features).dims)
+        raise ValueError(
+            f"shape {list(dims)} has the product {product:,}, but the {out_features} x {in_features} matrix has "
+            f"{wanted:,} entries; use 'auto' (here {auto}) or dims with that product"
+        )
+
+
+def _inner_ranks(r: int | Sequence[int], order: int) -> tuple[int, ...]:
+    inner = (r,) * (order - 1) if isinstance(r, int) else tuple(r)
+    if any(not isinstance(rank, int) or isinstance(rank, bool) or rank < 1 for rank in inner):
+        raise ValueError(f"r={r if isinstance(r, int) else list(r)}: a TT-rank is a positive integer")
+    if len(inner) != order - 1:
+        raise ValueError(f"r={list(inner)} has {len(inner)} ranks, but a shape of {order} dims has {order - 1} bonds")
+    return inner
+
+
+def _clip(dims: tuple[int, ...], inner: tuple[int, ...]) -> tuple[int, ...]:
+    ranks = [1, *inner, 1]
+    for bond in range(1, len(dims)):
+        ranks[bond] = min(ranks[bond], ranks[bond - 1] * dims[bond - 1])
+    for bond in reversed(range(1, len(dims))):
+        ranks[bond] = min(ranks[bond], dims[bond] * ranks[bond + 1])
+    return tuple(ranks)
+
+
+def _near_equal_factors(features: int) -> tuple[int, ...]:
+    """Factor ``features`` into as few dims as keep their geometric mean at most 16, largest first.
+
+    The end cores have one bond only, so the largest dim costs least there. A prime stays whole.
+    """
+    if not isinstance(features, int) or features < 1:
+        raise ValueError(f"a matrix cannot have {features} rows or columns")
+    count = 1
+    while LARGEST_AUTO_DIM**count < features:
+        count += 1
+    while (factors := _smallest_sum_factors(features, count, features)) is None:
+        count -= 1
+    return factors
+
+
+@lru_cache(maxsize=1024)
+def _smallest_sum_factors(product: int, count: int, largest: int) -> tuple[int, ...] | None:
+    """Of all ways to write ``product`` as ``count`` non-increasing factors in ``2 ... largest``, the one of least sum."""
+    if count == 1:
+        return (product,) if product <= largest else None
+    best: tuple[int, ...] | None = None
+    for factor in _divisors(product):
+        if 1 < factor < product and factor <= largest and factor**count >= product:
+            rest = _smallest_sum_factors(product // factor, count - 1, factor)
+            if rest is not None and (best is None or factor + sum(rest) < sum(best)):
+                best = (factor, *rest)
+    return best
+
+
+@lru_cache(maxsize=1024)
+def _divisors(number: int) -> tuple[int, ...]:
+    small = [k for k in range(1, math.isqrt(number) + 1) if number % k == 0]
+    return tuple(sorted({*small, *(number // k for k in small)}))
