@@ -165,7 +165,7 @@ def _near_equal_factors(features: int) -> tuple[int, ...]:
 
 @lru_cache(maxsize=1024)
 def _smallest_sum_factors(product: int, count: int, largest: int) -> tuple[int, ...] | None:
-    """Of all ways to write ``product`` as ``count`` non-increasing factors in ``2 ... largest``, the one of least sum."""
+    """``product`` as ``count`` non-increasing factors in ``2 ... largest`` of the least sum, or None."""
     if count == 1:
         return (product,) if product <= largest else None
     best: tuple[int, ...] | None = None

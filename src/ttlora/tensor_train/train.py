@@ -39,17 +39,23 @@ class TensorTrain:
     @property
     def cores(self) -> tuple[Float[Tensor, "left k right"], ...]:
         """``C_1 ... C_d`` as views of the flat vector."""
-        pieces = self.flat.split(self.shape.core_sizes)
+        pieces = torch.split(self.flat, list(self.shape.core_sizes))
         return tuple(piece.view(shape) for piece, shape in zip(pieces, self.shape.core_shapes, strict=True))
 
-    def factors(self) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
-        """``A`` and ``B`` with ``ΔW = B A``, of inner size ``shape.factor_rank``, in the dtype of the cores.
+    def factors(self, scale: float = 1.0) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
+        """``A`` and ``B`` with ``scale * ΔW = B A``, of inner size ``shape.factor_rank``, in the dtype of the cores.
 
         Aligned shapes: ``B`` contracts the cores of the rows and ``A`` those of the columns. In unaligned shapes some
         cores run over both; contracted into a middle block ``M`` (r_i x s x t x r_j) they join the two sides ``L`` and
         ``R`` as ``ΔW[(p, s), (t, q)] = Σ L[p, a] M[a, s, t, b] R[b, q]``, and ``M`` goes to the side on which the inner
-        size stays smaller.
+        size stays smaller. The scale goes to the smaller of the two.
         """
+        A, B = self._unscaled_factors()
+        if scale == 1:
+            return A, B
+        return (A * scale, B) if A.numel() < B.numel() else (A, B * scale)
+
+    def _unscaled_factors(self) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
         i, j = self.shape.span
         cores = self.cores
         if i == j:
@@ -59,12 +65,12 @@ class TensorTrain:
         right = _contract_columns(self.flat, cores[j:])
         rows = self.shape.out_features // left.shape[0]
         columns = self.shape.in_features // right.shape[1]
-        middle = _contract_rows(self.flat, cores[i:j], start=left.shape[1])
+        middle = _contract_rows(self.flat, cores[i:j])
         if left.shape[1] * rows <= columns * right.shape[0]:
             A = (middle @ right).reshape(-1, self.shape.in_features)
-            B = torch.kron(left.contiguous(), torch.eye(rows, dtype=left.dtype, device=left.device))
+            B = torch.kron(left, torch.eye(rows, dtype=left.dtype, device=left.device))
         else:
-            A = torch.kron(torch.eye(columns, dtype=right.dtype, device=right.device), right.contiguous())
+            A = torch.kron(torch.eye(columns, dtype=right.dtype, device=right.device), right)
             B = (left @ middle.reshape(left.shape[1], -1)).reshape(self.shape.out_features, -1)
         return A, B
 
@@ -84,14 +90,14 @@ class TensorTrain:
     def from_cores(
         cls, out_features: int, in_features: int, cores: Sequence[Float[Tensor, "left k right"]]
     ) -> "TensorTrain":
-        """The train of the given cores.
+        """The train of the given cores, whose ranks stay as they are.
 
         Raises:
             ValueError: The dims do not multiply to ``out_features * in_features``, or neighbouring cores do not fit.
         """
-        dims = [core.shape[1] for core in cores]
-        shape = TTShape.build(out_features, in_features, dims, [core.shape[2] for core in cores[:-1]])
-        if shape.core_shapes != tuple(tuple(core.shape) for core in cores):
+        dims = TTShape.build(out_features, in_features, [core.shape[1] for core in cores]).dims
+        shape = TTShape(out_features, in_features, dims, (1, *(core.shape[2] for core in cores)))
+        if shape.ranks[-1] != 1 or shape.core_shapes != tuple(tuple(core.shape) for core in cores):
             raise ValueError(f"cores of shapes {[list(core.shape) for core in cores]} do not form a train")
         return cls(shape, torch.cat([core.reshape(-1) for core in cores]))
 
@@ -154,15 +160,13 @@ class TensorTrain:
         return type(self).from_cores(shape.out_features, shape.in_features, cores)
 
 
-def _contract_rows(
-    flat: Tensor, cores: Sequence[Float[Tensor, "left k right"]], start: int = 1
-) -> Float[Tensor, "rows right"]:
-    """Contract neighbouring cores from the left: row ``(a, j_1, ..., j_n)`` with the first bond slowest."""
+def _contract_rows(flat: Tensor, cores: Sequence[Float[Tensor, "left k right"]]) -> Float[Tensor, "rows right"]:
+    """Contract neighbouring cores from the left: row ``(a, j_1, ..., j_n)``, ``a`` the first bond."""
     product = flat.new_ones(1, 1) if not cores else cores[0].reshape(-1, cores[0].shape[2])
     for core in cores[1:]:
         left, k, right = core.shape
         product = (product @ core.reshape(left, k * right)).reshape(-1, right)
-    return product.reshape(start, -1, product.shape[1]) if start > 1 else product
+    return product
 
 
 def _contract_columns(flat: Tensor, cores: Sequence[Float[Tensor, "left k right"]]) -> Float[Tensor, "left columns"]:

@@ -1,0 +1,147 @@
+"""How well an adapter learns at a learning rate: a sweep over starts, scales, shapes and ranks.
+
+    python benchmarks/learning.py --model MODEL --data DIR/sst2 --output learning.jsonl \
+        --setting lora --setting tt:core_size=0.05,alpha=2 --learning-rate 2e-4 1e-3 --seed 0 1 2
+
+Each run fine-tunes a sequence classifier on 4,000 rows for 3 epochs (AdamW, batch 32, linear decay; the head at 1e-3)
+and appends one line to the output; runs that are there already are not repeated. `--table` prints means over seeds.
+"""
+
+import argparse
+import json
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
+
+from ttlora import TTLoraConfig
+
+HEAD_LEARNING_RATE = 1e-3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True, help="folder with train.jsonl and validation.jsonl")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--setting", action="append", default=[], help="lora, or tt:key=value,... of TTLoraConfig")
+    parser.add_argument("--learning-rate", type=float, nargs="+", default=[1e-3])
+    parser.add_argument("--seed", type=int, nargs="+", default=[0])
+    parser.add_argument("--rows", type=int, default=4000)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--table", action="store_true", help="print what the output holds, train nothing")
+    arguments = parser.parse_args()
+    if not arguments.table:
+        torch.set_num_threads(arguments.threads)
+        for seed in arguments.seed:
+            for learning_rate in arguments.learning_rate:
+                for setting in arguments.setting:
+                    run_once(arguments, setting, learning_rate, seed)
+    print_table(arguments.output)
+
+
+def run_once(arguments: argparse.Namespace, setting: str, learning_rate: float, seed: int) -> None:
+    key = {"data": arguments.data.name, "model": arguments.model.name, "setting": setting}
+    key |= {"learning_rate": learning_rate, "seed": seed, "rows": arguments.rows, "epochs": arguments.epochs}
+    if any(key.items() <= record.items() for record in read(arguments.output)):
+        return
+    started = time.time()
+    result = fine_tune(arguments, config_of(setting), learning_rate, seed)
+    record = key | result | {"seconds": round(time.time() - started)}
+    with arguments.output.open("a") as lines:
+        lines.write(json.dumps(record) + "\n")
+    print(json.dumps(record), flush=True)
+
+
+def config_of(setting: str) -> LoraConfig | TTLoraConfig:
+    name, _, values = setting.partition(":")
+    # lists are written [16;24;24;16], since commas separate the settings
+    pairs = (pair.split("=") for pair in values.split(",") if pair)
+    options: dict[str, Any] = {key: json.loads(value.replace(";", ",")) for key, value in pairs}
+    if name == "lora":
+        return LoraConfig(task_type="SEQ_CLS", **{"r": 8, "lora_alpha": 16, **options})
+    return TTLoraConfig(task_type="SEQ_CLS", **options)
+
+
+def fine_tune(
+    arguments: argparse.Namespace, config: LoraConfig | TTLoraConfig, learning_rate: float, seed: int
+) -> dict[str, float]:
+    torch.manual_seed(seed)
+    order = random.Random(seed)
+    train = rows_of(arguments.data / "train.jsonl")
+    # the same rows for every seed: seeds differ in the start, the head and the order
+    train = random.Random(0).sample(train, arguments.rows)
+    validation = sorted(rows_of(arguments.data / "validation.jsonl"), key=lambda row: len(row[0]))
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    base = AutoModelForSequenceClassification.from_pretrained(arguments.model, num_labels=2)
+    model = get_peft_model(base, config)
+
+    head = [p for n, p in model.named_parameters() if p.requires_grad and "modules_to_save" in n]
+    adapter = [p for n, p in model.named_parameters() if p.requires_grad and "modules_to_save" not in n]
+    groups = [{"params": adapter, "lr": learning_rate}, {"params": head, "lr": HEAD_LEARNING_RATE}]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    steps = arguments.epochs * -(-len(train) // 32)
+    schedule = get_linear_schedule_with_warmup(optimizer, 0, steps)
+
+    losses: list[float] = []
+    model.train()
+    for _ in range(arguments.epochs):
+        order.shuffle(train)
+        for first in range(0, len(train), 32):
+            texts, labels = zip(*train[first : first + 32], strict=True)
+            batch = tokenizer(list(texts), padding=True, truncation=True, max_length=128, return_tensors="pt")
+            loss = model(**batch, labels=torch.tensor(labels)).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(adapter + head, 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+
+    model.eval()
+    right, total = 0, 0.0
+    with torch.no_grad():
+        for first in range(0, len(validation), 64):
+            texts, labels = zip(*validation[first : first + 64], strict=True)
+            batch = tokenizer(list(texts), padding=True, truncation=True, max_length=128, return_tensors="pt")
+            output = model(**batch, labels=torch.tensor(labels))
+            right += int((output.logits.argmax(-1) == torch.tensor(labels)).sum())
+            total += output.loss.item() * len(labels)
+    last = losses[-len(losses) // arguments.epochs :]
+    return {
+        "parameters": sum(p.numel() for p in adapter),
+        "accuracy": right / len(validation),
+        "validation_loss": total / len(validation),
+        "train_loss": sum(last) / len(last),
+    }
+
+
+def rows_of(path: Path) -> list[tuple[str, int]]:
+    rows = [json.loads(line) for line in path.read_text().splitlines() if line]
+    return [(row["sentence"], row["label"]) for row in rows]
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def print_table(path: Path) -> None:
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for record in read(path):
+        groups.setdefault((record["setting"], record["learning_rate"], record["parameters"]), []).append(record)
+    print("| setting | parameters | learning rate | accuracy (seeds) | mean | train loss |\n|---|---|---|---|---|---|")
+    for (setting, learning_rate, parameters), records in sorted(groups.items()):
+        accuracies = [record["accuracy"] for record in sorted(records, key=lambda record: record["seed"])]
+        loss = sum(record["train_loss"] for record in records) / len(records)
+        mean = sum(accuracies) / len(accuracies)
+        seeds = " ".join(f"{accuracy:.3f}" for accuracy in accuracies)
+        print(f"| {setting} | {parameters:,} | {learning_rate:g} | {seeds} | {mean:.3f} | {loss:.3f} |")
+
+
+if __name__ == "__main__":
+    main()

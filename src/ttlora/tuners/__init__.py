@@ -1,0 +1,1 @@
+"""PEFT methods, a folder each, registered with PEFT when ttlora is imported."""

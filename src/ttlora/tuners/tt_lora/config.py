@@ -1,0 +1,174 @@
+"""What a TT-LoRA adapter is: its shapes, ranks, scale and targets."""
+
+import copy
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from peft import PeftConfig
+from peft.utils.other import get_pattern_key
+
+from ttlora.tensor_train import TTShape
+from ttlora.tuners.peft_type import add_peft_type
+
+TTLORA = add_peft_type("TTLORA")
+SCALINGS = ("alpha", "alpha/r", "alpha/sqrt(r)")
+
+
+@dataclass
+class TTLoraConfig(PeftConfig):
+    """Configuration of TT-LoRA (Anjum et al. 2024): ``W = W0 + α ΔW``, with ``ΔW`` a tensor train.
+
+    A drop-in for `LoraConfig`: the defaults train well at the learning rates that LoRA is trained with (2e-4 to 1e-3).
+
+    Args:
+        r: TT-rank of all bonds, or the ``d - 1`` ranks of the inner bonds. Ranks above what an unfolding can have are
+            clipped, which loses nothing.
+        alpha: ``α`` of Eq. 3, used as `scaling` says.
+        shape: "auto" (near-equal dims of at most about 16, rows first), or the dims ``k_1 ... k_d``, with the product
+            ``out x in`` of every adapted weight. What "auto" chose is written into the config that is saved.
+        shape_pattern: Shapes for modules that need another: name or regular expression to dims or "auto".
+        rank_pattern: Likewise for `r`.
+        alpha_pattern: Likewise for `alpha`.
+        scaling: What multiplies ``ΔW``: "alpha" (the paper's), "alpha/r" or "alpha/sqrt(r)", with its largest rank.
+        dropout: Probability with which entries of the adapter's input are dropped in training.
+        init_weights: True: the update is exactly zero at the start. False: a random update, for tests. "paper": the
+            cores of a Gaussian ``ΔW`` by TT-SVD, which changes the model before the first step and takes a dense SVD.
+        core_size: ``ε``, the root mean square of the cores' entries at the start (see ``ttlora.tensor_train.start``).
+            Small entries turn fast under Adam. It is part of what saved cores mean: leave it as it was trained. With
+            None the update is the plain train of Eq. 3, as with "paper".
+        target_modules: Names (or a regular expression, or "all-linear") of the modules to adapt; None: query and value
+            of self-attention, by the model's type.
+        exclude_modules: Names (or a regular expression) of modules to leave out.
+        layers_to_transform: Index or indices of the layers to adapt.
+        layers_pattern: Name of the list of layers, where `layers_to_transform` needs it.
+        modules_to_save: Other modules to train and save whole, such as a task's head.
+        bias: Which biases train: "none", "all" or "ttlora_only".
+
+    Raises:
+        ValueError: A value is not one of those above.
+    """
+
+    r: int | list[int] = field(default=5, metadata={"help": "TT-rank, or one for each inner bond"})
+    alpha: float = field(default=2.0, metadata={"help": "scale of the update (Eq. 3)"})
+    shape: str | list[int] = field(default="auto", metadata={"help": "'auto', or dims with the product out x in"})
+    shape_pattern: dict[str, Any] = field(default_factory=dict, metadata={"help": "shapes by module name"})
+    rank_pattern: dict[str, Any] = field(default_factory=dict, metadata={"help": "ranks by module name"})
+    alpha_pattern: dict[str, float] = field(default_factory=dict, metadata={"help": "alphas by module name"})
+    scaling: Literal["alpha", "alpha/r", "alpha/sqrt(r)"] = field(
+        default="alpha", metadata={"help": "what multiplies the update"}
+    )
+    dropout: float = field(default=0.0, metadata={"help": "dropout probability of the adapter's input"})
+    init_weights: bool | Literal["paper"] = field(
+        default=True, metadata={"help": "True: zero update; False: random; 'paper': Gaussian update by TT-SVD"}
+    )
+    core_size: float | None = field(
+        default=0.05, metadata={"help": "root mean square of the cores' entries at the start"}
+    )
+    target_modules: set[str] | list[str] | str | None = field(default=None, metadata={"help": "modules to adapt"})
+    exclude_modules: set[str] | list[str] | str | None = field(default=None, metadata={"help": "modules to leave out"})
+    layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "layers to adapt"})
+    layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "name of the list of layers"})
+    modules_to_save: list[str] | None = field(default=None, metadata={"help": "other modules to train and save whole"})
+    bias: str = field(default="none", metadata={"help": "'none', 'all' or 'ttlora_only'"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        self.peft_type = TTLORA
+        if isinstance(self.target_modules, list):
+            self.target_modules = set(self.target_modules)
+        if isinstance(self.exclude_modules, list):
+            self.exclude_modules = set(self.exclude_modules)
+        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
+            raise ValueError("layers_to_transform needs target_modules as a list of names, not as a regular expression")
+        if isinstance(self.target_modules, str) and self.layers_pattern is not None:
+            raise ValueError("layers_pattern needs target_modules as a list of names, not as a regular expression")
+        if self.layers_pattern and not self.layers_to_transform:
+            raise ValueError("layers_pattern names the list of layers for layers_to_transform, which is missing")
+        for r in (self.r, *self.rank_pattern.values()):
+            _check_rank(r)
+        for shape in (self.shape, *self.shape_pattern.values()):
+            _check_shape(shape)
+        for alpha in (self.alpha, *self.alpha_pattern.values()):
+            if not _is_number(alpha):
+                raise ValueError(f"alpha={alpha!r} is not a finite number")
+        if self.scaling not in SCALINGS:
+            raise ValueError(f"scaling={self.scaling!r} is none of {', '.join(map(repr, SCALINGS))}")
+        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout!r} is not a probability from 0 up to, but not, 1")
+        if not isinstance(self.init_weights, bool) and self.init_weights != "paper":
+            raise ValueError(f"init_weights={self.init_weights!r} is none of True, False, 'paper'")
+        if self.init_weights == "paper":
+            self.core_size = None
+        if self.core_size is not None and (not _is_number(self.core_size) or self.core_size <= 0):
+            raise ValueError(f"core_size={self.core_size!r} is neither a positive number nor None")
+        if self.bias not in ("none", "all", "ttlora_only"):
+            raise ValueError(f"bias={self.bias!r} is none of 'none', 'all', 'ttlora_only'")
+
+
+def resolve_shape(config: TTLoraConfig, module_name: str, out_features: int, in_features: int) -> TTShape:
+    """The shape of a module's train: its entry in the config's patterns, or else the config's own shape and rank.
+
+    Raises:
+        ValueError: The shape or the ranks do not fit the weight; the message names the module.
+    """
+    shape_key = get_pattern_key(list(config.shape_pattern), module_name)
+    rank_key = get_pattern_key(list(config.rank_pattern), module_name)
+    dims = config.shape_pattern.get(shape_key, config.shape)
+    r = config.rank_pattern.get(rank_key, config.r)
+    try:
+        return TTShape.build(out_features, in_features, dims, r)
+    except ValueError as error:
+        raise ValueError(f"{module_name}: {error}") from None
+
+
+def resolve_scale(config: TTLoraConfig, module_name: str, shape: TTShape) -> float:
+    """What multiplies a module's ``ΔW``: its α, divided as the config's `scaling` says."""
+    alpha = config.alpha_pattern.get(get_pattern_key(list(config.alpha_pattern), module_name), config.alpha)
+    divisor = {"alpha": 1.0, "alpha/r": max(shape.ranks), "alpha/sqrt(r)": math.sqrt(max(shape.ranks))}
+    return alpha / divisor[config.scaling]
+
+
+def with_shapes(config: TTLoraConfig, shapes: dict[str, TTShape]) -> TTLoraConfig:
+    """The config with every "auto" written out, so that a later choice of "auto" never changes a saved adapter.
+
+    Args:
+        config: A config; it stays as it is, so that it can serve for another model.
+        shapes: Name to shape, for all modules that the config adapts.
+    """
+    if config.shape != "auto" and "auto" not in config.shape_pattern.values():
+        return config
+    dims = {name: list(shape.dims) for name, shape in shapes.items()}
+    written = copy.copy(config)
+    if not config.shape_pattern and len(set(map(tuple, dims.values()))) == 1:
+        written.shape = next(iter(dims.values()))
+        return written
+    ends: dict[str, set[tuple[int, ...]]] = {}
+    for name in dims:
+        ends.setdefault(_last_part(name), set()).add(tuple(dims[name]))
+    written.shape_pattern = {
+        (_last_part(name) if len(ends[_last_part(name)]) == 1 else re.escape(name)): dims[name] for name in dims
+    }
+    return written
+
+
+def _last_part(module_name: str) -> str:
+    return re.escape(module_name.rpartition(".")[2])
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_rank(r: object) -> None:
+    ranks = r if isinstance(r, list | tuple) else [r]
+    if not ranks or any(not isinstance(rank, int) or isinstance(rank, bool) or rank < 1 for rank in ranks):
+        raise ValueError(f"r={r!r} is neither a positive integer nor a list of them")
+
+
+def _check_shape(shape: object) -> None:
+    if shape == "auto":
+        return
+    if not isinstance(shape, list | tuple) or any(not isinstance(k, int) or k < 1 for k in shape):
+        raise ValueError(f"shape={shape!r} is neither 'auto' nor a list of positive integers")
