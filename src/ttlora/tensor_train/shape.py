@@ -98,13 +98,9 @@ class TTShape:
 
     @cached_property
     def boundary(self) -> int | None:
-        """The bond at which rows end and columns begin (prefix product ``out_features``), or None if there is none.
-
-        Where size-1 dims leave a choice, it is the bond of the lowest rank.
-        """
+        """The bond at which rows end and columns begin (prefix product ``out_features``), or None if there is none."""
         prefixes = accumulate(self.dims, mul, initial=1)
-        bonds = [index for index, product in enumerate(prefixes) if product == self.out_features]
-        return min(bonds, key=lambda bond: self.ranks[bond], default=None)
+        return next((bond for bond, product in enumerate(prefixes) if product == self.out_features), None)
 
     @property
     def factor_rank(self) -> int:

@@ -1,0 +1,141 @@
+"""`ttlora plan`: what an adapter will cost, before any weights are there."""
+
+import json as json_format
+import re
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ttlora.errors import UserError
+from ttlora.finetune.recipe import parse_shape
+from ttlora.plan import MatrixPlan, Plan, plan_adapter
+
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def plan(
+    model: str,
+    shape: str | None = None,
+    r: int | None = None,
+    targets: str | None = None,
+    budget: str | None = None,
+    json: bool = False,
+) -> None:
+    """Show what a TT-LoRA adapter for a model will cost; no weights are read.
+
+    Args:
+        model: A folder with a config.json, a name on the hub, or one of deberta-base, roberta-base, llama2-7b,
+            llama3-8b, llama3.1-405b, mixtral-8x7b.
+        shape: Dims of the tensor trains, such as 16,16,16,16,16,16, or by module, such as "q_proj=64,64,64,64
+            v_proj=16,64,64,64", or auto. Default: the paper's where it has one for the model, else auto.
+        r: TT-rank. Default: the paper's where it has one for the model, else 5; with a budget, what fits.
+        targets: Modules to adapt, such as q_proj,v_proj, or all-linear. Default: query and value.
+        budget: Plan the largest adapter of this size in 16 bit, such as 40KB, 220KiB or 40000.
+        json: Print one JSON object.
+
+    Raises:
+        UserError: A value is none of these, or does not fit the model.
+    """
+    result = plan_adapter(
+        model,
+        shape=None if shape is None else parse_shape(shape),
+        r=r,
+        targets=None if targets is None else parse_targets(targets),
+        budget=None if budget is None else parse_bytes(budget),
+    )
+    if json:
+        print(json_format.dumps(_as_json(result), indent=2))
+    else:
+        _print_table(result)
+
+
+def parse_targets(text: str) -> list[str]:
+    """Split ``a,b`` into names.
+
+    Raises:
+        UserError: There is no name, or an empty one.
+    """
+    targets = [name.strip() for name in text.split(",")]
+    if not all(targets):
+        raise UserError(f"--targets '{text}' has an empty name; write --targets q_proj,v_proj")
+    return targets
+
+
+def parse_bytes(text: str) -> int:
+    """Read a size such as 40KB (1000 bytes each), 220KiB (1024 bytes each) or 40000.
+
+    Raises:
+        UserError: It is no such size.
+    """
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    if not match or match[2].upper() not in UNITS or not float(match[1]):
+        raise UserError(f"--budget '{text}' is no size; write 40KB, 1MB, 220KiB or a number of bytes")
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def _as_json(plan: Plan) -> dict[str, object]:
+    return {
+        "model": plan.model,
+        "adapter_parameters": plan.adapter_parameters,
+        "bytes_16bit": plan.bytes_16bit,
+        "full_parameters": plan.full_parameters,
+        "lora_r8_parameters": plan.lora_r8_parameters,
+        "matrices": [
+            {
+                "name": matrix.name,
+                "out_features": matrix.shape.out_features,
+                "in_features": matrix.shape.in_features,
+                "shape": list(matrix.shape.dims),
+                "ranks": list(matrix.shape.ranks),
+                "parameters": matrix.shape.parameters,
+                "count": matrix.count,
+            }
+            for matrix in plan.matrices
+        ],
+        "notes": list(plan.notes),
+    }
+
+
+def _print_table(plan: Plan) -> None:
+    table = Table(title=f"TT-LoRA for {plan.model}", title_justify="left")
+    table.add_column("matrices", overflow="fold")
+    table.add_column("out × in", justify="right", no_wrap=True)
+    table.add_column("shape", overflow="fold")
+    table.add_column("TT-rank", overflow="fold")
+    table.add_column("update is", overflow="fold")
+    table.add_column("parameters", justify="right", no_wrap=True)
+    for matrix in plan.matrices:
+        table.add_row(*_row(matrix))
+    totals = Table.grid(padding=(0, 2))
+    totals.add_row("adapter", f"{plan.adapter_parameters:,} parameters, {_size(plan.bytes_16bit)} in 16 bit")
+    totals.add_row("LoRA, r 8", _beside(plan.lora_r8_parameters, plan))
+    totals.add_row("whole model", _beside(plan.full_parameters, plan))
+    console = Console(highlight=False)
+    console.print(table, totals, *(Text(note, style="dim") for note in plan.notes))
+
+
+def _row(matrix: MatrixPlan) -> tuple[str, ...]:
+    shape = matrix.shape
+    if shape.boundary is None:
+        dims, update = _dims(shape.dims), f"not aligned, rank up to {shape.factor_rank}"
+    else:
+        dims = f"{_dims(shape.dims[: shape.boundary])} | {_dims(shape.dims[shape.boundary :])}"
+        update = f"a LoRA of rank {shape.factor_rank}"
+    inner = shape.ranks[1:-1]
+    ranks = str(inner[0]) if len(set(inner)) == 1 else " ".join(map(str, inner))
+    size = f"{shape.out_features} × {shape.in_features}"
+    return f"{matrix.count} {matrix.name}", size, dims, ranks, update, f"{matrix.count} × {shape.parameters:,}"
+
+
+def _dims(dims: tuple[int, ...]) -> str:
+    return "·".join(map(str, dims))
+
+
+def _size(count: int) -> str:
+    return f"{count:,} bytes" if count < 2**10 else f"{count:,} bytes ({count / 2**10:,.1f} KiB)"
+
+
+def _beside(parameters: int, plan: Plan) -> str:
+    ratio = parameters / plan.adapter_parameters
+    return f"{parameters:,} parameters, {ratio:,.{0 if ratio >= 10 else 1}f} times the adapter"

@@ -1,0 +1,1 @@
+"""One fine-tune: a recipe in, an adapter folder and a result record out."""

@@ -1,0 +1,55 @@
+"""The matrices of a plan: those of one name and one shape make one line of it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import takewhile
+
+from ttlora.tensor_train import TTShape
+
+BYTES_16BIT = 2
+
+
+@dataclass(frozen=True)
+class MatrixPlan:
+    """What the adapter holds for the matrices of one kind.
+
+    Attributes:
+        name: How the modules are called, such as `q_proj`.
+        shape: The shape of the train of each.
+        count: How many there are.
+    """
+
+    name: str
+    shape: TTShape
+    count: int
+
+    @property
+    def total_parameters(self) -> int:
+        """Parameters of all of them together."""
+        return self.count * self.shape.parameters
+
+
+def group_matrices(shapes: Iterable[tuple[str, TTShape]]) -> tuple[MatrixPlan, ...]:
+    """Gather modules whose names end alike and whose trains have one shape.
+
+    Args:
+        shapes: Each module's full name and the shape of its train.
+
+    Returns:
+        One plan for each kind, in order of first appearance. Kinds that would share a name are told apart by as much
+        of the path as their modules have in common: `attention.output.dense` and `output.dense`.
+    """
+    groups: dict[tuple[str, TTShape], list[str]] = {}
+    for module, shape in shapes:
+        groups.setdefault((module.rpartition(".")[2], shape), []).append(module)
+    short = [name for name, _ in groups]
+    return tuple(
+        MatrixPlan(name if short.count(name) == 1 else _common_ending(modules), shape, len(modules))
+        for (name, shape), modules in groups.items()
+    )
+
+
+def _common_ending(modules: list[str]) -> str:
+    paths = [module.split(".")[::-1] for module in modules]
+    common = takewhile(lambda parts: len(set(parts)) == 1 and not parts[0].isdigit(), zip(*paths, strict=False))
+    return ".".join([parts[0] for parts in common][::-1])

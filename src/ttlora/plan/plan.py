@@ -1,0 +1,125 @@
+"""The plan of an adapter: which matrices it adapts, with which shapes, and what that costs."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from peft.utils.other import get_pattern_key
+
+from ttlora.errors import UserError
+from ttlora.plan.architectures import BUILT_IN
+from ttlora.plan.budget import fit_budget
+from ttlora.plan.matrices import BYTES_16BIT, MatrixPlan, group_matrices
+from ttlora.plan.skeleton import build_skeleton
+from ttlora.plan.targets import adapted_modules, resolve_targets
+from ttlora.tuners.tt_lora import TTLoraConfig, resolve_shape
+
+Shape = Literal["auto"] | Sequence[int] | Mapping[str, Sequence[int]]
+
+DEFAULT_R = 5
+LORA_R = 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a TT-LoRA adapter for a model will cost.
+
+    Attributes:
+        model: The model as it was named.
+        matrices: One line for each kind of adapted matrix.
+        full_parameters: Parameters of the whole model.
+        notes: What was chosen where the caller left a choice.
+    """
+
+    model: str
+    matrices: tuple[MatrixPlan, ...]
+    full_parameters: int
+    notes: tuple[str, ...]
+
+    @property
+    def adapter_parameters(self) -> int:
+        """Parameters of the whole adapter, without a task head."""
+        return sum(matrix.total_parameters for matrix in self.matrices)
+
+    @property
+    def bytes_16bit(self) -> int:
+        """Bytes of the adapter's parameters in a 16-bit format."""
+        return BYTES_16BIT * self.adapter_parameters
+
+    @property
+    def lora_r8_parameters(self) -> int:
+        """Parameters of a LoRA of rank 8 on the same matrices."""
+        shapes = [(matrix.shape, matrix.count) for matrix in self.matrices]
+        return sum(count * LORA_R * (shape.out_features + shape.in_features) for shape, count in shapes)
+
+
+def plan_adapter(
+    model: str,
+    shape: Shape | None = None,
+    r: int | None = None,
+    targets: Sequence[str] | None = None,
+    budget: int | None = None,
+) -> Plan:
+    """Plan a TT-LoRA adapter from a model's architecture alone.
+
+    Args:
+        model: A built-in architecture, a folder that holds `config.json`, or a name on the hub.
+        shape: "auto", dims for all adapted matrices, or dims by module name ("auto" for the others). None: the paper's
+            shape where it has one for the architecture, else "auto".
+        r: The TT-rank. None: the paper's for the architecture, else 5; with a budget, the highest that fits.
+        targets: Names of the modules to adapt, or ["all-linear"]. None: those that `TTLoraConfig` adapts by default.
+        budget: Bytes of the adapter's parameters in 16 bit. The plan is the largest that fits.
+
+    Raises:
+        UserError: The model is not known, its modules do not fit the targets or the shape, or the budget is too small.
+    """
+    skeleton = build_skeleton(model)
+    architecture = BUILT_IN.get(model)
+    paper_shapes = architecture.paper_shapes if architecture and shape is None else {}
+    paper_r = architecture.paper_r if architecture and r is None else None
+    try:
+        config = TTLoraConfig(
+            r=r if r is not None else paper_r or DEFAULT_R,
+            shape="auto" if shape is None or shape == "auto" or isinstance(shape, Mapping) else list(shape),
+            shape_pattern=dict(shape) if isinstance(shape, Mapping) else paper_shapes,
+            target_modules=resolve_targets(skeleton, targets),
+        )
+        modules = adapted_modules(skeleton, config)
+        _require_matches(shape if isinstance(shape, Mapping) else {}, modules)
+        shapes = {name: resolve_shape(config, name, *size) for name, size in modules.items()}
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    matrices = group_matrices(shapes.items())
+    if budget is not None:
+        matrices = fit_budget(matrices, budget, r, vary_dims=shape is None or shape == "auto")
+    in_paper = [matrix.name for matrix in matrices if list(matrix.shape.dims) == paper_shapes.get(matrix.name)]
+    notes = []
+    if in_paper:
+        notes.append(f"the paper's shape for {model} (Table IV): {', '.join(in_paper)}")
+    if budget is not None:
+        notes.append(f"the largest adapter within {budget:,} bytes: {_describe(matrices)}")
+    elif paper_r:
+        notes.append(f"the paper's TT-rank for {model} (Table IV): {paper_r}")
+    full_parameters = sum(parameter.numel() for parameter in skeleton.parameters())
+    return Plan(model, matrices, full_parameters, tuple(notes))
+
+
+def _describe(matrices: Sequence[MatrixPlan]) -> str:
+    names: dict[str, list[str]] = {}
+    for matrix in matrices:
+        cores = f"{matrix.shape.order} cores of TT-rank {max(matrix.shape.ranks)}"
+        names.setdefault(cores, []).append(matrix.name)
+    return "; ".join(f"{cores} for {', '.join(matching)}" for cores, matching in names.items())
+
+
+def _require_matches(shape_pattern: Mapping[str, object], modules: Mapping[str, object]) -> None:
+    """Check that each name with a shape of its own is that of an adapted module, as `resolve_shape` looks it up."""
+    for pattern in shape_pattern:
+        try:
+            matches = any(get_pattern_key([pattern], name) == pattern for name in modules)
+        except re.error as error:
+            raise UserError(f"'{pattern}' is neither a module's name nor a regular expression: {error}") from error
+        if not matches:
+            adapted = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in modules))
+            raise UserError(f"the shape of '{pattern}' belongs to no adapted module; adapted are {adapted}")

@@ -1,0 +1,75 @@
+"""Which modules of a model an adapter will change, decided by PEFT's and the tuner's own rules."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from peft import TaskType
+from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from ttlora.errors import UserError
+from ttlora.tuners.tt_lora import DEFAULT_TARGET_MODULES, TTLoraConfig
+
+
+def resolve_targets(skeleton: Any, targets: Sequence[str] | None) -> str | list[str]:
+    """The `target_modules` of the adapter's config: as asked for, or the tuner's default for the model's type.
+
+    Raises:
+        UserError: A target matches no module, or there is no default for the type of the model.
+    """
+    if targets is None:
+        default = DEFAULT_TARGET_MODULES.get(skeleton.config.model_type)
+        if default is None:
+            raise UserError(
+                f"no default targets are known for the model type '{skeleton.config.model_type}'; name them with "
+                f"--targets: {_names(skeleton)}"
+            )
+        return default
+    if list(targets) == ["all-linear"]:
+        classifier = type(skeleton).__name__.endswith("ForSequenceClassification")
+        config = TTLoraConfig(target_modules="all-linear", task_type=TaskType.SEQ_CLS if classifier else None)
+        return sorted(_maybe_include_all_linear_layers(config, skeleton).target_modules)
+    for target in targets:
+        config = TTLoraConfig(target_modules=[target])
+        if not any(check_target_module_exists(config, name) for name, _ in skeleton.named_modules()):
+            raise UserError(f"no module of the model is called '{target}'; its linear modules are {_names(skeleton)}")
+    return list(targets)
+
+
+def adapted_modules(skeleton: Any, config: TTLoraConfig) -> dict[str, tuple[int, int]]:
+    """Each adapted module's full name, with its out and in features.
+
+    Raises:
+        UserError: A target is no linear module, or none is left.
+    """
+    sizes = {}
+    for name, module in skeleton.named_modules():
+        if check_target_module_exists(config, name):
+            size = _features(module)
+            if size is None:
+                raise UserError(
+                    f"'{name}' is a {type(module).__name__}, which no adapter fits; linear modules are "
+                    f"{_names(skeleton)}"
+                )
+            sizes[name] = size
+    if not sizes:
+        raise UserError(
+            f"the model has none of the modules {config.target_modules} that are adapted by default; name "
+            f"others with --targets: {_names(skeleton)}"
+        )
+    return sizes
+
+
+def _features(module: nn.Module) -> tuple[int, int] | None:
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    if isinstance(module, Conv1D):
+        return module.weight.shape[1], module.weight.shape[0]
+    return None
+
+
+def _names(skeleton: nn.Module) -> str:
+    """The names of the linear modules, each once."""
+    linear = (name.rpartition(".")[2] for name, module in skeleton.named_modules() if _features(module))
+    return ", ".join(dict.fromkeys(linear))

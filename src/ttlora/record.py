@@ -1,0 +1,114 @@
+"""The result record: what one run measured. A run writes it; experiments and reports read it."""
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One run's results, as they stand in ``result.json``.
+
+    Attributes:
+        schema: Version of this record's form.
+        method: Name of the method, such as "tt-lora".
+        model: Base model: a folder or a hub name.
+        task: Name of the task, such as "glue/sst2".
+        seed: Seed of the run.
+        adapter_parameters: Trained parameters outside the task's head.
+        head_parameters: Trained parameters of the task's head.
+        trainable_parameters: All trained parameters.
+        adapter_bytes: Size of the saved weights on disk, head included.
+        metrics: Metric name to value, measured with the saved adapter in a freshly loaded model.
+        primary_metric: The key of `metrics` by which the task is judged.
+        validation_loss: Measured together with `metrics`.
+        best_epoch: The epoch whose weights were kept, from 1.
+        epochs: Epochs that were trained.
+        train_seconds: Duration of the training, with its validation and checkpoints, over all resumed parts.
+        seconds_per_step: Mean duration of an optimisation step alone.
+        peak_memory_bytes: Most memory in use: on the accelerator if there is one, or else of the whole process.
+        recipe: The recipe with every default written out.
+        versions: Versions of Python and the libraries.
+
+    Raises:
+        ValueError: A value is of the wrong type or not finite.
+    """
+
+    schema: int = SCHEMA
+    method: str
+    model: str
+    task: str
+    seed: int
+    adapter_parameters: int
+    head_parameters: int
+    trainable_parameters: int
+    adapter_bytes: int
+    metrics: dict[str, float]
+    primary_metric: str
+    validation_loss: float
+    best_epoch: int
+    epochs: int
+    train_seconds: float
+    seconds_per_step: float
+    peak_memory_bytes: int
+    recipe: dict[str, Any]
+    versions: dict[str, str]
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not _has_type(value, field.type):
+                raise ValueError(
+                    f"{field.name} is {value!r}, which is no {getattr(field.type, '__name__', field.type)}"
+                )
+        for name, value in self.metrics.items():
+            if not _has_type(value, float):
+                raise ValueError(f"metrics holds {name}={value!r}, which is no finite number")
+        if self.primary_metric not in self.metrics:
+            raise ValueError(f"primary_metric {self.primary_metric!r} is not among metrics ({', '.join(self.metrics)})")
+
+    def write(self, path: Path) -> None:
+        """Write the record as JSON; the file appears whole or not at all."""
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+        os.replace(temporary, path)
+
+    @classmethod
+    def read(cls, path: Path) -> "Record":
+        """Read a record.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: The file holds no record of this schema; the message names the file and what is wrong.
+        """
+        try:
+            content = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is no result record: {error}") from None
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} is no result record: it holds a {type(content).__name__}, not an object")
+        if content.get("schema") != SCHEMA:
+            raise ValueError(
+                f"{path} is no result record of this version: its schema is {content.get('schema')!r}, not {SCHEMA}"
+            )
+        names = {field.name for field in fields(cls)}
+        for complaint, keys in (("lacks", names - content.keys()), ("has the unknown", content.keys() - names)):
+            if keys:
+                raise ValueError(f"{path} is no result record: it {complaint} key {', '.join(sorted(keys))}")
+        try:
+            return cls(**content)
+        except ValueError as error:
+            raise ValueError(f"{path} is no result record: {error}") from None
+
+
+def _has_type(value: object, expected: Any) -> bool:
+    if expected is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if expected is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, getattr(expected, "__origin__", expected))

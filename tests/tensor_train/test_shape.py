@@ -1,0 +1,90 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import shapes
+
+from ttlora.tensor_train import TTShape
+
+
+# Parameter counts a matrix, checked by arithmetic against the paper (Tables I, II and IV; Section III-B).
+@pytest.mark.parametrize(
+    ("out_features", "in_features", "dims", "r", "parameters"),
+    [
+        (2304, 768, [64, 36, 12, 64], 5, 1840),
+        (768, 768, [64, 16, 9, 64], 4, 912),
+        (4096, 4096, [16] * 6, 5, 1760),
+        (4096, 4096, [16, 4, 4, 4, 2, 2, 2, 2, 4, 4, 4, 16], 10, 3520),
+        (1024, 4096, [16, 4, 4, 2, 2, 2, 2, 4, 4, 4, 16], 10, 3120),
+        (2304, 768, [12, 8, 8, 3, 8, 8, 12], 5, 995),
+    ],
+)
+def test_parameters_are_the_papers(out_features, in_features, dims, r, parameters):
+    assert TTShape.build(out_features, in_features, dims, r).parameters == parameters
+
+
+@pytest.mark.parametrize(
+    ("out_features", "in_features", "dims"),
+    [
+        (4096, 4096, (16, 16, 16, 16, 16, 16)),
+        (768, 768, (12, 8, 8, 8, 8, 12)),
+        (1024, 4096, (16, 8, 8, 16, 16, 16)),
+        (12288, 11008, (16, 12, 8, 8, 4, 8, 8, 43)),
+        (50257, 768, (1733, 29, 8, 8, 12)),
+        (97, 89, (97, 89)),
+        (1, 7, (1, 7)),
+        (1, 1, (1, 1)),
+    ],
+)
+def test_auto_gives_near_equal_dims_with_the_largest_outside(out_features, in_features, dims):
+    assert TTShape.build(out_features, in_features).dims == dims
+
+
+@given(st.integers(1, 100_000), st.integers(1, 100_000), st.integers(1, 16))
+def test_auto_serves_any_size_and_is_aligned(out_features, in_features, r):
+    shape = TTShape.build(out_features, in_features, "auto", r)
+    assert math.prod(shape.dims) == out_features * in_features
+    assert shape.boundary is not None
+    assert math.prod(shape.dims[: shape.boundary]) == out_features
+    assert shape.factor_rank <= r
+
+
+@given(shapes())
+def test_ranks_are_clipped_to_what_neighbouring_cores_allow(shape):
+    for bond in range(1, shape.order):
+        assert 1 <= shape.ranks[bond] <= shape.ranks[bond - 1] * shape.dims[bond - 1]
+        assert shape.ranks[bond] <= shape.dims[bond] * shape.ranks[bond + 1]
+    assert shape.ranks[0] == shape.ranks[-1] == 1
+    assert shape.parameters == sum(a * k * b for a, k, b in shape.core_shapes)
+
+
+@given(shapes())
+def test_span_parts_rows_from_columns(shape):
+    i, j = shape.span
+    assert shape.out_features % math.prod(shape.dims[:i]) == 0
+    assert shape.in_features % math.prod(shape.dims[j:]) == 0
+    assert (i == j) == (shape.boundary is not None)
+
+
+def test_boundary_is_the_bond_between_rows_and_columns():
+    assert TTShape.build(2304, 768, [64, 36, 12, 64], 5).boundary == 2
+    assert TTShape.build(4, 4, [4, 1, 1, 4], [4, 2, 3]).boundary == 1
+    assert TTShape.build(768, 768, [64, 16, 9, 64], 4).boundary is None
+
+
+@pytest.mark.parametrize(
+    ("dims", "r", "message"),
+    [
+        ([16, 16, 16], 5, r"shape \[16, 16, 16\] has the product 4,096, but the 768 x 768 matrix has 589,824 entries"),
+        ([768, 767], 5, r"product 589,056.*589,824 entries; use 'auto' \(here \[12, 8, 8, 8, 8, 12\]\)"),
+        ([589824], 5, "at least two positive integers"),
+        ([768, -768], 5, "at least two positive integers"),
+        ([768.0, 768], 5, "at least two positive integers"),
+        ([768, 768], 0, "r=0: a TT-rank is a positive integer"),
+        ([768, 768], [5, 5], r"r=\[5, 5\] has 2 ranks, but a shape of 2 dims has 1 bonds"),
+    ],
+)
+def test_wrong_shapes_and_ranks_are_refused(dims, r, message):
+    with pytest.raises(ValueError, match=message):
+        TTShape.build(768, 768, dims, r)
