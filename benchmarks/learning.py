@@ -91,9 +91,8 @@ def fine_tune(
     losses: list[float] = []
     model.train()
     for _ in range(arguments.epochs):
-        order.shuffle(train)
-        for first in range(0, len(train), 32):
-            texts, labels = zip(*train[first : first + 32], strict=True)
+        for rows in batches_of_like_length(train, order):
+            texts, labels = zip(*rows, strict=True)
             batch = tokenizer(list(texts), padding=True, truncation=True, max_length=128, return_tensors="pt")
             loss = model(**batch, labels=torch.tensor(labels)).loss
             loss.backward()
@@ -119,6 +118,15 @@ def fine_tune(
         "validation_loss": total / len(validation),
         "train_loss": sum(last) / len(last),
     }
+
+
+def batches_of_like_length(train: list[tuple[str, int]], order: random.Random) -> list[list[tuple[str, int]]]:
+    """Batches of 32, sorted by length within runs of 512 rows, in random order: half the padding is half the time."""
+    order.shuffle(train)
+    runs = [sorted(train[first : first + 512], key=lambda row: len(row[0])) for first in range(0, len(train), 512)]
+    batches = [run[first : first + 32] for run in runs for first in range(0, len(run), 32)]
+    order.shuffle(batches)
+    return batches
 
 
 def rows_of(path: Path) -> list[tuple[str, int]]:

@@ -1,0 +1,52 @@
+import pytest
+import torch
+from torch.autograd import gradcheck
+from torch.nn import functional as F
+
+from ttlora.tensor_train.linear import low_rank_linear
+
+
+def operands(batch, out_features, in_features, r, bias=True):
+    x = torch.randn(*batch, in_features, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(out_features, in_features, dtype=torch.float64)
+    b = torch.randn(out_features, dtype=torch.float64) if bias else None
+    A = torch.randn(r, in_features, dtype=torch.float64, requires_grad=True)
+    B = torch.randn(out_features, r, dtype=torch.float64, requires_grad=True)
+    return x, weight, b, A, B
+
+
+@pytest.mark.parametrize("batch", [(), (0,), (5,), (2, 3), (2, 1, 3)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_it_is_the_layer_with_the_updated_weight(batch, bias):
+    x, weight, b, A, B = operands(batch, 7, 4, 2, bias)
+    y, expected = low_rank_linear(x, weight, b, A, B), F.linear(x, weight + B @ A, b)
+    assert y.shape == expected.shape
+    torch.testing.assert_close(y, expected)
+    gradient = torch.randn_like(expected)
+    ours = torch.autograd.grad(y, (x, A, B), gradient)
+    theirs = torch.autograd.grad(expected, (x, A, B), gradient)
+    for got, wanted in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_gradients_are_numerically_right():
+    x, weight, b, A, B = operands((3,), 4, 5, 2)
+    assert gradcheck(lambda x, A, B: low_rank_linear(x, weight, b, A, B), (x, A, B))
+
+
+@pytest.mark.parametrize("wanted", ["x", "A", "B"])
+def test_only_the_gradients_that_are_needed(wanted):
+    x, weight, b, A, B = operands((3,), 4, 5, 2)
+    for name, tensor in {"x": x, "A": A, "B": B}.items():
+        tensor.requires_grad_(name == wanted)
+    low_rank_linear(x, weight, b, A, B).sum().backward()
+    assert [t.grad is not None for t in (x, A, B)] == [name == wanted for name in "xAB"]
+
+
+def test_inputs_that_do_not_lie_in_one_piece():
+    x, weight, b, A, B = operands((6, 3), 4, 5, 2)
+    strided = x.detach().transpose(0, 1)[:, ::2].requires_grad_()
+    y = low_rank_linear(strided, weight, b, A, B)
+    torch.testing.assert_close(y, F.linear(strided, weight + B @ A, b))
+    y.transpose(0, 1).square().sum().backward()
+    assert strided.grad.shape == strided.shape
