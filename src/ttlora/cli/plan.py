@@ -98,12 +98,12 @@ def _as_json(plan: Plan) -> dict[str, object]:
 
 
 def _print_table(plan: Plan) -> None:
-    table = Table(title=f"TT-LoRA for {plan.model}", title_justify="left")
-    table.add_column("matrices", overflow="fold")
+    table = Table(title=f"TT-LoRA for {plan.model}", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table.add_column("matrix", overflow="fold")
     table.add_column("out × in", justify="right", no_wrap=True)
-    table.add_column("shape", overflow="fold")
-    table.add_column("TT-rank", overflow="fold")
-    table.add_column("update is", overflow="fold")
+    table.add_column("rows | columns", overflow="fold")
+    table.add_column("TT-rank", justify="right")
+    table.add_column("rank of ΔW", justify="right")
     table.add_column("parameters", justify="right", no_wrap=True)
     for matrix in plan.matrices:
         table.add_row(*_row(matrix))
@@ -112,24 +112,30 @@ def _print_table(plan: Plan) -> None:
     totals.add_row("LoRA, r 8", _beside(plan.lora_r8_parameters, plan))
     totals.add_row("whole model", _beside(plan.full_parameters, plan))
     console = Console(highlight=False)
-    console.print(table, totals, *(Text(note, style="dim") for note in plan.notes))
+    console.print(table)
+    if any(matrix.shape.boundary is None for matrix in plan.matrices):
+        console.print("* not aligned: no dim ends where the rows end, so ΔW is no LoRA of the TT-rank", style="dim")
+    console.print()
+    console.print(totals)
+    for note in plan.notes:
+        console.print(Text(note, style="dim"))
 
 
 def _row(matrix: MatrixPlan) -> tuple[str, ...]:
     shape = matrix.shape
     if shape.boundary is None:
-        dims, update = _dims(shape.dims), f"not aligned, rank up to {shape.factor_rank}"
+        dims, rank = _dims(shape.dims), f"≤ {shape.factor_rank} *"
     else:
-        dims = f"{_dims(shape.dims[: shape.boundary])} | {_dims(shape.dims[shape.boundary :])}"
-        update = f"a LoRA of rank {shape.factor_rank}"
-    inner = shape.ranks[1:-1]
-    ranks = str(inner[0]) if len(set(inner)) == 1 else " ".join(map(str, inner))
+        dims, rank = (
+            f"{_dims(shape.dims[: shape.boundary])} | {_dims(shape.dims[shape.boundary :])}",
+            str(shape.factor_rank),
+        )
     size = f"{shape.out_features} × {shape.in_features}"
-    return f"{matrix.count} {matrix.name}", size, dims, ranks, update, f"{matrix.count} × {shape.parameters:,}"
+    return matrix.name, size, dims, str(max(shape.ranks)), rank, f"{matrix.count} × {shape.parameters:,}"
 
 
 def _dims(dims: tuple[int, ...]) -> str:
-    return "·".join(map(str, dims))
+    return ",".join(map(str, dims))
 
 
 def _size(count: int) -> str:

@@ -96,11 +96,11 @@ def plan_adapter(
     in_paper = [matrix.name for matrix in matrices if list(matrix.shape.dims) == paper_shapes.get(matrix.name)]
     notes = []
     if in_paper:
-        notes.append(f"the paper's shape for {model} (Table IV): {', '.join(in_paper)}")
+        notes.append(f"shape of {', '.join(in_paper)}: the paper's for {model} (Table IV)")
     if budget is not None:
         notes.append(f"the largest adapter within {budget:,} bytes: {_describe(matrices)}")
     elif paper_r:
-        notes.append(f"the paper's TT-rank for {model} (Table IV): {paper_r}")
+        notes.append(f"TT-rank {paper_r}: the paper's for {model} (Table IV)")
     full_parameters = sum(parameter.numel() for parameter in skeleton.parameters())
     return Plan(model, matrices, full_parameters, tuple(notes))
 

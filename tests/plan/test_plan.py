@@ -1,0 +1,163 @@
+"""The totals of the paper's adapters, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+
+from ttlora import TTLoraConfig
+from ttlora.errors import UserError
+from ttlora.plan import plan_adapter
+from ttlora.tuners.tt_lora import DEFAULT_TARGET_MODULES
+
+LLAMA3_Q = [16, 4, 4, 4, 2, 2, 2, 2, 4, 4, 4, 16]
+LLAMA3_V = [16, 4, 4, 2, 2, 2, 2, 4, 4, 4, 16]
+
+
+@pytest.mark.parametrize(
+    ("model", "names", "adapter", "lora"),
+    [
+        ("deberta-base", ["in_proj"], 22_080, 294_912),
+        ("roberta-base", ["query", "value"], 21_888, 294_912),
+        ("llama2-7b", ["q_proj", "v_proj"], 112_640, 4_194_304),
+        ("llama3-8b", ["q_proj", "v_proj"], 212_480, 3_407_872),
+    ],
+)
+def test_the_paper_adapters(model: str, names: list[str], adapter: int, lora: int) -> None:
+    plan = plan_adapter(model)
+    assert [matrix.name for matrix in plan.matrices] == names
+    assert plan.adapter_parameters == adapter
+    assert plan.bytes_16bit == 2 * adapter
+    assert plan.lora_r8_parameters == lora
+    assert len(plan.notes) == 2
+    assert all("the paper's" in note for note in plan.notes)
+
+
+def test_llama3_by_pattern() -> None:
+    plan = plan_adapter("llama3-8b", shape={"q_proj": LLAMA3_Q, "v_proj": LLAMA3_V}, r=10)
+    assert plan.adapter_parameters == 212_480
+    assert [matrix.shape.parameters for matrix in plan.matrices] == [3_520, 3_120]
+    assert plan.notes == ()
+
+
+def test_the_papers_rank_with_another_shape() -> None:
+    plan = plan_adapter("llama3-8b", shape={"q_proj": LLAMA3_Q, "v_proj": LLAMA3_V})
+    assert plan.adapter_parameters == 212_480
+    assert plan.notes == ("TT-rank 10: the paper's for llama3-8b (Table IV)",)
+
+
+def test_the_papers_shape_with_another_rank() -> None:
+    plan = plan_adapter("llama2-7b", r=8)
+    assert [matrix.shape.dims for matrix in plan.matrices] == [(16,) * 6] * 2
+    assert [matrix.shape.ranks for matrix in plan.matrices] == [(1, 8, 8, 8, 8, 8, 1)] * 2
+    assert plan.notes == ("shape of q_proj, v_proj: the paper's for llama2-7b (Table IV)",)
+
+
+def test_the_example_of_995_parameters() -> None:
+    (matrix,) = plan_adapter("deberta-base", shape=[12, 8, 8, 3, 8, 8, 12], r=5).matrices
+    assert (matrix.shape.parameters, matrix.count, matrix.shape.boundary) == (995, 12, 4)
+
+
+def test_without_a_paper_it_is_auto_and_rank_5() -> None:
+    plan = plan_adapter("mixtral-8x7b")
+    assert [(matrix.name, matrix.count) for matrix in plan.matrices] == [("q_proj", 32), ("v_proj", 32)]
+    assert {max(matrix.shape.ranks) for matrix in plan.matrices} == {5}
+    assert plan.lora_r8_parameters == 3_407_872
+    assert plan.notes == ()
+
+
+def test_shapes_by_name_leave_the_others_to_auto() -> None:
+    q, v = plan_adapter("llama2-7b", shape={"q_proj": [64] * 4}, r=3).matrices
+    assert q.shape.dims == (64,) * 4
+    assert v.shape.dims == (16,) * 6
+
+
+def bert(folder: Path) -> BertForSequenceClassification:
+    config = BertConfig(
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        vocab_size=30,
+        architectures=["BertForSequenceClassification"],
+    )
+    config.save_pretrained(folder)
+    return BertForSequenceClassification(config)
+
+
+@pytest.mark.parametrize("targets", [None, ["query"], ["attention.output.dense", "value"], ["all-linear"]])
+def test_it_is_what_the_tuner_makes(tmp_path: Path, targets: list[str] | None) -> None:
+    model = bert(tmp_path)
+    plan = plan_adapter(str(tmp_path), targets=targets, r=3)
+    config = TTLoraConfig(
+        r=3, task_type="SEQ_CLS", target_modules="all-linear" if targets == ["all-linear"] else targets
+    )
+    adapted = get_peft_model(model, config)
+    cores = {name: p for name, p in adapted.named_parameters() if "ttlora_cores" in name}
+    assert plan.adapter_parameters == sum(p.numel() for p in cores.values())
+    assert sum(matrix.count for matrix in plan.matrices) == len(cores)
+    assert plan.full_parameters == sum(p.numel() for p in bert(tmp_path).parameters())
+
+
+def test_transposed_layers(tmp_path: Path) -> None:
+    config = GPT2Config(
+        n_embd=24, n_layer=2, n_head=2, vocab_size=30, n_positions=16, architectures=["GPT2LMHeadModel"]
+    )
+    config.save_pretrained(tmp_path)
+    (matrix,) = plan_adapter(str(tmp_path)).matrices
+    assert (matrix.name, matrix.shape.out_features, matrix.shape.in_features, matrix.count) == ("c_attn", 72, 24, 2)
+    adapted = get_peft_model(GPT2LMHeadModel(config), TTLoraConfig())
+    assert adapted.get_nb_trainable_parameters()[0] == matrix.total_parameters
+
+
+def test_kinds_that_share_a_name_are_told_apart(tmp_path: Path) -> None:
+    bert(tmp_path)
+    plan = plan_adapter(str(tmp_path), targets=["all-linear"])
+    assert [(matrix.name, matrix.count) for matrix in plan.matrices] == [
+        ("query", 2),
+        ("key", 2),
+        ("value", 2),
+        ("dense", 3),  # attention output and pooler
+        ("intermediate.dense", 2),
+        ("output.dense", 2),
+    ]
+
+
+def test_no_default_targets_for_a_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bert(tmp_path)
+    monkeypatch.delitem(DEFAULT_TARGET_MODULES, "bert")
+    with pytest.raises(UserError, match=r"no default targets are known for the model type 'bert'.*query, key, value"):
+        plan_adapter(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"shape": [16, 16]}, r"product 256, but the 4096 x 4096 matrix has 16,777,216"),
+        ({"shape": [16, 0]}, r"shape=\[16, 0\] is neither"),
+        ({"shape": {"x_proj": [64] * 4}}, "'x_proj' belongs to no adapted module; adapted are q_proj, v_proj"),
+        ({"shape": {"k_proj": [64] * 4}}, "'k_proj' belongs to no adapted module"),
+        ({"shape": {"q(": [64] * 4}}, r"'q\(' is neither a module's name nor a regular expression"),
+        ({"r": 0}, "r=0 is neither a positive integer"),
+        ({"targets": ["qkv"]}, "no module of the model is called 'qkv'; its linear modules are q_proj, k_proj"),
+        ({"targets": ["q_proj", "qkv"]}, "no module of the model is called 'qkv'"),
+        ({"targets": ["self_attn"]}, "'model.layers.0.self_attn' is a LlamaAttention, which no adapter fits"),
+    ],
+)
+def test_wrong_use(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        plan_adapter("llama2-7b", **arguments)  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)
+
+
+def test_experts_held_as_one_tensor_are_no_linear_modules() -> None:
+    with pytest.raises(UserError, match=r"'model\.layers\.0\.mlp.experts' is a MixtralExperts"):
+        plan_adapter("mixtral-8x7b", targets=["experts"])
+
+
+def test_the_callers_random_state_stays() -> None:
+    before = torch.get_rng_state()
+    plan_adapter("roberta-base")
+    assert torch.equal(before, torch.get_rng_state())
