@@ -74,7 +74,7 @@ def test_shapes_by_name_leave_the_others_to_auto() -> None:
     assert v.shape.dims == (16,) * 6
 
 
-def bert(folder: Path) -> BertForSequenceClassification:
+def save_bert(folder: Path) -> BertForSequenceClassification:
     config = BertConfig(
         hidden_size=24,
         num_hidden_layers=2,
@@ -89,7 +89,7 @@ def bert(folder: Path) -> BertForSequenceClassification:
 
 @pytest.mark.parametrize("targets", [None, ["query"], ["attention.output.dense", "value"], ["all-linear"]])
 def test_it_is_what_the_tuner_makes(tmp_path: Path, targets: list[str] | None) -> None:
-    model = bert(tmp_path)
+    model = save_bert(tmp_path)
     plan = plan_adapter(str(tmp_path), targets=targets, r=3)
     config = TTLoraConfig(
         r=3, task_type="SEQ_CLS", target_modules="all-linear" if targets == ["all-linear"] else targets
@@ -98,7 +98,7 @@ def test_it_is_what_the_tuner_makes(tmp_path: Path, targets: list[str] | None) -
     cores = {name: p for name, p in adapted.named_parameters() if "ttlora_cores" in name}
     assert plan.adapter_parameters == sum(p.numel() for p in cores.values())
     assert sum(matrix.count for matrix in plan.matrices) == len(cores)
-    assert plan.full_parameters == sum(p.numel() for p in bert(tmp_path).parameters())
+    assert plan.full_parameters == sum(p.numel() for p in save_bert(tmp_path).parameters())
 
 
 def test_transposed_layers(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_transposed_layers(tmp_path: Path) -> None:
 
 
 def test_kinds_that_share_a_name_are_told_apart(tmp_path: Path) -> None:
-    bert(tmp_path)
+    save_bert(tmp_path)
     plan = plan_adapter(str(tmp_path), targets=["all-linear"])
     assert [(matrix.name, matrix.count) for matrix in plan.matrices] == [
         ("query", 2),
@@ -126,7 +126,7 @@ def test_kinds_that_share_a_name_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_no_default_targets_for_a_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bert(tmp_path)
+    save_bert(tmp_path)
     monkeypatch.delitem(DEFAULT_TARGET_MODULES, "bert")
     with pytest.raises(UserError, match=r"no default targets are known for the model type 'bert'.*query, key, value"):
         plan_adapter(str(tmp_path))

@@ -1,15 +1,20 @@
 """`ttlora plan`: what an adapter will cost, before any weights are there."""
 
+from __future__ import annotations
+
 import json as json_format
 import re
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ttlora.errors import UserError
-from ttlora.finetune.recipe import parse_shape
-from ttlora.plan import MatrixPlan, Plan, plan_adapter
+
+if TYPE_CHECKING:
+    from ttlora.plan import MatrixPlan, Plan
+    from ttlora.tensor_train import TTShape
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -37,6 +42,9 @@ def plan(
     Raises:
         UserError: A value is none of these, or does not fit the model.
     """
+    from ttlora.finetune.recipe import parse_shape
+    from ttlora.plan import plan_adapter
+
     result = plan_adapter(
         model,
         shape=None if shape is None else parse_shape(shape),
@@ -108,7 +116,7 @@ def _print_table(plan: Plan) -> None:
     for matrix in plan.matrices:
         table.add_row(*_row(matrix))
     totals = Table.grid(padding=(0, 2))
-    totals.add_row("adapter", f"{plan.adapter_parameters:,} parameters, {_size(plan.bytes_16bit)} in 16 bit")
+    totals.add_row("adapter", f"{plan.adapter_parameters:,} parameters, {format_size(plan.bytes_16bit)} in 16 bit")
     totals.add_row("LoRA, r 8", _beside(plan.lora_r8_parameters, plan))
     totals.add_row("whole model", _beside(plan.full_parameters, plan))
     console = Console(highlight=False)
@@ -123,22 +131,21 @@ def _print_table(plan: Plan) -> None:
 
 def _row(matrix: MatrixPlan) -> tuple[str, ...]:
     shape = matrix.shape
-    if shape.boundary is None:
-        dims, rank = _dims(shape.dims), f"≤ {shape.factor_rank} *"
-    else:
-        dims, rank = (
-            f"{_dims(shape.dims[: shape.boundary])} | {_dims(shape.dims[shape.boundary :])}",
-            str(shape.factor_rank),
-        )
+    rank = f"≤ {shape.factor_rank} *" if shape.boundary is None else str(shape.factor_rank)
     size = f"{shape.out_features} × {shape.in_features}"
-    return matrix.name, size, dims, str(max(shape.ranks)), rank, f"{matrix.count} × {shape.parameters:,}"
+    return matrix.name, size, format_dims(shape), str(max(shape.ranks)), rank, f"{matrix.count} × {shape.parameters:,}"
 
 
-def _dims(dims: tuple[int, ...]) -> str:
-    return ",".join(map(str, dims))
+def format_dims(shape: TTShape) -> str:
+    """The dims as ``--shape`` takes them, with a bar where rows end and columns begin."""
+    if shape.boundary is None:
+        return ",".join(map(str, shape.dims))
+    rows, columns = shape.dims[: shape.boundary], shape.dims[shape.boundary :]
+    return f"{','.join(map(str, rows))} | {','.join(map(str, columns))}"
 
 
-def _size(count: int) -> str:
+def format_size(count: int) -> str:
+    """Bytes, and KiB where there are many."""
     return f"{count:,} bytes" if count < 2**10 else f"{count:,} bytes ({count / 2**10:,.1f} KiB)"
 
 

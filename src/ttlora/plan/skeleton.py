@@ -15,12 +15,13 @@ from ttlora.plan.architectures import BUILT_IN
 HUB_TIMEOUT = 10.0
 
 
-def build_skeleton(model: str) -> Any:
+def build_skeleton(model: str, local: bool = False) -> Any:
     """Build a model's modules on the meta device, where parameters have sizes and no memory.
 
     Args:
         model: A built-in architecture, a folder that holds `config.json`, or a name on the hub, of which only
             `config.json` is fetched.
+        local: Ask no hub; its cache is looked at all the same.
 
     Returns:
         A `transformers.PreTrainedModel`, of the class that the config names.
@@ -31,7 +32,7 @@ def build_skeleton(model: str) -> Any:
     if model in BUILT_IN:
         config, model_class = BUILT_IN[model].config(), getattr(transformers, BUILT_IN[model].model_class)
     else:
-        config = _read_config(model)
+        config = _read_config(model, local)
         model_class = _model_class(config)
     try:
         with torch.device("meta"):
@@ -40,7 +41,7 @@ def build_skeleton(model: str) -> Any:
         raise UserError(f"the config.json of '{model}' describes no model that can be built: {_line(error)}") from error
 
 
-def _read_config(model: str) -> Any:
+def _read_config(model: str, local: bool) -> Any:
     """The config of a local folder or of a name on the hub, from the hub's cache if it is there."""
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -53,11 +54,11 @@ def _read_config(model: str) -> Any:
         raise UserError(f"there is no folder '{model}'")
     try:
         return _parse_config(model, model, local_files_only=True)
-    except OSError:
+    except OSError as error:
+        if local:
+            raise UserError(f"'{model}' is no local folder and not in the hub's cache") from error
         _require_on_hub(model)
         return _parse_config(model, model)
-    except ValueError as error:
-        raise UserError(f"'{model}' is no model that can be planned: {_line(error)}") from error
 
 
 def _parse_config(source: str, model: str, **options: Any) -> Any:

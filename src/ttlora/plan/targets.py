@@ -61,6 +61,11 @@ def adapted_modules(skeleton: Any, config: TTLoraConfig) -> dict[str, tuple[int,
     return sizes
 
 
+def linear_sizes(skeleton: Any) -> dict[str, tuple[int, int]]:
+    """Each linear module's full name, with its out and in features."""
+    return {name: size for name, module in skeleton.named_modules() if (size := _features(module))}
+
+
 def _features(module: nn.Module) -> tuple[int, int] | None:
     if isinstance(module, nn.Linear):
         return module.out_features, module.in_features
@@ -69,7 +74,6 @@ def _features(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def _names(skeleton: nn.Module) -> str:
+def _names(skeleton: Any) -> str:
     """The names of the linear modules, each once."""
-    linear = (name.rpartition(".")[2] for name, module in skeleton.named_modules() if _features(module))
-    return ", ".join(dict.fromkeys(linear))
+    return ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in linear_sizes(skeleton)))

@@ -1,0 +1,96 @@
+"""Norms from the cores are those of the dense updates."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModel, AutoModelForSequenceClassification
+
+from ttlora import TTLoraConfig
+from ttlora.adapters.inspect import inspect_modules
+from ttlora.adapters.read import read_adapter
+from ttlora.errors import UserError
+from ttlora.tuners.tt_lora import TTLoraLayer
+
+SIZES = {
+    f"bert.encoder.layer.{layer}.attention.self.{name}": (32, 32) for layer in range(2) for name in ("query", "value")
+}
+
+
+def save(bert: Path, folder: Path, config: Any) -> PeftModel:
+    torch.manual_seed(0)
+    model = get_peft_model(AutoModelForSequenceClassification.from_pretrained(bert), config)
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"shape": [8, 16, 2, 4], "alpha": -3.0},  # not aligned
+        {"shape": [32, 32], "r": 40, "alpha": 3.0, "scaling": "alpha/r"},
+        {"shape_pattern": {"query": [2] * 10}, "alpha_pattern": {"value": 0.5}, "rank_pattern": {"value": 2}},
+        {"core_size": None},
+    ],
+)
+def test_norms(bert: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    model = save(bert, tmp_path, TTLoraConfig(task_type="SEQ_CLS", init_weights=False, **options))
+    reports = {report.name: report for report in inspect_modules(read_adapter(tmp_path), SIZES)}
+    layers = {name: layer for name, layer in model.base_model.model.named_modules() if isinstance(layer, TTLoraLayer)}
+    assert reports.keys() == layers.keys()
+    for name, layer in layers.items():
+        norm = torch.linalg.matrix_norm(layer.get_delta_weight("default")).item()
+        assert norm > 0
+        assert reports[name].norm == pytest.approx(norm, rel=1e-4)
+        assert reports[name].shape == layer.ttlora_shape["default"]
+        assert reports[name].parameters == layer.ttlora_cores["default"].numel()
+
+
+def test_a_fresh_adapter_has_moved_nothing(bert: Path, tmp_path: Path) -> None:
+    save(bert, tmp_path, TTLoraConfig(task_type="SEQ_CLS"))
+    assert {report.norm for report in inspect_modules(read_adapter(tmp_path), SIZES)} == {0.0}
+
+
+def test_cores_that_are_not_finite(bert: Path, tmp_path: Path) -> None:
+    model = save(bert, tmp_path, TTLoraConfig(task_type="SEQ_CLS", init_weights=False))
+    query = model.get_submodule("base_model.model.bert.encoder.layer.0.attention.self.query")
+    query.ttlora_cores["default"].data[3] = torch.nan
+    model.save_pretrained(tmp_path)
+    norms = [report.norm for report in inspect_modules(read_adapter(tmp_path), SIZES)]
+    assert norms[0] is not None
+    assert norms[0] != norms[0]
+    assert all(norm is not None and norm > 0 for norm in norms[1:])
+
+
+def test_without_the_base_model(bert: Path, tmp_path: Path) -> None:
+    save(bert, tmp_path, TTLoraConfig(task_type="SEQ_CLS"))
+    for report in inspect_modules(read_adapter(tmp_path), {}):
+        assert report.norm is None
+        assert report.shape is not None
+        assert report.shape.dims == (8, 4, 4, 8)
+        assert report.shape.ranks == (1, 5, 5, 5, 1)
+
+
+def test_names_that_start_higher_or_lower(bert: Path, tmp_path: Path) -> None:
+    save(bert, tmp_path / "head", TTLoraConfig(task_type="SEQ_CLS", init_weights=False))
+    bare = {name.removeprefix("bert."): size for name, size in SIZES.items()}
+    assert all(report.norm for report in inspect_modules(read_adapter(tmp_path / "head"), bare))
+
+    get_peft_model(AutoModel.from_pretrained(bert), TTLoraConfig(init_weights=False)).save_pretrained(tmp_path / "bare")
+    assert all(report.norm for report in inspect_modules(read_adapter(tmp_path / "bare"), SIZES))
+
+
+def test_another_base_model(bert: Path, tmp_path: Path) -> None:
+    save(bert, tmp_path, TTLoraConfig(task_type="SEQ_CLS"))
+    with pytest.raises(UserError, match="does not fit its base model"):
+        inspect_modules(read_adapter(tmp_path), dict.fromkeys(SIZES, (48, 32)))
+
+
+def test_other_methods_report_tensors(bert: Path, tmp_path: Path) -> None:
+    save(bert, tmp_path, LoraConfig(task_type="SEQ_CLS", r=3))
+    reports = inspect_modules(read_adapter(tmp_path), SIZES)
+    assert [report.parameters for report in reports] == [3 * 64] * 4
+    assert all(report.shape is None and report.norm is None for report in reports)
