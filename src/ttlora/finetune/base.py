@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from ttlora.errors import UserError
 from ttlora.finetune.hub import require_on_hub
@@ -18,11 +18,13 @@ class Base:
     """A pretrained model, ready for a method.
 
     Attributes:
+        name: A local folder, or a name on the hub.
         model: The model for sequence classification.
         tokenizer: Its tokenizer; it has a padding token.
         head: Names of the modules that make up the task's head, which is new and has to train.
     """
 
+    name: str
     model: Any
     tokenizer: Any
     head: tuple[str, ...]
@@ -37,43 +39,22 @@ class Base:
         return int(min(limits))
 
 
-def load_base(name: str, task: Task, seed: int, dtype: torch.dtype | None = None) -> Base:
-    """Load a base model with a head of as many outputs as the task has classes.
+def load_base(
+    name: str, task: Task, seed: int = 0, dtype: torch.dtype | None = None, weights: Path | None = None
+) -> Base:
+    """Load a base model with a head of as many outputs as the task has classes, or one for regression.
 
     Args:
-        name: A local folder, or a name on the hub.
+        name: A local folder, or a name on the hub; what the hub's cache holds is not asked for again.
         task: The task, its labels known.
         seed: Seed of the head's start.
         dtype: Number format of the weights; None: the one they were saved in, but bfloat16 for float16.
+        weights: Folder with other weights for the same model, head included.
 
     Raises:
         UserError: There is no such model, or it is none that can classify.
     """
-    config = _load_config(name)
-    if task.kind == "regression":
-        config.num_labels, config.problem_type = 1, "regression"
-    else:
-        config.id2label = {index: str(label) for index, label in enumerate(task.labels)}
-        config.label2id = {label: index for index, label in config.id2label.items()}
-        config.problem_type = "single_label_classification"
-    tokenizer = _load_tokenizer(name)
-    config.pad_token_id = tokenizer.pad_token_id
-    torch.manual_seed(seed)
-    try:
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            name, config=config, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"model {name} cannot be loaded for classification: {_line(error)}") from None
-    except Exception as error:  # safetensors' own error is no subclass of the usual ones
-        raise UserError(f"model {name} cannot be loaded: {_line(error)}") from None
-    if model.dtype == torch.float16:
-        model = model.to(torch.bfloat16)
-    return Base(model, tokenizer, _find_head(name, model, report))
-
-
-def _load_config(name: str) -> PretrainedConfig:
-    folder = Path(name).expanduser()
+    folder = Path(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise UserError(f"model folder {name} holds no config.json")
@@ -81,44 +62,60 @@ def _load_config(name: str) -> PretrainedConfig:
         raise UserError(f"model folder {name} is not there")
     else:
         try:
-            return AutoConfig.from_pretrained(name, local_files_only=True)
-        except (OSError, ValueError):
+            return _load(name, task, seed, dtype, weights, local_files_only=True)
+        except UserError:
             require_on_hub("model", name, "give a local folder as --model")
-    try:
-        return AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model {name} cannot be loaded: {_line(error)}") from None
+    return _load(name, task, seed, dtype, weights)
 
 
-def _load_tokenizer(name: str) -> Any:
+def _load(name: str, task: Task, seed: int, dtype: torch.dtype | None, weights: Path | None, **options: Any) -> Base:
+    source = weights or name
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # a missing library, a missing file, a broken file: each with an error of its own
-        raise UserError(f"the tokenizer of model {name} cannot be loaded: {_line(error)}") from None
+        config = AutoConfig.from_pretrained(source, **options)
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        _fit_to_task(config, tokenizer, task)
+        torch.manual_seed(seed)
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            source,
+            config=config,
+            dtype=dtype or "auto",
+            output_loading_info=True,
+            ignore_mismatched_sizes=weights is None,
+            **options,
+        )
+    except Exception as error:  # a missing file, a damaged file, a missing library: each with an error of its own
+        raise UserError(f"model {source} cannot be loaded for classification: {' '.join(str(error).split())}") from None
+    if model.dtype == torch.float16:
+        model = model.to(torch.bfloat16)
+    return Base(name, model, tokenizer, _find_head(name, model, report))
+
+
+def _fit_to_task(config: Any, tokenizer: Any, task: Task) -> None:
+    if task.kind == "regression":
+        config.num_labels, config.problem_type = 1, "regression"
+    else:
+        config.problem_type = "single_label_classification"
+        config.id2label = {index: str(label) for index, label in enumerate(task.labels)}
+        config.label2id = {label: index for index, label in config.id2label.items()}
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
-            raise UserError(f"the tokenizer of model {name} has neither a padding nor an end token")
+            raise ValueError("its tokenizer has neither a padding nor an end token")
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    config.pad_token_id = tokenizer.pad_token_id
 
 
 def _find_head(name: str, model: Any, report: dict[str, Any]) -> tuple[str, ...]:
     """The modules beside the pretrained body, and those in it that the checkpoint does not hold, such as a pooler."""
     body = model.base_model_prefix
-    head = [child for child, module in model.named_children() if child != body and any(True for _ in module.parameters())]
-    new = {key.rpartition(".")[0] for key in report["missing_keys"]}
-    new |= {key[0].rpartition(".")[0] for key in report["mismatched_keys"]}
-    for module in sorted(new):
-        parts = module.split(".")
+    head = [child for child, module in model.named_children() if child != body and list(module.parameters())]
+    new = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
+    for key in sorted(new):
+        parts = key.split(".")
         if parts[0] == body:
-            poolers = [index for index, part in enumerate(parts) if "pooler" in part]
-            if not poolers:
-                raise UserError(f"model {name} holds no weights that fit {module}: it is no whole pretrained model")
-            head.append(".".join(parts[: poolers[0] + 1]))
+            pooler = next((index for index, part in enumerate(parts) if "pooler" in part), None)
+            if pooler is None:
+                raise UserError(f"model {name} holds no weights that fit {key}: it is no whole pretrained model")
+            head.append(".".join(parts[: pooler + 1]))
     if not head:
         raise UserError(f"model {name} has no head to train for classification")
     return tuple(dict.fromkeys(head))
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -110,7 +110,9 @@ def _open_split(recipe: Recipe, task: Task, split: str) -> tuple[str, Iterable[t
         path = folder / f"{split}.{ending}"
         if path.exists():
             return str(path), read_rows(path)
-    raise UserError(f"{folder / split}.jsonl is not there (nor .csv, .parquet): --data is the folder above {task.folder}/")
+    raise UserError(
+        f"{folder / split}.jsonl is not there (nor .csv, .parquet): --data is the folder above {task.folder}/"
+    )
 
 
 def _open_hub(hub: tuple[str, str], split: str) -> tuple[str, Iterable[tuple[str, Row]]]:
@@ -122,7 +124,9 @@ def _open_hub(hub: tuple[str, str], split: str) -> tuple[str, Iterable[tuple[str
     try:
         rows = datasets.load_dataset(name, config, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"{name} could not be fetched from the hub: {' '.join(str(error).split())}; {way_out}") from None
+        raise UserError(
+            f"{name} could not be fetched from the hub: {' '.join(str(error).split())}; {way_out}"
+        ) from None
     return name, ((f"row {number}", row) for number, row in enumerate(rows, 1))
 
 
@@ -245,7 +249,9 @@ def _draw(task: Task, train: Split, recipe: Recipe) -> Split:
     chosen = random.Random(recipe.seed).sample(range(len(train)), count)
     labels = [train.labels[row] for row in chosen]
     if task.kind == "classification" and len(set(labels)) == 1:
-        raise UserError(f"--max-train-examples {count} draws only rows of label {task.labels[int(labels[0])]!r}: take more")
+        raise UserError(
+            f"--max-train-examples {count} draws only rows of label {task.labels[int(labels[0])]!r}: take more"
+        )
     return Split([train.texts[row] for row in chosen], labels)
 
 

@@ -95,7 +95,7 @@ class Recipe:
         for name in ("epochs", "patience", "batch_size", "max_length", "max_train_examples", "threads"):
             self._require(name, lambda value: value >= 1, "at least 1")
         for rank in self.r if isinstance(self.r, list) else [self.r]:
-            if rank is not None and rank < 1:
+            if isinstance(rank, int) and rank < 1:
                 raise UserError(f"--r is {rank}: a rank is at least 1")
         for name in ("learning_rate", "head_learning_rate"):
             self._require(name, lambda value: value > 0, "a number above 0")

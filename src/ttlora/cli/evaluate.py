@@ -1,0 +1,31 @@
+"""`ttlora evaluate`: the metrics of a finished run, measured again."""
+
+import json as json_format
+
+
+def evaluate(directory: str, *, model: str | None = None, json: bool = False) -> None:
+    """Load the saved adapter of a finished run into its base model and measure it on the run's validation rows.
+
+    Args:
+        directory: Output folder of ttlora train.
+        model: Where the base model is now, if it has moved since.
+        json: Print one JSON object.
+    """
+    from ttlora.finetune.finished import FinishedRun
+
+    run = FinishedRun.load(directory, model)
+    metrics, loss = run.evaluate()
+    if json:
+        content = {
+            "method": run.record.method,
+            "task": run.record.task,
+            "metrics": metrics,
+            "primary_metric": run.record.primary_metric,
+            "validation_loss": loss,
+        }
+        print(json_format.dumps(content, indent=2))
+        return
+    for name, value in metrics.items():
+        recorded = run.record.metrics.get(name)
+        print(f"{name} {value:.4f}" + ("" if recorded == value else f" (result.json: {recorded})"))
+    print(f"validation loss {loss:.4f}")

@@ -1,0 +1,179 @@
+"""From a command's function to its flags, through jsonargparse, with errors of one line."""
+
+import inspect
+import re
+import types
+import typing
+from argparse import SUPPRESS, Action, ArgumentError
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from ttlora.errors import UserError
+
+
+def parse(
+    name: str, function: Callable[..., int | None], positional: str | None, arguments: Sequence[str]
+) -> dict[str, Any] | None:
+    """Read a command's arguments.
+
+    A function with ``**keywords`` takes them from a YAML file too, with ``--config``; flags go before the file.
+
+    Args:
+        name: The command.
+        function: Its function; signature and docstring say what the flags are.
+        positional: The parameter that is given without a flag.
+        arguments: What the user typed.
+
+    Returns:
+        The function's arguments, or None if the user only wanted to see help or the configuration.
+
+    Raises:
+        UserError: A flag or a value is wrong; the message names it.
+    """
+    parser = _Parser(
+        positional,
+        prog=f"ttlora {name}",
+        usage=f"ttlora {name} {f'{positional.upper()} ' if positional else ''}[OPTIONS]",
+        description=_description(function),
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(function).parameters.values()):
+        parser.add_argument(
+            "--config", action="config", help="YAML file with keys named as the flags; flags override it."
+        )
+    parser.add_function_arguments(function, as_group=False, as_positional=False)
+    try:
+        values = parser.parse_args(_in_order(parser, arguments))
+    except ArgumentError as error:
+        raise UserError(_explain(parser, str(error), f"ttlora {name} --help")) from None
+    except SystemExit as end:
+        if not end.code:
+            return None
+        raise
+    return {key: value for key, value in values.as_dict().items() if key != "config"}
+
+
+class _Parser(ArgumentParser):
+    """A parser with flags as people type them: hyphens, and switches without a value."""
+
+    def __init__(self, positional: str | None = None, **options: Any) -> None:
+        self.positional = positional
+        super().__init__(**options)
+
+    def add_argument(self, *names: str, **options: Any) -> Action:
+        key = names[0].lstrip("-")
+        if key == self.positional:
+            options.pop("required", None)
+            names = (key,)
+        elif names[0] != "--print_config":
+            names = tuple(name.replace("_", "-") for name in names)
+        hint = options.get("type") or getattr(options.get("action"), "_typehint", None)
+        if hint is bool:
+            del options["type"]
+            options["action"] = "store_true"
+        elif hint is not None:
+            options["metavar"] = _metavar(key, hint)
+        action: Action = super().add_argument(*names, **options)
+        # jsonargparse's own syntax for appending to lists
+        action.option_strings = [option for option in action.option_strings if not option.endswith("+")]
+        return action
+
+
+class _HelpFormatter(DefaultHelpFormatter):
+    """Help that shows defaults where they say something, and no Python types."""
+
+    def _get_help_string(self, action: Action) -> str:
+        text = (action.help or "").rstrip(".")
+        if action.dest == "print_config":
+            return "print all of this as YAML for --config, and exit"
+        if action.required and action.option_strings:
+            return f"{text} (required)"
+        if action.default in (None, SUPPRESS) or action.default is False or "(default" in text:
+            return text
+        return f"{text} (default: {action.default})"
+
+
+def _description(function: Callable[..., Any]) -> str:
+    """The docstring up to its sections."""
+    return re.split(r"\n\s*(?:Args|Returns|Raises):", inspect.getdoc(function) or "")[0].strip()
+
+
+def _in_order(parser: _Parser, arguments: Sequence[str]) -> list[str]:
+    """The arguments with the configuration file first, so that flags override it, and with flags as they are known."""
+    first: list[str] = []
+    rest: list[str] = []
+    queue = list(arguments)
+    while queue:
+        argument = queue.pop(0)
+        flag, equals, value = argument.partition("=")
+        if flag.startswith("--") and flag not in parser._option_string_actions:
+            spellings = (flag.replace("_", "-"), flag.replace("-", "_").replace("__", "--", 1))
+            flag = next((spelling for spelling in spellings if spelling in parser._option_string_actions), flag)
+        if flag == "--config":
+            first += [flag, value if equals else (queue.pop(0) if queue else "")]
+        else:
+            rest.append(flag + equals + value)
+    return first + rest
+
+
+def _explain(parser: _Parser, message: str, help_command: str) -> str:
+    """The complaint of jsonargparse in one line, which names the flag, the value and the way out."""
+    flags = {action.dest: action for action in parser._actions if action.dest != "help"}
+    if found := re.match(r"unrecognized arguments: (\S+)", message):
+        flag = found[1].partition("=")[0]
+        known = [option for action in flags.values() for option in action.option_strings]
+        close = get_close_matches(flag, known, n=1) if flag.startswith("-") else []
+        hint = f"did you mean {close[0]}?" if close else f"see {help_command}"
+        return f"{'unknown option' if flag.startswith('-') else 'unexpected argument'} {flag}: {hint}"
+    if found := re.match(r"Option '([^']+)' is not accepted", message):
+        close = get_close_matches(found[1], flags, n=1)
+        return f"unknown key {found[1]!r} in --config: " + (
+            f"did you mean {close[0]}?" if close else f"see {help_command}"
+        )
+    if found := re.match(r"the following arguments are required: (.+)", message):
+        names = [_shown(flags[key]) for key in found[1].split(", ")]
+        return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} missing: see {help_command}"
+    if found := re.match(r"argument (\S+): expected", message):
+        return f"{found[1]} needs a value: see {help_command}"
+    found = re.match(r'Parser key "([^"]+)":(.*)', message, re.DOTALL)
+    if found and found[1] in flags:
+        value = re.search(r"(?:Given value|Got value): (.*)", found[2], re.DOTALL)
+        if value:
+            return f"{_shown(flags[found[1]])} is {value[1].strip()!r}, and has to be {_wanted(flags[found[1]])}"
+        return f"{_shown(flags[found[1]])}: {found[2].strip()}"
+    return message
+
+
+def _metavar(key: str, hint: Any) -> str:
+    for kind in _kinds(hint):
+        if typing.get_origin(kind) is typing.Literal:
+            return "{" + ",".join(map(str, typing.get_args(kind))) + "}"
+    return {int: "N", float: "X"}.get(_kinds(hint)[0], key.rpartition("_")[2].upper())
+
+
+def _shown(action: Action) -> str:
+    return action.option_strings[0] if action.option_strings else action.dest.upper()
+
+
+def _wanted(action: Action) -> str:
+    """What values a flag takes, in words."""
+    words = {int: "a whole number", float: "a number", str: "text", list[int]: "whole numbers with commas"}
+    wanted = []
+    for kind in _kinds(getattr(action, "_typehint", None)):
+        if typing.get_origin(kind) is typing.Literal:
+            wanted += [str(value) for value in typing.get_args(kind)]
+        elif kind in words:
+            wanted.append(words[kind])
+    return " or ".join(wanted)
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, without None; of anything else, itself."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return tuple(kind for kind in typing.get_args(hint) if kind is not type(None))
+    return (hint,)

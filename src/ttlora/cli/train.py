@@ -1,0 +1,59 @@
+"""`ttlora train`: a fine-tune, from a recipe to an adapter folder and a result record."""
+
+import json as json_format
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ttlora.finetune.recipe import Recipe
+from ttlora.record import Record
+
+
+def train(*, json: bool = False, **recipe: Any) -> int:
+    """Fine-tune a model, save the adapter of the lowest validation loss, and measure what was saved.
+
+    OUTPUT gets adapter/, result.json, recipe.yaml and log.jsonl. A run that was stopped goes on with the same command
+    and --resume, to the same result.
+
+    Args:
+        json: Print the result record as one JSON object.
+        **recipe: The recipe.
+
+    Returns:
+        The exit status.
+    """
+    asked = Recipe(**recipe)
+    from ttlora.finetune.run import run
+    from ttlora.finetune.training import RunError
+
+    finished = asked.resume and (Path(asked.output) / "result.json").exists()
+    try:
+        record = run(asked)
+    except RunError as failure:
+        print(f"ttlora: error: {failure}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(_after_interrupt(asked), file=sys.stderr)
+        return 130
+    if finished:
+        print(f"{asked.output} holds the finished run: nothing was done", file=sys.stderr)
+    if json:
+        print(json_format.dumps(asdict(record), indent=2))
+    else:
+        _print_result(record, Path(asked.output))
+    return 0
+
+
+def _after_interrupt(recipe: Recipe) -> str:
+    if (Path(recipe.output) / "recipe.yaml").exists():
+        return "ttlora: stopped; the same command with --resume goes on from the last finished epoch"
+    return "ttlora: stopped; nothing was written yet"
+
+
+def _print_result(record: Record, output: Path) -> None:
+    metrics = ", ".join(f"{name} {value:.4f}" for name, value in record.metrics.items())
+    epochs = f"epoch {record.best_epoch} of {record.epochs}"
+    parameters = f"{record.adapter_parameters:,} parameters, {record.head_parameters:,} more in the head"
+    print(f"{metrics}, validation loss {record.validation_loss:.4f} ({epochs}), measured from the saved adapter")
+    print(f"{output / 'adapter'}: {parameters}, {record.adapter_bytes:,} bytes")

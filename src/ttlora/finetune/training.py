@@ -1,0 +1,239 @@
+"""Trainer, set up so that a run killed at any moment goes on from its last whole checkpoint to the same end."""
+
+import json
+import math
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState, PrinterCallback
+
+from ttlora.finetune.base import Base
+from ttlora.finetune.data import Split, collator
+from ttlora.finetune.folder import RunFolder
+from ttlora.finetune.measure import computing, labelled_rows, metrics_of
+from ttlora.finetune.methods import Method, in_head
+from ttlora.finetune.progress import ProgressReport
+from ttlora.finetune.recipe import Recipe
+from ttlora.finetune.tasks import Task
+
+LOGS_PER_EPOCH = 20
+COMPLETE = "complete"
+
+
+class RunError(Exception):
+    """A run that began as asked could not be brought to its end; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training that has ended.
+
+    Attributes:
+        checkpoint: Folder with the weights of the lowest validation loss.
+        best_epoch: Their epoch, from 1.
+        epochs: Epochs trained.
+        seconds: Duration over all resumed parts.
+        step_seconds: Mean duration of a step.
+    """
+
+    checkpoint: Path
+    best_epoch: int
+    epochs: int
+    seconds: float
+    step_seconds: float
+
+
+def find_trained(folder: RunFolder) -> Trained | None:
+    """The training in a folder, if its last whole checkpoint says that it has ended."""
+    checkpoint = _last_checkpoint(folder)
+    if checkpoint is None:
+        return None
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    if not state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:
+        return None
+    clock = state.stateful_callbacks["_Clock"]["attributes"]
+    steps_per_epoch = state.max_steps // state.num_train_epochs
+    return Trained(
+        checkpoint=folder.checkpoints / f"checkpoint-{state.best_global_step}",
+        best_epoch=state.best_global_step // steps_per_epoch,
+        epochs=state.global_step // steps_per_epoch,
+        seconds=clock["seconds"],
+        step_seconds=clock["step_seconds"] / state.global_step,
+    )
+
+
+def train(
+    base: Base,
+    method: Method,
+    task: Task,
+    train: Split,
+    validation: Split,
+    recipe: Recipe,
+    folder: RunFolder,
+    report: ProgressReport,
+) -> None:
+    """Train an adapted model, from the folder's last whole checkpoint if there is one.
+
+    Args:
+        base: The adapted model.
+        method: Saves what trains.
+        task: Says what is measured after every epoch.
+        train: Rows to train on.
+        validation: Rows whose loss decides when to stop, and which weights are kept.
+        recipe: The recipe, completed.
+        folder: Takes checkpoints and the log.
+        report: Told of every step.
+
+    Raises:
+        RunError: The loss is no longer finite.
+    """
+    rows = labelled_rows(train, base, recipe)
+    steps_per_epoch = math.ceil(len(rows) / recipe.batch_size)
+    arguments = TrainingArguments(
+        str(folder.checkpoints),
+        num_train_epochs=recipe.epochs,
+        per_device_train_batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=recipe.warmup,
+        weight_decay=recipe.weight_decay,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        logging_steps=max(1, steps_per_epoch // LOGS_PER_EPOCH),
+        logging_nan_inf_filter=False,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        restore_callback_states_from_checkpoint=True,
+        **computing(base, recipe),
+    )
+    trainer = _Trainer(
+        base.model,
+        arguments,
+        data_collator=collator(base.tokenizer),
+        train_dataset=rows,
+        eval_dataset=labelled_rows(validation, base, recipe, by_length=True),
+        compute_metrics=metrics_of(task),
+        callbacks=[_Patience(recipe.patience), _Clock(), _Log(folder.log), report, _Checkpoints()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.method, trainer.recipe, trainer.head = method, recipe, base.head
+    checkpoint = _last_checkpoint(folder)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+
+class _Trainer(Trainer):
+    """Trainer whose checkpoints hold what trains alone, and whose head may have a learning rate of its own."""
+
+    method: Method
+    recipe: Recipe
+    head: tuple[str, ...]
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.method.save(self.model, folder)
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        optimizer = super().create_optimizer(model)
+        rate = self.recipe.head_learning_rate
+        if rate is not None and len(optimizer.param_groups) == 2:
+            heads = {id(weight) for name, weight in self.model.named_parameters() if in_head(name, self.head)}
+            for group in list(optimizer.param_groups):
+                in_heads = [weight for weight in group["params"] if id(weight) in heads]
+                group["params"] = [weight for weight in group["params"] if id(weight) not in heads]
+                optimizer.add_param_group({**group, "params": in_heads, "lr": rate})
+        return optimizer
+
+
+class _Patience(EarlyStoppingCallback):
+    """Early stopping, without the warning that the best weights are not loaded: they come from their checkpoint."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        pass
+
+
+class _Clock(TrainerCallback, ExportableState):
+    """How long the training and its steps take; what earlier parts took comes back with the checkpoint."""
+
+    def __init__(self) -> None:
+        self.seconds = self.step_seconds = 0.0
+        self.now = self.step_began = time.perf_counter()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.now = time.perf_counter()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.step_began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.step_seconds += time.perf_counter() - self.step_began
+
+    def state(self) -> dict[str, Any]:
+        before, self.now = self.now, time.perf_counter()
+        self.seconds += self.now - before
+        return {"args": {}, "attributes": {"seconds": self.seconds, "step_seconds": self.step_seconds}}
+
+
+class _Log(TrainerCallback):
+    """Writes the log, and ends a run whose loss is no longer finite."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_log = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        for name in ("loss", "eval_loss"):
+            if not math.isfinite(logs.get(name, 0.0)):
+                kind = "training" if name == "loss" else "validation"
+                raise RunError(
+                    f"the {kind} loss is {logs[name]} at step {state.global_step}: start again with a lower "
+                    f"--learning-rate than {args.learning_rate:g}, and another --output"
+                )
+        lines = [json.dumps(_renamed(entry)) + "\n" for entry in state.log_history if "train_runtime" not in entry]
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        temporary.write_text("".join(lines), "utf-8")
+        os.replace(temporary, self.path)
+
+
+class _Checkpoints(TrainerCallback):
+    """Marks a checkpoint as whole once all of it is written, and drops those that are no longer needed."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        folder = Path(args.output_dir)
+        (folder / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+        needed = {f"checkpoint-{step}" for step in (state.global_step, state.best_global_step)}
+        for old in folder.iterdir():
+            if old.name not in needed:
+                # the mark goes first, so that a half-deleted checkpoint is never taken for a whole one
+                (old / COMPLETE).unlink(missing_ok=True)
+                shutil.rmtree(old)
+
+
+def _last_checkpoint(folder: RunFolder) -> Path | None:
+    whole = [mark.parent for mark in folder.checkpoints.glob(f"checkpoint-*/{COMPLETE}")]
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _renamed(entry: dict[str, float]) -> dict[str, float]:
+    """A log entry in our words, without Trainer's own measurements of speed."""
+    speed = ("_runtime", "_per_second")
+    return {name.replace("eval_", "validation_"): value for name, value in entry.items() if not name.endswith(speed)}
+
+
+def peak_memory_bytes() -> int:
+    """Most memory in use so far: on the accelerator if there is one, or else of the whole process."""
+    import resource
+    import sys
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

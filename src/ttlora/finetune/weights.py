@@ -1,0 +1,55 @@
+"""Files of trained weights: written in the number format asked for, and checked before they are read."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from ttlora.errors import UserError
+
+
+def cast_weights(source: Path, target: Path, dtype: torch.dtype) -> None:
+    """Write `source`'s tensors to `target`, the floating ones as `dtype`."""
+    tensors = load_file(source)
+    save_file(
+        {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()},
+        target,
+        metadata={"format": "pt"},
+    )
+
+
+def read_weights(file: Path, model: str, wanted: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Read a file of weights after checking that it is whole and fits.
+
+    Args:
+        file: A safetensors file.
+        model: Name of the model, for messages.
+        wanted: The tensors for which the file has values.
+
+    Raises:
+        UserError: The file is not there, is damaged, or belongs to another model.
+    """
+    if not file.is_file():
+        raise UserError(f"{file} is not there: {file.parent} is no whole adapter folder")
+    try:
+        with safe_open(file, framework="pt") as content:
+            shapes = {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} is damaged ({error}): restore it from a copy, or train again") from None
+    for name, tensor in wanted.items():
+        if name not in shapes:
+            raise UserError(f"{file} does not fit model {model}: it has no {name}, which the model needs")
+        if shapes[name] != tuple(tensor.shape):
+            raise UserError(
+                f"{file} does not fit model {model}: {name} is {_sizes(shapes[name])} in the file and "
+                f"{_sizes(tuple(tensor.shape))} in the model"
+            )
+    if extra := shapes.keys() - wanted.keys():
+        raise UserError(f"{file} does not fit model {model}: the model has no {min(extra)}")
+    return load_file(file)
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "a single number"

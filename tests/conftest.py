@@ -1,0 +1,103 @@
+"""Small models with random weights, their tokenizer, and rows that can be learned."""
+
+import json
+import os
+import random
+from pathlib import Path
+
+os.environ.update(
+    HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1"
+)
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+GOOD = ["fine", "lovely", "great", "bright", "warm"]
+BAD = ["dull", "awful", "poor", "bleak", "cold"]
+PLAIN = ["the", "film", "was", "a", "story", "about", "house", "and", "its", "people"]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def sentiment_rows(count: int, seed: int) -> list[dict]:
+    """Sentences whose label is told by one word."""
+    chance = random.Random(seed)
+    rows = []
+    for number in range(count):
+        label = number % 2
+        words = chance.sample(PLAIN, chance.randint(2, 6))
+        words.insert(chance.randint(0, len(words)), chance.choice(GOOD if label else BAD))
+        rows.append({"sentence": " ".join(words), "label": label, "idx": number})
+    return rows
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    words = [*SPECIAL, *PLAIN, *GOOD, *BAD]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny pretrained BERT (without a classification head) and its tokenizer."""
+    folder = tmp_path_factory.mktemp("models") / "bert"
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len([*SPECIAL, *PLAIN, *GOOD, *BAD]),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=40,
+        initializer_range=0.2,
+    )
+    BertModel(config).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny pretrained Llama in bfloat16, whose tokenizer has no padding token."""
+    folder = tmp_path_factory.mktemp("models") / "llama"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len([*SPECIAL, *PLAIN, *GOOD, *BAD]),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=40,
+        pad_token_id=None,
+        bos_token_id=2,
+        eos_token_id=3,
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.eos_token = "[SEP]"
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with sst2: 48 training and 24 validation rows."""
+    folder = tmp_path_factory.mktemp("data")
+    write_jsonl(folder / "sst2" / "train.jsonl", sentiment_rows(48, seed=1))
+    write_jsonl(folder / "sst2" / "validation.jsonl", sentiment_rows(24, seed=2))
+    return folder
