@@ -51,7 +51,7 @@ class TTLoraConfig(PeftConfig):
     """
 
     r: int | list[int] = field(default=5, metadata={"help": "TT-rank, or one for each inner bond"})
-    alpha: float = field(default=2.0, metadata={"help": "scale of the update (Eq. 3)"})
+    alpha: float = field(default=4.0, metadata={"help": "scale of the update (Eq. 3)"})
     shape: str | list[int] = field(default="auto", metadata={"help": "'auto', or dims with the product out x in"})
     shape_pattern: dict[str, Any] = field(default_factory=dict, metadata={"help": "shapes by module name"})
     rank_pattern: dict[str, Any] = field(default_factory=dict, metadata={"help": "ranks by module name"})
@@ -64,7 +64,7 @@ class TTLoraConfig(PeftConfig):
         default=True, metadata={"help": "True: zero update; False: random; 'paper': Gaussian update by TT-SVD"}
     )
     core_size: float | None = field(
-        default=0.05, metadata={"help": "root mean square of the cores' entries at the start"}
+        default=0.02, metadata={"help": "root mean square of the cores' entries at the start"}
     )
     target_modules: set[str] | list[str] | str | None = field(default=None, metadata={"help": "modules to adapt"})
     exclude_modules: set[str] | list[str] | str | None = field(default=None, metadata={"help": "modules to leave out"})

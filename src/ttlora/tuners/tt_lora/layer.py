@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from ttlora.tensor_train import TensorTrain, TTShape
+from ttlora.tensor_train.linear import low_rank_linear
 from ttlora.tensor_train.start import balance, gaussian_update, random_update, update_scale, zero_update
 from ttlora.tuners.tt_lora.config import TTLoraConfig, resolve_scale, resolve_shape
 
@@ -116,18 +117,37 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
             self._check_adapter_names(x, adapter_names)
         if self.disable_adapters and self.merged:
             self.unmerge()
-        result = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters or self.merged:
-            return result
+            return self.base_layer(x, *args, **kwargs)
+        active = [adapter for adapter in self.active_adapters if adapter in self.ttlora_cores]
+        if len(active) == 1 and adapter_names is None and not args and not kwargs:
+            base = self._plain_base_layer(x, dropout=self.ttlora_dropout[active[0]])
+            if base is not None:
+                A, B = self.factors(active[0])
+                return low_rank_linear(x, base.weight, base.bias, A.to(x.dtype), B.to(x.dtype))
+        result = self.base_layer(x, *args, **kwargs)
         dtype = result.dtype
         if self.quantization_backend is not None:
             result = self.quantization_backend.maybe_clone_base_result(result)
         if adapter_names is not None:
             return self._add_mixed_batch(result, x, adapter_names)
-        for adapter in self.active_adapters:
-            if adapter in self.ttlora_cores:
-                result = result + self._update(x, adapter, result.dtype)
+        for adapter in active:
+            result = result + self._update(x, adapter, result.dtype)
         return result.to(dtype)
+
+    def _plain_base_layer(self, x: Tensor, dropout: nn.Module) -> nn.Linear | None:
+        """The base layer if it is no more than a frozen weight, so that it can be computed with the update."""
+        base = self.base_layer
+        if type(base) is not nn.Linear or type(base.weight) is not nn.Parameter or base.weight.dtype != x.dtype:
+            return None
+        if base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad):
+            return None
+        # a hook, or a forward that was put in its place (as accelerate does to fetch weights), has to be called
+        if base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks:
+            return None
+        if "forward" in vars(base) or torch.is_autocast_enabled(x.device.type):
+            return None
+        return None if self.training and isinstance(dropout, nn.Dropout) else base
 
     def _update(self, x: Tensor, adapter: str, dtype: torch.dtype) -> Tensor:
         A, B = self.factors(adapter)
