@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
 from ttlora import TTLoraConfig
 from ttlora.adapters.read import read_adapter
@@ -61,6 +61,12 @@ def test_modules_and_head(saved: Path, bert: Path) -> None:
     assert [key.rpartition(".")[2] for tensors in adapter.modules.values() for key in tensors] == ["ttlora_cores"] * 4
     assert sum(info.parameters for info in adapter.others.values()) == 2 * 32 + 2
     assert torch.equal(adapter.load(QUERY), load_file(saved / WEIGHTS)[QUERY])
+
+
+def test_layers_in_their_order(tmp_path: Path) -> None:
+    config = BertConfig(hidden_size=8, num_hidden_layers=11, num_attention_heads=2, intermediate_size=8, vocab_size=9)
+    get_peft_model(BertModel(config), TTLoraConfig(target_modules=["query"])).save_pretrained(tmp_path)
+    assert [name.split(".")[2] for name in read_adapter(tmp_path).modules] == [str(layer) for layer in range(11)]
 
 
 def test_a_runs_output_folder(saved: Path, tmp_path: Path) -> None:

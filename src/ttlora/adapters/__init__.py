@@ -1,1 +1,1 @@
-"""What one does to a trained adapter: read, inspect, and later merge and export it."""
+"""What one does to a trained adapter: read it, whoever wrote it, and see what is in it."""

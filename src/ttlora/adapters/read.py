@@ -89,7 +89,7 @@ def read_adapter(path: str | Path) -> Adapter:
     prefix = "." + PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type]
     modules: dict[str, dict[str, TensorInfo]] = {}
     others: dict[str, TensorInfo] = {}
-    for key, info in infos.items():
+    for key, info in sorted(infos.items(), key=lambda item: _with_numbers(item[0])):
         if prefix in key:
             modules.setdefault(key.removeprefix(MODEL_PREFIX).partition(prefix)[0], {})[key] = info
         elif config.is_prompt_learning and "." not in key:
@@ -126,7 +126,7 @@ def _read_config(file: Path) -> Any:
         raise UserError(f"{file} has {file.stat().st_size:,} bytes, too many for the config of an adapter")
     try:
         values = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} is damaged: {_line(error)}") from error
     method = values.get("peft_type") if isinstance(values, dict) else None
     if method not in list(PEFT_TYPE_TO_CONFIG_MAPPING):
@@ -187,6 +187,11 @@ def shape_of_cores(config: TTLoraConfig, module: str) -> TTShape:
     if len(dims) > LARGEST_ORDER:
         raise ValueError(f"the shape of '{module}' has {len(dims)} dims; {LARGEST_ORDER} are the most")
     return resolve_shape(config, module, math.prod(dims), 1)
+
+
+def _with_numbers(key: str) -> list[tuple[int, str]]:
+    """For sorting: layer 2 comes before layer 10."""
+    return [(int(part), "") if part.isdecimal() and len(part) < 10 else (0, part) for part in key.split(".")]
 
 
 def _line(error: BaseException) -> str:
