@@ -49,16 +49,13 @@ def test_json(saved: str, bert: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert [other["shape"] for other in result["others"]] == [[2], [2, 32]]
 
 
-def test_json_without_the_base_model(saved: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_base_model_need_not_be_there(saved: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = shutil.copytree(saved, tmp_path / "copy")
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "some-one/model"}))
     module = as_json(str(folder), capsys)["modules"][0]
     assert module["shape"] == [8, 4, 4, 8]
-    assert module["norm"] is None
-    assert module["out_features"] is None
-    inspect(str(folder))
-    assert "No norms" in capsys.readouterr().out
+    assert module["norm"] > 0
 
 
 def test_json_has_no_nan(saved: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

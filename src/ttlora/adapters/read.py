@@ -9,22 +9,19 @@ from typing import Any
 
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
-from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ttlora.errors import UserError
-from ttlora.tensor_train import TTShape
-from ttlora.tuners.tt_lora import TTLoraConfig, resolve_shape
+from ttlora.tuners.tt_lora import TTLoraConfig, saved_shape
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 MODEL_PREFIX = "base_model.model."
 FLOATING = ("F64", "F32", "F16", "BF16")
 
-# Far above any real adapter, and little enough to look at without harm.
+# Far above any real config, and little enough to look at without harm.
 LARGEST_CONFIG = 2**24
-LARGEST_ORDER = 256
 
 
 @dataclass(frozen=True)
@@ -163,7 +160,7 @@ def _check_cores(file: Path, config: TTLoraConfig, module: str, key: str, info: 
     if len(info.shape) != 1 or info.dtype not in FLOATING:
         raise UserError(f"{file}: '{key}' is no vector of cores but {info.dtype} of sizes {list(info.shape)}")
     try:
-        shape = shape_of_cores(config, module)
+        shape = saved_shape(config, module)
     except ValueError as error:
         raise UserError(f"{file.with_name(CONFIG_NAME)}: {_line(error)}") from error
     if info.shape != (shape.parameters,):
@@ -171,22 +168,6 @@ def _check_cores(file: Path, config: TTLoraConfig, module: str, key: str, info: 
             f"{file}: the cores of '{module}' have {info.parameters:,} entries, but shape {list(shape.dims)} of ranks "
             f"{list(shape.ranks)} in {CONFIG_NAME} has {shape.parameters:,}: the two files belong to different adapters"
         )
-
-
-def shape_of_cores(config: TTLoraConfig, module: str) -> TTShape:
-    """Dims and ranks of a module's train, from a saved config alone.
-
-    How the dims split into rows and columns is not in an adapter folder: the result takes all of them for rows.
-
-    Raises:
-        ValueError: The config does not say what the dims are, or ranks and dims do not fit.
-    """
-    dims = config.shape_pattern.get(get_pattern_key(list(config.shape_pattern), module), config.shape)
-    if dims == "auto":
-        raise ValueError(f"shape 'auto' of '{module}' was not written out when the adapter was saved")
-    if len(dims) > LARGEST_ORDER:
-        raise ValueError(f"the shape of '{module}' has {len(dims)} dims; {LARGEST_ORDER} are the most")
-    return resolve_shape(config, module, math.prod(dims), 1)
 
 
 def _with_numbers(key: str) -> list[tuple[int, str]]:

@@ -13,7 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 from ttlora.cli.plan import format_dims, format_size
-from ttlora.errors import UserError
 
 if TYPE_CHECKING:
     from ttlora.adapters.inspect import ModuleReport
@@ -34,23 +33,11 @@ def inspect(adapter: str, json: bool = False) -> None:
     from ttlora.adapters.read import read_adapter
 
     content = read_adapter(adapter)
-    modules = inspect_modules(content, _base_sizes(content))
+    modules = inspect_modules(content)
     if json:
         print(json_format.dumps(_as_json(content, modules), indent=2, allow_nan=False))
     else:
         _print_tables(content, modules)
-
-
-def _base_sizes(adapter: Adapter) -> dict[str, tuple[int, int]]:
-    """Sizes of the base model's modules from its config, or none if it is not at hand."""
-    from ttlora.plan.skeleton import build_skeleton
-    from ttlora.plan.targets import linear_sizes
-
-    base = adapter.config.base_model_name_or_path
-    try:
-        return linear_sizes(build_skeleton(base, local=True)) if base else {}
-    except UserError:
-        return {}
 
 
 def _as_json(adapter: Adapter, modules: list[ModuleReport]) -> dict[str, object]:
@@ -79,8 +66,8 @@ def _train_as_json(module: ModuleReport) -> dict[str, object]:
     if module.shape is None:
         return {}
     return {
-        "out_features": None if module.norm is None else module.shape.out_features,
-        "in_features": None if module.norm is None else module.shape.in_features,
+        "out_features": module.shape.out_features,
+        "in_features": module.shape.in_features,
         "shape": list(module.shape.dims),
         "ranks": list(module.shape.ranks),
         "norm": module.norm if module.norm is not None and math.isfinite(module.norm) else None,
@@ -107,11 +94,6 @@ def _print_tables(adapter: Adapter, modules: list[ModuleReport]) -> None:
     console.print(summary)
     console.print()
     console.print(_tensor_table(modules) if modules[0].shape is None else _train_table(modules))
-    if any(module.shape and module.norm is None for module in modules):
-        console.print(
-            "No norms: they depend on the sizes of the base model's modules, and its config is not at hand.",
-            style="dim",
-        )
     if any(module.norm is not None and not math.isfinite(module.norm) for module in modules):
         console.print("Some cores are not finite: the training diverged, or the file is damaged.", style="bold")
 
@@ -127,9 +109,8 @@ def _train_table(modules: list[ModuleReport]) -> Table:
     for module in modules:
         shape = module.shape
         assert shape is not None
-        dims = ",".join(map(str, shape.dims)) if module.norm is None else format_dims(shape)
-        norm = "" if module.norm is None else f"{module.norm:.4g}"
-        table.add_row(Text(_below(common, module)), dims, str(max(shape.ranks)), f"{module.parameters:,}", norm)
+        rank, parameters, norm = str(max(shape.ranks)), f"{module.parameters:,}", f"{module.norm:.4g}"
+        table.add_row(Text(_below(common, module)), format_dims(shape), rank, parameters, norm)
     return table
 
 

@@ -97,6 +97,8 @@ def _fit_to_task(config: Any, tokenizer: Any, task: Task) -> None:
         config.problem_type = "single_label_classification"
         config.id2label = {index: str(label) for index, label in enumerate(task.labels)}
         config.label2id = {label: index for index, label in config.id2label.items()}
+    if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
+        raise ValueError("it comes without the files of its tokenizer")
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ValueError("its tokenizer has neither a padding nor an end token")

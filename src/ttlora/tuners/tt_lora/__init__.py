@@ -3,11 +3,19 @@
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import register_peft_method
 
-from ttlora.tuners.tt_lora.config import TTLORA, TTLoraConfig, resolve_shape
+from ttlora.tuners.tt_lora.config import TTLORA, TTLoraConfig, resolve_scale, resolve_shape, saved_shape
 from ttlora.tuners.tt_lora.layer import TTLoraLayer
 from ttlora.tuners.tt_lora.model import DEFAULT_TARGET_MODULES, TTLoraModel
 
 if TTLORA not in PEFT_TYPE_TO_CONFIG_MAPPING:
     register_peft_method(name="ttlora", config_cls=TTLoraConfig, model_cls=TTLoraModel)
 
-__all__ = ["DEFAULT_TARGET_MODULES", "TTLoraConfig", "TTLoraLayer", "TTLoraModel", "resolve_shape"]
+__all__ = [
+    "DEFAULT_TARGET_MODULES",
+    "TTLoraConfig",
+    "TTLoraLayer",
+    "TTLoraModel",
+    "resolve_scale",
+    "resolve_shape",
+    "saved_shape",
+]

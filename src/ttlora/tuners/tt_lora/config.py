@@ -13,6 +13,7 @@ from ttlora.tensor_train import TTShape
 from ttlora.tuners.peft_type import add_peft_type
 
 TTLORA = add_peft_type("TTLORA")
+LARGEST_ORDER = 256
 SCALINGS = ("alpha", "alpha/r", "alpha/sqrt(r)")
 
 
@@ -45,6 +46,8 @@ class TTLoraConfig(PeftConfig):
         layers_pattern: Name of the list of layers, where `layers_to_transform` needs it.
         modules_to_save: Other modules to train and save whole, such as a task's head.
         bias: Which biases train: "none", "all" or "ttlora_only".
+        weight_sizes: ``[out, in]`` of the adapted weights by module name, written when the adapter is made: the file
+            of cores and the config then say all about the update.
 
     Raises:
         ValueError: A value is not one of those above.
@@ -72,6 +75,9 @@ class TTLoraConfig(PeftConfig):
     layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "name of the list of layers"})
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "other modules to train and save whole"})
     bias: str = field(default="none", metadata={"help": "'none', 'all' or 'ttlora_only'"})
+    weight_sizes: dict[str, list[int]] = field(
+        default_factory=dict, metadata={"help": "sizes of the adapted weights, written when the adapter is made"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
@@ -103,6 +109,9 @@ class TTLoraConfig(PeftConfig):
             self.core_size = None
         if self.core_size is not None and (not _is_number(self.core_size) or self.core_size <= 0):
             raise ValueError(f"core_size={self.core_size!r} is neither a positive number nor None")
+        for size in self.weight_sizes.values():
+            if not isinstance(size, list | tuple) or len(size) != 2 or not all(map(_is_size, size)):
+                raise ValueError(f"weight_sizes has {size!r}, and not two positive integers, out and in")
         if self.bias not in ("none", "all", "ttlora_only"):
             raise ValueError(f"bias={self.bias!r} is none of 'none', 'all', 'ttlora_only'")
 
@@ -111,50 +120,77 @@ def resolve_shape(config: TTLoraConfig, module_name: str, out_features: int, in_
     """The shape of a module's train: its entry in the config's patterns, or else the config's own shape and rank.
 
     Raises:
-        ValueError: The shape or the ranks do not fit the weight; the message names the module.
+        ValueError: The shape or the ranks do not fit the weight, or the config was written for weights of another size;
+            the message names the module.
     """
-    shape_key = get_pattern_key(list(config.shape_pattern), module_name)
-    rank_key = get_pattern_key(list(config.rank_pattern), module_name)
-    dims = config.shape_pattern.get(shape_key, config.shape)
-    r = config.rank_pattern.get(rank_key, config.r)
+    dims = _look_up(config.shape_pattern, module_name, config.shape)
+    r = _look_up(config.rank_pattern, module_name, config.r)
+    sizes = _look_up(config.weight_sizes, module_name, [out_features, in_features])
+    if list(sizes) != [out_features, in_features]:
+        raise ValueError(
+            f"{module_name} is {out_features} x {in_features}, but this adapter was made for a model in which it is "
+            f"{sizes[0]} x {sizes[1]}: load it into that model"
+        )
     try:
         return TTShape.build(out_features, in_features, dims, r)
     except ValueError as error:
         raise ValueError(f"{module_name}: {error}") from None
 
 
+def saved_shape(config: TTLoraConfig, module_name: str) -> TTShape:
+    """The shape of a module's train from the config of a saved adapter alone.
+
+    Raises:
+        ValueError: The config does not say how large the weight is, or its shape or ranks do not fit.
+    """
+    sizes = _look_up(config.weight_sizes, module_name, None)
+    if sizes is None:
+        raise ValueError(f"the config does not say the size of {module_name}: it is not that of a saved adapter")
+    return resolve_shape(config, module_name, *sizes)
+
+
 def resolve_scale(config: TTLoraConfig, module_name: str, shape: TTShape) -> float:
     """What multiplies a module's ``ΔW``: its α, divided as the config's `scaling` says."""
-    alpha = config.alpha_pattern.get(get_pattern_key(list(config.alpha_pattern), module_name), config.alpha)
+    alpha = _look_up(config.alpha_pattern, module_name, config.alpha)
     divisor = {"alpha": 1.0, "alpha/r": max(shape.ranks), "alpha/sqrt(r)": math.sqrt(max(shape.ranks))}
     return alpha / divisor[config.scaling]
 
 
 def with_shapes(config: TTLoraConfig, shapes: dict[str, TTShape]) -> TTLoraConfig:
-    """The config with every "auto" written out, so that a later choice of "auto" never changes a saved adapter.
+    """The config with the sizes of the weights, and with every "auto" written out.
+
+    It then says by itself what the saved cores mean, and no later choice of "auto" changes the adapter.
 
     Args:
         config: A config; it stays as it is, so that it can serve for another model.
         shapes: Name to shape, for all modules that the config adapts.
     """
-    if config.shape != "auto" and "auto" not in config.shape_pattern.values():
-        return config
-    dims = {name: list(shape.dims) for name, shape in shapes.items()}
     written = copy.copy(config)
-    if not config.shape_pattern and len(set(map(tuple, dims.values()))) == 1:
-        written.shape = next(iter(dims.values()))
-        return written
-    ends: dict[str, set[tuple[int, ...]]] = {}
-    for name in dims:
-        ends.setdefault(_last_part(name), set()).add(tuple(dims[name]))
-    written.shape_pattern = {
-        (_last_part(name) if len(ends[_last_part(name)]) == 1 else re.escape(name)): dims[name] for name in dims
-    }
+    written.weight_sizes = _by_pattern(
+        {name: [shape.out_features, shape.in_features] for name, shape in shapes.items()}
+    )
+    if config.shape == "auto" or "auto" in config.shape_pattern.values():
+        patterns = _by_pattern({name: list(shape.dims) for name, shape in shapes.items()})
+        dims = list(patterns.values())
+        if not config.shape_pattern and all(other == dims[0] for other in dims):
+            written.shape = dims[0]
+        else:
+            written.shape_pattern = patterns
     return written
 
 
-def _last_part(module_name: str) -> str:
-    return re.escape(module_name.rpartition(".")[2])
+def _by_pattern(values: dict[str, list[int]]) -> dict[str, list[int]]:
+    """The values by the last part of the module's name where all that share it agree, or else by the whole name."""
+    by_part: dict[str, list[list[int]]] = {}
+    for name, value in values.items():
+        by_part.setdefault(name.rpartition(".")[2], []).append(value)
+    agreed = {part for part, found in by_part.items() if all(value == found[0] for value in found)}
+    parts = {name: name.rpartition(".")[2] for name in values}
+    return {re.escape(parts[name] if parts[name] in agreed else name): value for name, value in values.items()}
+
+
+def _look_up(pattern: dict[str, Any], module_name: str, default: Any) -> Any:
+    return pattern.get(get_pattern_key(list(pattern), module_name), default)
 
 
 def _is_number(value: object) -> bool:
@@ -163,12 +199,19 @@ def _is_number(value: object) -> bool:
 
 def _check_rank(r: object) -> None:
     ranks = r if isinstance(r, list | tuple) else [r]
-    if not ranks or any(not isinstance(rank, int) or isinstance(rank, bool) or rank < 1 for rank in ranks):
+    if not ranks or not all(map(_is_size, ranks)):
         raise ValueError(f"r={r!r} is neither a positive integer nor a list of them")
 
 
 def _check_shape(shape: object) -> None:
     if shape == "auto":
         return
-    if not isinstance(shape, list | tuple) or any(not isinstance(k, int) or k < 1 for k in shape):
+    if not isinstance(shape, list | tuple) or not all(map(_is_size, shape)):
         raise ValueError(f"shape={shape!r} is neither 'auto' nor a list of positive integers")
+    if len(shape) > LARGEST_ORDER:
+        raise ValueError(f"shape has {len(shape):,} dims; {LARGEST_ORDER} are the most")
+
+
+def _is_size(value: object) -> bool:
+    """Whether a value can be a dim, a rank or the side of a matrix; a config may come from anywhere."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
