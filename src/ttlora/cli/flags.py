@@ -7,6 +7,7 @@ import typing
 from argparse import SUPPRESS, Action, ArgumentError
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
@@ -47,10 +48,13 @@ def parse(
             "--config", action="config", help="YAML file with keys named as the flags; flags override it."
         )
     parser.add_function_arguments(function, as_group=False, as_positional=False)
+    config, flags = _split_config(parser, arguments)
+    if config is not None and not Path(config).is_file():
+        raise UserError(f"--config {config} is not there")
     try:
-        values = parser.parse_args(_in_order(parser, arguments))
+        values = parser.parse_args([*(() if config is None else ("--config", config)), *flags])
     except ArgumentError as error:
-        raise UserError(_explain(parser, str(error), f"ttlora {name} --help")) from None
+        raise UserError(_explain(parser, str(error), f"ttlora {name} --help", config)) from None
     except SystemExit as end:
         if not end.code:
             return None
@@ -103,25 +107,24 @@ def _description(function: Callable[..., Any]) -> str:
     return re.split(r"\n\s*(?:Args|Returns|Raises):", inspect.getdoc(function) or "")[0].strip()
 
 
-def _in_order(parser: _Parser, arguments: Sequence[str]) -> list[str]:
-    """The arguments with the configuration file first, so that flags override it, and with flags as they are known."""
-    first: list[str] = []
+def _split_config(parser: _Parser, arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The configuration file, and the other arguments with flags spelt as the parser knows them."""
+    config = None
     rest: list[str] = []
     queue = list(arguments)
     while queue:
-        argument = queue.pop(0)
-        flag, equals, value = argument.partition("=")
+        flag, equals, value = queue.pop(0).partition("=")
         if flag.startswith("--") and flag not in parser._option_string_actions:
             spellings = (flag.replace("_", "-"), flag.replace("-", "_").replace("__", "--", 1))
             flag = next((spelling for spelling in spellings if spelling in parser._option_string_actions), flag)
-        if flag == "--config":
-            first += [flag, value if equals else (queue.pop(0) if queue else "")]
+        if flag == "--config" and flag in parser._option_string_actions and (equals or queue):
+            config = value if equals else queue.pop(0)
         else:
             rest.append(flag + equals + value)
-    return first + rest
+    return config, rest
 
 
-def _explain(parser: _Parser, message: str, help_command: str) -> str:
+def _explain(parser: _Parser, message: str, help_command: str, config: str | None) -> str:
     """The complaint of jsonargparse in one line, which names the flag, the value and the way out."""
     flags = {action.dest: action for action in parser._actions if action.dest != "help"}
     if found := re.match(r"unrecognized arguments: (\S+)", message):

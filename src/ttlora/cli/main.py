@@ -42,7 +42,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except UserError as error:
+        return _fail(str(error), 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        # whoever read our output has had enough; Python would complain once more when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _fail(str(error), 1)
+    return status
+
+
+def _run(arguments: list[str]) -> int:
     name = arguments[0] if arguments else ""
     if name in ("-h", "--help", "help"):
         print(_overview())
@@ -57,21 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if name not in COMMANDS:
         close = get_close_matches(name, COMMANDS, n=1)
-        return _fail(
-            f"there is no command {name!r}: " + (f"did you mean {close[0]}?" if close else "see ttlora --help"), 2
-        )
-    try:
-        return _call(name, arguments[1:])
-    except UserError as error:
-        return _fail(str(error), 2)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
-    except BrokenPipeError:
-        # whoever read our output has had enough; Python would complain once more when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        return _fail(str(error), 1)
+        hint = f"did you mean {close[0]}?" if close else "see ttlora --help"
+        raise UserError(f"there is no command {name!r}: {hint}")
+    return _call(name, arguments[1:])
 
 
 def _overview() -> str:
