@@ -56,7 +56,18 @@ def gains(shape: TTShape, epsilon: float | None) -> tuple[float, ...]:
 
 def update_scale(shape: TTShape, epsilon: float | None) -> float:
     """``κ g_1 ... g_d``: what the train of the trained entries is multiplied with, besides α; 1 without gains."""
-    return 1.0 if epsilon is None else LORA_ROW_NORM * math.prod(gains(shape, epsilon))
+    return math.prod(update_scales(shape, epsilon))
+
+
+def update_scales(shape: TTShape, epsilon: float | None) -> tuple[float, float]:
+    """`update_scale` as the gains of the cores that run over rows, and ``κ`` times those of the columns.
+
+    Each side times its own is of the size that LoRA's is. With all on one side, float16 would hold neither.
+    """
+    if epsilon is None:
+        return 1.0, 1.0
+    j = shape.span[1]
+    return math.prod(gains(shape, epsilon)[:j]), LORA_ROW_NORM * math.prod(gains(shape, epsilon)[j:])
 
 
 def balance(flat: Float[Tensor, "parameters"], shape: TTShape, epsilon: float | None) -> Float[Tensor, "parameters"]:

@@ -81,6 +81,8 @@ class TTLoraConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
+        # what `write_shapes` wrote for a model: field to the value before and the one written
+        self._written: dict[str, tuple[Any, Any]] = {}
         self.peft_type = TTLORA
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)
@@ -90,8 +92,10 @@ class TTLoraConfig(PeftConfig):
             raise ValueError("layers_to_transform needs target_modules as a list of names, not as a regular expression")
         if isinstance(self.target_modules, str) and self.layers_pattern is not None:
             raise ValueError("layers_pattern needs target_modules as a list of names, not as a regular expression")
-        if self.layers_pattern and not self.layers_to_transform:
+        if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("layers_pattern names the list of layers for layers_to_transform, which is missing")
+        for name in ("shape_pattern", "rank_pattern", "alpha_pattern", "weight_sizes"):
+            _check_patterns(name, getattr(self, name))
         for r in (self.r, *self.rank_pattern.values()):
             _check_rank(r)
         for shape in (self.shape, *self.shape_pattern.values()):
@@ -156,27 +160,43 @@ def resolve_scale(config: TTLoraConfig, module_name: str, shape: TTShape) -> flo
     return alpha / divisor[config.scaling]
 
 
-def with_shapes(config: TTLoraConfig, shapes: dict[str, TTShape]) -> TTLoraConfig:
-    """The config with the sizes of the weights, and with every "auto" written out.
+def write_shapes(config: TTLoraConfig, shapes: dict[str, TTShape]) -> None:
+    """Write the sizes of the weights, and what every "auto" came to, into the config of an adapter.
 
     It then says by itself what the saved cores mean, and no later choice of "auto" changes the adapter.
 
     Args:
-        config: A config; it stays as it is, so that it can serve for another model.
+        config: The adapter's config.
         shapes: Name to shape, for all modules that the config adapts.
     """
-    written = copy.copy(config)
-    written.weight_sizes = _by_pattern(
-        {name: [shape.out_features, shape.in_features] for name, shape in shapes.items()}
-    )
+    written: dict[str, Any] = {
+        "weight_sizes": _by_pattern({name: [shape.out_features, shape.in_features] for name, shape in shapes.items()})
+    }
     if config.shape == "auto" or "auto" in config.shape_pattern.values():
         patterns = _by_pattern({name: list(shape.dims) for name, shape in shapes.items()})
         dims = list(patterns.values())
-        if not config.shape_pattern and all(other == dims[0] for other in dims):
-            written.shape = dims[0]
+        if dims and not config.shape_pattern and all(other == dims[0] for other in dims):
+            written["shape"] = dims[0]
         else:
-            written.shape_pattern = patterns
-    return written
+            written["shape_pattern"] = patterns
+    for name, value in written.items():
+        config._written[name] = getattr(config, name), value
+        setattr(config, name, value)
+
+
+def as_asked(config: TTLoraConfig) -> TTLoraConfig:
+    """The config without what `write_shapes` wrote for an earlier model, so that it can serve for one of other sizes.
+
+    The config itself if nothing was written. What its user has changed since stays.
+    """
+    if not config._written:
+        return config
+    asked = copy.copy(config)
+    asked._written = {}
+    for name, (value, written) in config._written.items():
+        if getattr(config, name) is written:
+            setattr(asked, name, value)
+    return asked
 
 
 def _by_pattern(values: dict[str, list[int]]) -> dict[str, list[int]]:
@@ -195,6 +215,16 @@ def _look_up(pattern: dict[str, Any], module_name: str, default: Any) -> Any:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_patterns(name: str, patterns: object) -> None:
+    if not isinstance(patterns, dict):
+        raise ValueError(f"{name}={patterns!r} is not a dict from module names to values")
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise ValueError(f"{name} has {pattern!r}, which is no name and no regular expression: {error}") from None
 
 
 def _check_rank(r: object) -> None:

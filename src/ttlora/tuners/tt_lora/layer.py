@@ -1,6 +1,7 @@
 """A linear layer whose weight is updated by a tensor train."""
 
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ttlora.tensor_train import TensorTrain, TTShape
 from ttlora.tensor_train.linear import low_rank_linear
-from ttlora.tensor_train.start import balance, gaussian_update, random_update, update_scale, zero_update
+from ttlora.tensor_train.start import balance, gaussian_update, random_update, update_scales, zero_update
 from ttlora.tuners.tt_lora.config import TTLoraConfig, resolve_scale, resolve_shape
 
 # The paper says no more than "Gaussian": the spread that transformers themselves are initialised with.
@@ -21,7 +22,7 @@ PAPER_STD = 0.02
 
 
 class TTLoraLayer(nn.Module, BaseTunerLayer):
-    """``y = W0 x + b + s B A x``, with ``B A = ΔW`` from a tensor train and its scale ``s`` (Anjum et al. 2024, Eq. 5).
+    """A frozen layer and the tensor trains that update its weight, one for each adapter.
 
     Each adapter is one flat vector of cores, ``ttlora_cores[adapter]``. For ``Conv1D``, which stores its weight
     transposed, rows of the train are outputs all the same.
@@ -76,101 +77,26 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def train_of(self, adapter_name: str) -> TensorTrain:
-        """The adapter's tensor train, in float32 or wider; `scale_of` times it is the update."""
+        """The adapter's tensor train, in float32 or wider; the update is a multiple of it."""
         shape = self.ttlora_shape[adapter_name]
-        cores = balance(self.ttlora_cores[adapter_name], shape, self.ttlora_core_size[adapter_name])
-        return TensorTrain(shape, cores.float() if cores.dtype.itemsize < 4 else cores)
-
-    def scale_of(self, adapter_name: str) -> float:
-        """What multiplies the adapter's train: its α, and the gains of its cores."""
-        gain = update_scale(self.ttlora_shape[adapter_name], self.ttlora_core_size[adapter_name])
-        return self.ttlora_alpha[adapter_name] * gain
+        cores = self.ttlora_cores[adapter_name]
+        cores = cores.float() if cores.dtype.itemsize < 4 else cores
+        return TensorTrain(shape, balance(cores, shape, self.ttlora_core_size[adapter_name]))
 
     def factors(self, adapter_name: str) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
         """``A`` and ``B`` of the adapter, its scale included: the update is ``B A``."""
-        cores = self.ttlora_cores[adapter_name]
+        rows, columns = update_scales(self.ttlora_shape[adapter_name], self.ttlora_core_size[adapter_name])
         # Products of many cores lose too much in half precision, and they are small.
-        with torch.autocast(cores.device.type, enabled=False):
-            return self.train_of(adapter_name).factors(self.scale_of(adapter_name))
+        with _without_autocast(self.ttlora_cores[adapter_name].device):
+            A, B = self.train_of(adapter_name).factors()
+            return A * columns, B * (self.ttlora_alpha[adapter_name] * rows)
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """The adapter's dense update, as the base layer stores its weight, in the dtype of the cores."""
         A, B = self.factors(adapter)
-        delta = B @ A
+        with _without_autocast(A.device):
+            delta = B @ A
         return (delta.T if isinstance(self.get_base_layer(), Conv1D) else delta).to(self.ttlora_cores[adapter].dtype)
-
-    def forward(
-        self, x: Float[Tensor, "*batch in"], *args: Any, adapter_names: list[str] | None = None, **kwargs: Any
-    ) -> Float[Tensor, "*batch out"]:
-        """The base layer's output plus the update of the active adapters.
-
-        Args:
-            x: Input.
-            args: Passed on to the base layer.
-            adapter_names: One name a row of ``x``, "__base__" for none: a mixed batch.
-            kwargs: Passed on to the base layer.
-
-        Raises:
-            ValueError: The number of names is not the number of rows, or the layer is merged.
-        """
-        if adapter_names is not None:
-            self._check_adapter_names(x, adapter_names)
-        if self.disable_adapters and self.merged:
-            self.unmerge()
-        if self.disable_adapters or self.merged:
-            return self.base_layer(x, *args, **kwargs)
-        active = [adapter for adapter in self.active_adapters if adapter in self.ttlora_cores]
-        if len(active) == 1 and adapter_names is None and not args and not kwargs:
-            base = self._plain_base_layer(x, dropout=self.ttlora_dropout[active[0]])
-            if base is not None:
-                A, B = self.factors(active[0])
-                return low_rank_linear(x, base.weight, base.bias, A.to(x.dtype), B.to(x.dtype))
-        result = self.base_layer(x, *args, **kwargs)
-        dtype = result.dtype
-        if self.quantization_backend is not None:
-            result = self.quantization_backend.maybe_clone_base_result(result)
-        if adapter_names is not None:
-            return self._add_mixed_batch(result, x, adapter_names)
-        for adapter in active:
-            result = result + self._update(x, adapter, result.dtype)
-        return result.to(dtype)
-
-    def _plain_base_layer(self, x: Tensor, dropout: nn.Module) -> nn.Linear | None:
-        """The base layer if it is no more than a frozen weight, so that it can be computed with the update."""
-        base = self.base_layer
-        if type(base) is not nn.Linear or type(base.weight) is not nn.Parameter or base.weight.dtype != x.dtype:
-            return None
-        if base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad):
-            return None
-        # a hook, or a forward that was put in its place (as accelerate does to fetch weights), has to be called
-        if base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks:
-            return None
-        if "forward" in vars(base) or torch.is_autocast_enabled(x.device.type):
-            return None
-        return None if self.training and isinstance(dropout, nn.Dropout) else base
-
-    def _update(self, x: Tensor, adapter: str, dtype: torch.dtype) -> Tensor:
-        A, B = self.factors(adapter)
-        x = self.ttlora_dropout[adapter](self._cast_input_dtype(x, dtype))
-        return F.linear(F.linear(x, A.to(x.dtype)), B.to(x.dtype))
-
-    def _check_adapter_names(self, x: Tensor, adapter_names: list[str]) -> None:
-        if len(x) != len(adapter_names):
-            raise ValueError(
-                "Length of `adapter_names` should be the same as the number of inputs, but got "
-                f"{len(adapter_names)} and {len(x)} respectively."
-            )
-        if self.merged:
-            raise ValueError(
-                "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
-            )
-
-    def _add_mixed_batch(self, result: Tensor, x: Tensor, adapter_names: list[str]) -> Tensor:
-        for adapter in sorted(set(adapter_names)):
-            if adapter in self.ttlora_cores:
-                rows = [row for row, name in enumerate(adapter_names) if name == adapter]
-                result[rows] += self._update(x[rows], adapter, result.dtype).to(result.dtype)
-        return result
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add the update to the base weight.
@@ -223,8 +149,97 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         return quantization_extra_repr(self)
 
 
+class TTLoraLinear(TTLoraLayer):
+    """``y = W0 x + b + s B A x``, with ``B A = ΔW`` from a tensor train and its scale ``s`` (Anjum et al. 2024, Eq. 5).
+
+    "Linear" in its name is what PEFT knows it by when a further adapter asks for "all-linear".
+    """
+
+    def forward(
+        self, x: Float[Tensor, "*batch in"], *args: Any, adapter_names: list[str] | None = None, **kwargs: Any
+    ) -> Float[Tensor, "*batch out"]:
+        """The base layer's output plus the update of the active adapters.
+
+        Args:
+            x: Input.
+            args: Passed on to the base layer.
+            adapter_names: One name a row of ``x``, "__base__" for none: a mixed batch.
+            kwargs: Passed on to the base layer.
+
+        Raises:
+            ValueError: The number of names is not the number of rows, or the layer is merged.
+        """
+        if adapter_names is not None:
+            self._check_adapter_names(x, adapter_names)
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        if self.disable_adapters or self.merged:
+            return self.base_layer(x, *args, **kwargs)
+        active = [adapter for adapter in self.active_adapters if adapter in self.ttlora_cores]
+        if len(active) == 1 and adapter_names is None and not args and not kwargs:
+            base = self._plain_base_layer(x, dropout=self.ttlora_dropout[active[0]])
+            if base is not None:
+                A, B = self.factors(active[0])
+                return low_rank_linear(x, base.weight, base.bias, A.to(x.dtype), B.to(x.dtype))
+        result = self.base_layer(x, *args, **kwargs)
+        dtype = result.dtype
+        if self.quantization_backend is not None:
+            result = self.quantization_backend.maybe_clone_base_result(result)
+        if adapter_names is not None:
+            return self._add_mixed_batch(result, x, adapter_names)
+        for adapter in active:
+            result = result + self._update(x, adapter, result.dtype)
+        return result.to(dtype)
+
+    def _plain_base_layer(self, x: Tensor, dropout: nn.Module) -> nn.Linear | None:
+        """The base layer if it is no more than a frozen weight, so that it can be computed with the update."""
+        base = self.base_layer
+        if type(base) is not nn.Linear or type(base.weight) is not nn.Parameter or base.weight.dtype != x.dtype:
+            return None
+        if base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad):
+            return None
+        # a hook, or a forward that was put in its place (as accelerate does to fetch weights), has to be called
+        if base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks:
+            return None
+        if "forward" in vars(base) or _autocasts(x.device):
+            return None
+        return None if isinstance(dropout, nn.Dropout) and dropout.training else base
+
+    def _update(self, x: Tensor, adapter: str, dtype: torch.dtype) -> Tensor:
+        A, B = self.factors(adapter)
+        x = self.ttlora_dropout[adapter](self._cast_input_dtype(x, dtype))
+        return F.linear(F.linear(x, A.to(x.dtype)), B.to(x.dtype))
+
+    def _check_adapter_names(self, x: Tensor, adapter_names: list[str]) -> None:
+        if len(x) != len(adapter_names):
+            raise ValueError(
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(adapter_names)} and {len(x)} respectively."
+            )
+        if self.merged:
+            raise ValueError(
+                "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
+            )
+
+    def _add_mixed_batch(self, result: Tensor, x: Tensor, adapter_names: list[str]) -> Tensor:
+        for adapter in sorted(set(adapter_names)):
+            if adapter in self.ttlora_cores:
+                rows = [row for row, name in enumerate(adapter_names) if name == adapter]
+                result[rows] += self._update(x[rows], adapter, result.dtype).to(result.dtype)
+        return result
+
+
 def _start(shape: TTShape, config: TTLoraConfig) -> Float[Tensor, "parameters"]:
     if config.init_weights == "paper":
         return gaussian_update(shape, PAPER_STD)
     start = zero_update if config.init_weights else random_update
     return start(shape, config.core_size)
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    return torch.autocast(device.type, enabled=False) if _autocasts(device) else nullcontext()
+
+
+def _autocasts(device: torch.device) -> bool:
+    """Whether autocast is on; the meta device does not know it."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)

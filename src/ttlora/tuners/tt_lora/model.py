@@ -16,8 +16,8 @@ from peft.utils import (
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ttlora.tuners.tt_lora.config import TTLoraConfig, with_shapes
-from ttlora.tuners.tt_lora.layer import TTLoraLayer
+from ttlora.tuners.tt_lora.config import TTLoraConfig, as_asked, write_shapes
+from ttlora.tuners.tt_lora.layer import TTLoraLayer, TTLoraLinear
 
 # Query and value, as in the paper (Section IV-A), for model types that PEFT's own table leaves out or sees otherwise.
 DEFAULT_TARGET_MODULES: dict[str, Any] = {
@@ -63,14 +63,19 @@ class TTLoraModel(BaseTuner):
     target_module_mapping = DEFAULT_TARGET_MODULES
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Adapt the target modules, and write the shapes that "auto" chose into the adapter's config."""
+        """Adapt the target modules, and write the sizes and shapes into the adapter's config."""
+        given = self.peft_config[adapter_name]
+        config = self.peft_config[adapter_name] = as_asked(given)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         shapes = {
             name: module.ttlora_shape[adapter_name]
             for name, module in model.named_modules()
             if isinstance(module, TTLoraLayer) and adapter_name in module.ttlora_shape
         }
-        self.peft_config[adapter_name] = with_shapes(self.peft_config[adapter_name], shapes)
+        write_shapes(config, shapes)
+        if config == given:
+            # the object that the user holds, as long as it says the same
+            self.peft_config[adapter_name] = given
 
     def _create_and_replace(  # type: ignore[override]  # PEFT hands each tuner its own config
         self,
@@ -91,7 +96,7 @@ class TTLoraModel(BaseTuner):
                 f"Target module {current_key} is not supported: {type(base_layer).__name__} is none of "
                 "`torch.nn.Linear` (quantised or not) and `transformers.pytorch_utils.Conv1D`."
             )
-        layer = TTLoraLayer(target, adapter_name, peft_config, current_key, **get_quantization_kwargs(self.model))
+        layer = TTLoraLinear(target, adapter_name, peft_config, current_key, **get_quantization_kwargs(self.model))
         if adapter_name not in self.active_adapters:
             # an additional adapter does not train until it is made active
             layer.requires_grad_(False)
@@ -113,8 +118,8 @@ class TTLoraModel(BaseTuner):
 
         names_in_beams = [name for name in adapter_names for _ in range(num_beams or 1)]
         # the encoder of an encoder-decoder model sees each row once, however many beams the decoder follows
-        encoder = self.model.get_encoder() if hasattr(self.model, "get_encoder") else None
-        in_encoder = set(encoder.modules()) if encoder is not None and encoder is not self.model else set()
+        has_decoder = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
+        in_encoder = set(self.model.get_encoder().modules()) if has_decoder else set()
         handles = [
             module.register_forward_pre_hook(
                 partial(_set_adapter_names, names=adapter_names if module in in_encoder else names_in_beams),
