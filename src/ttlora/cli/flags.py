@@ -135,9 +135,10 @@ def _explain(parser: _Parser, message: str, help_command: str, config: str | Non
         return f"{'unknown option' if flag.startswith('-') else 'unexpected argument'} {flag}: {hint}"
     if found := re.match(r"Option '([^']+)' is not accepted", message):
         close = get_close_matches(found[1], flags, n=1)
-        return f"unknown key {found[1]!r} in --config: " + (
-            f"did you mean {close[0]}?" if close else f"see {help_command}"
-        )
+        hint = f"did you mean {close[0]}?" if close else f"see {help_command}"
+        return f"--config {config}: unknown key {found[1]!r}: {hint}"
+    if found := re.match(r"(?:Problems parsing config|Unexpected config): *(.*)", message, re.DOTALL):
+        return f"--config {config} holds no recipe in YAML: {found[1]}"
     if found := re.match(r"the following arguments are required: (.+)", message):
         names = [_shown(flags[key]) for key in found[1].split(", ")]
         return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} missing: see {help_command}"

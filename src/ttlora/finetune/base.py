@@ -59,7 +59,7 @@ def load_base(
         if not (folder / "config.json").is_file():
             raise UserError(f"model folder {name} holds no config.json")
     elif folder.exists() or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise UserError(f"model folder {name} is not there")
+        raise UserError(f"model folder {name} is not there: give its place with --model")
     else:
         try:
             return _load(name, task, seed, dtype, weights, local_files_only=True)

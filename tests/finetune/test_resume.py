@@ -1,0 +1,172 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ttlora.errors import UserError
+from ttlora.finetune import folder, run, training
+from ttlora.finetune.recipe import Recipe
+from ttlora.record import Record
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it, and nothing is tidied up."""
+
+
+def make_recipe(bert: Path, data: Path, output: Path, **keys) -> Recipe:
+    keys = {"method": "tt-lora", "epochs": 4, "batch_size": 8, "learning_rate": 5e-3, "threads": 1, **keys}
+    return Recipe(model=str(bert), task="glue/sst2", data=str(data), output=str(output), **keys)
+
+
+def outcome(output: Path) -> tuple:
+    """All that has to be the same bit for bit."""
+    record = Record.read(output / "result.json")
+    weights = {file.name: file.read_bytes() for file in (output / "adapter").iterdir()}
+    return record.metrics, record.validation_loss, record.best_epoch, record.epochs, weights, log(output)
+
+
+def log(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(bert, data, tmp_path_factory):
+    output = tmp_path_factory.mktemp("uninterrupted") / "out"
+    run.run(make_recipe(bert, data, output), quiet=True)
+    return outcome(output)
+
+
+@contextmanager
+def killed(target, name: str, call: int, before: bool = True) -> Iterator[None]:
+    """Kill what runs inside at the given call of a function, before or after the call does its work."""
+    original = getattr(target, name)
+    calls = 0
+
+    def killing(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == call and before:
+            raise Killed
+        result = original(*args, **kwargs)
+        if calls == call:
+            raise Killed
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(target, name, killing)
+        with pytest.raises(Killed):
+            yield
+
+
+MOMENTS = {
+    "before the first step": (training._Trainer, "training_step", 1, True),
+    "in the first epoch": (training._Trainer, "training_step", 3, True),
+    "in the third epoch": (training._Trainer, "training_step", 15, True),
+    "in a validation": (training._Trainer, "prediction_step", 5, True),
+    "in a checkpoint, weights written": (training._Trainer, "_save_optimizer_and_scheduler", 2, True),
+    "in a checkpoint, all written but the mark": (training._Checkpoints, "on_save", 2, True),
+    "while old checkpoints are dropped": (training.shutil, "rmtree", 1, True),
+    "after the last epoch": (folder.RunFolder, "write_adapter", 1, True),
+    "while the adapter is written": (folder, "cast_weights", 1, False),
+    "while the saved adapter is measured": (run, "measure", 1, True),
+    "before the result is written": (Record, "write", 1, True),
+    "before the checkpoints are removed": (Record, "write", 1, False),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_run_resumes_to_the_same_end(moment, bert, data, tmp_path, uninterrupted):
+    recipe = make_recipe(bert, data, tmp_path / "out")
+    with killed(*MOMENTS[moment]):
+        run.run(recipe, quiet=True)
+    run.run(make_recipe(bert, data, tmp_path / "out", resume=True), quiet=True)
+    assert outcome(tmp_path / "out") == uninterrupted
+    assert sorted(item.name for item in (tmp_path / "out").iterdir()) == [
+        "adapter",
+        "log.jsonl",
+        "recipe.yaml",
+        "result.json",
+    ]
+
+
+@pytest.mark.parametrize("method", ["lora", "head", "full"])
+def test_every_method_resumes_to_the_same_end(method, bert, data, tmp_path):
+    keys = {"method": method, "epochs": 2, "head_learning_rate": 1e-2}
+    run.run(make_recipe(bert, data, tmp_path / "whole", **keys), quiet=True)
+    with killed(training._Trainer, "training_step", 9):
+        run.run(make_recipe(bert, data, tmp_path / "killed", **keys), quiet=True)
+    assert log(tmp_path / "killed")[-1]["epoch"] >= 1
+    run.run(make_recipe(bert, data, tmp_path / "killed", resume=True, **keys), quiet=True)
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+
+
+def test_run_that_stopped_early_does_not_train_on(bert, data, tmp_path):
+    keys = {"epochs": 12, "patience": 1, "learning_rate": 0.1}
+    run.run(make_recipe(bert, data, tmp_path / "whole", **keys), quiet=True)
+    assert Record.read(tmp_path / "whole" / "result.json").epochs < 12, "the learning rate should make it stop early"
+    with killed(folder.RunFolder, "write_adapter", 1):
+        run.run(make_recipe(bert, data, tmp_path / "killed", **keys), quiet=True)
+    run.run(make_recipe(bert, data, tmp_path / "killed", resume=True, **keys), quiet=True)
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+
+
+def test_sigkill_of_the_command(bert, data, tmp_path):
+    keys = {"epochs": 12, "patience": 12}
+    run.run(make_recipe(bert, data, tmp_path / "whole", **keys), quiet=True)
+    command = [sys.executable, "-m", "ttlora.cli.main", "train", "--model", bert, "--task", "glue/sst2", "--data", data]
+    command += ["--epochs", "12", "--patience", "12", "--batch-size", "8", "--learning-rate", "5e-3", "--threads", "1"]
+    command = [str(part) for part in [*command, "--output", tmp_path / "killed"]]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "killed").glob("checkpoints/checkpoint-*/complete")):
+        assert time.monotonic() < deadline, "no checkpoint within a minute"
+        assert process.poll() is None, process.communicate()[1].decode()
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "killed" / "result.json").exists()
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+
+
+def test_train_seconds_count_all_parts(bert, data, tmp_path):
+    with killed(folder.RunFolder, "write_adapter", 1):
+        run.run(make_recipe(bert, data, tmp_path / "out"), quiet=True)
+    record = run.run(make_recipe(bert, data, tmp_path / "out", resume=True), quiet=True)
+    assert record.train_seconds > 24 * record.seconds_per_step > 0
+
+
+def test_resume_of_a_finished_run_changes_nothing(bert, data, tmp_path):
+    record = run.run(make_recipe(bert, data, tmp_path / "out", epochs=1), quiet=True)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    assert run.run(make_recipe(bert, data, tmp_path / "out", epochs=1, resume=True), quiet=True) == record
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+
+
+def test_resume_without_a_run_starts_one(bert, data, tmp_path):
+    record = run.run(make_recipe(bert, data, tmp_path / "out", epochs=1, resume=True), quiet=True)
+    assert record.epochs == 1
+
+
+@pytest.mark.parametrize(("key", "value"), [("learning_rate", 1e-4), ("seed", 3), ("r", 2), ("shape", [8, 4, 4, 8])])
+def test_changed_recipe_is_refused_by_the_name_of_its_key(key, value, bert, data, tmp_path):
+    run.run(make_recipe(bert, data, tmp_path / "out", epochs=1), quiet=True)
+    with pytest.raises(UserError, match=rf"was started with {key} .* not "):
+        run.run(make_recipe(bert, data, tmp_path / "out", **{"epochs": 1, key: value}, resume=True), quiet=True)
+
+
+def test_folder_can_be_moved_between_parts(bert, data, tmp_path, uninterrupted):
+    with killed(training._Trainer, "training_step", 20):
+        run.run(make_recipe(bert, data, tmp_path / "out"), quiet=True)
+    shutil.move(tmp_path / "out", tmp_path / "moved")
+    run.run(make_recipe(bert, data, tmp_path / "moved", resume=True), quiet=True)
+    assert outcome(tmp_path / "moved") == uninterrupted
