@@ -1,6 +1,6 @@
 import pytest
 import torch
-from torch.autograd import gradcheck
+from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
 from ttlora.tensor_train.linear import low_rank_linear
@@ -32,6 +32,15 @@ def test_it_is_the_layer_with_the_updated_weight(batch, bias):
 def test_gradients_are_numerically_right():
     x, weight, b, A, B = operands((3,), 4, 5, 2)
     assert gradcheck(lambda x, A, B: low_rank_linear(x, weight, b, A, B), (x, A, B))
+    assert gradgradcheck(lambda x, A, B: low_rank_linear(x, weight, b, A, B), (x, A, B))
+
+
+def test_the_output_may_be_changed_in_place():
+    x, weight, b, A, B = operands((2, 3), 4, 5, 2)
+    y = low_rank_linear(x, weight, b, A, B).transpose(0, 1)
+    y *= 2
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(gradient, 2 * (weight + B @ A).sum(0).expand(2, 3, 5))
 
 
 @pytest.mark.parametrize("wanted", ["x", "A", "B"])

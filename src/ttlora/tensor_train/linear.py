@@ -26,30 +26,32 @@ def low_rank_linear(
         A: Input side of the update, its scale included.
         B: Output side of the update.
     """
-    y: Tensor = _LowRankLinear.apply(x, weight, bias, A, B)  # type: ignore[no-untyped-call]
-    return y
+    # reshaped out here: of what a custom function returns as a view, autograd lets nobody change an entry in place
+    rows = x.reshape(-1, x.shape[-1])
+    y: Tensor = _LowRankLinear.apply(rows, weight, bias, A, B)  # type: ignore[no-untyped-call]
+    return y.view(*x.shape[:-1], weight.shape[0])
 
 
 class _LowRankLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor) -> Tensor:
         y = rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
         hidden = rows @ A.T
         y.addmm_(hidden, B.T)
         ctx.save_for_backward(rows, hidden, weight, A, B)
-        ctx.input_shape = x.shape
-        return y.view(*x.shape[:-1], weight.shape[0])
+        return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, Tensor | None, Tensor | None]:
         rows, hidden, weight, A, B = ctx.saved_tensors
-        dy = gradients[0].reshape(-1, weight.shape[0])
+        dy = gradients[0]
+        if torch.is_grad_enabled():  # with create_graph: a second derivative runs through what was kept
+            hidden = rows @ A.T
         needs_x, _, _, needs_A, needs_B = ctx.needs_input_grad
         dx = dA = dB = None
         dhidden = dy @ B
         if needs_x:
-            dx = (dy @ weight).addmm_(dhidden, A).view(ctx.input_shape)
+            dx = (dy @ weight).addmm_(dhidden, A)
         if needs_A:
             dA = dhidden.T @ rows
         if needs_B:
