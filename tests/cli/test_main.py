@@ -60,6 +60,7 @@ def test_help_of_every_command(name, capsys):
         (UserError("the shape\nis wrong"), 2, "ttlora: error: the shape is wrong"),
         (OSError(28, "No space left on device", "out"), 1, "ttlora: error: [Errno 28] No space left on device: 'out'"),
         (KeyboardInterrupt(), 130, "ttlora: error: interrupted"),
+        (KeyError("x"), 1, "ttlora: error: unexpected KeyError: 'x' (TTLORA_TRACEBACK=1 shows where)"),
     ],
 )
 def test_what_goes_wrong_is_one_line(error, status, line, capsys, monkeypatch):
@@ -69,6 +70,16 @@ def test_what_goes_wrong_is_one_line(error, status, line, capsys, monkeypatch):
     monkeypatch.setattr(cli, "_call", fail)
     assert main(["plan"]) == status
     assert capsys.readouterr().err == line + "\n"
+
+
+def test_traceback_of_a_bug_can_be_had(monkeypatch):
+    def fail(*_):
+        raise KeyError("x")
+
+    monkeypatch.setattr(cli, "_call", fail)
+    monkeypatch.setenv("TTLORA_TRACEBACK", "1")
+    with pytest.raises(KeyError):
+        main(["plan"])
 
 
 def test_reader_that_leaves_early_is_no_error():

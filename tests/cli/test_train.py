@@ -20,7 +20,7 @@ def flags(bert: Path, data: Path, tmp_path: Path) -> list[str]:
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "ttlora.cli.main", *arguments]
+    return [str(Path(sys.executable).with_name("ttlora")), *arguments]
 
 
 def test_tells_what_a_user_wants_to_know_and_nothing_else(flags, tmp_path):
@@ -29,7 +29,7 @@ def test_tells_what_a_user_wants_to_know_and_nothing_else(flags, tmp_path):
     number, epoch = r"[\d,]+", r"epoch [12]/2  training loss \S+  validation loss \S+  accuracy \S+  \S+ s"
     assert re.fullmatch(
         rf"tt-lora on bert: {number} parameters train in the model and 66 in its head, {number} are frozen\n"
-        rf"glue/sst2: 48 training rows, 24 validation rows, at most 40 tokens each\n{epoch}\n{epoch}\n",
+        rf"task glue/sst2: 48 training rows, 24 validation rows, at most 40 tokens each\n{epoch}\n{epoch}\n",
         done.stderr,
     )
     assert re.fullmatch(

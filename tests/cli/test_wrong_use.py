@@ -223,7 +223,16 @@ def test_shapes_are_named_where_an_adapter_does_not_fit(bert, data, tmp_path, tt
 
 def test_in_a_process_of_its_own(bert, data, tmp_path):
     """Nothing that a library prints on the way gets between the user and the line."""
-    command = [sys.executable, "-m", "ttlora.cli.main", "train", "--model", bert, "--task", "glue/sst2", "--data", data]
+    command = [
+        Path(sys.executable).with_name("ttlora"),
+        "train",
+        "--model",
+        bert,
+        "--task",
+        "glue/sst2",
+        "--data",
+        data,
+    ]
     command += ["--output", tmp_path / "out", "--shape", "3,5"]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")

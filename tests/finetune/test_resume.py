@@ -108,20 +108,45 @@ def test_every_method_resumes_to_the_same_end(method, bert, data, tmp_path):
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
 
 
-def test_run_that_stopped_early_does_not_train_on(bert, data, tmp_path):
-    keys = {"epochs": 12, "patience": 1, "learning_rate": 0.1}
-    run.run(make_recipe(bert, data, tmp_path / "whole", **keys), quiet=True)
-    assert Record.read(tmp_path / "whole" / "result.json").epochs < 12, "the learning rate should make it stop early"
+EARLY = {"epochs": 12, "patience": 2, "learning_rate": 0.1}
+
+
+@pytest.fixture(scope="module")
+def stopped_early(bert, data, tmp_path_factory):
+    output = tmp_path_factory.mktemp("stopped-early") / "out"
+    run.run(make_recipe(bert, data, output, **EARLY), quiet=True)
+    assert Record.read(output / "result.json").epochs < 12, "the learning rate should make it stop early"
+    return outcome(output)
+
+
+def test_run_that_stopped_early_does_not_train_on(bert, data, tmp_path, stopped_early):
     with killed(folder.RunFolder, "write_adapter", 1):
-        run.run(make_recipe(bert, data, tmp_path / "killed", **keys), quiet=True)
-    run.run(make_recipe(bert, data, tmp_path / "killed", resume=True, **keys), quiet=True)
-    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+        run.run(make_recipe(bert, data, tmp_path / "out", **EARLY), quiet=True)
+    run.run(make_recipe(bert, data, tmp_path / "out", resume=True, **EARLY), quiet=True)
+    assert outcome(tmp_path / "out") == stopped_early
+
+
+def test_epochs_without_improvement_are_counted_over_all_parts(bert, data, tmp_path, stopped_early):
+    last_epoch = stopped_early[3]
+    with killed(training._Trainer, "training_step", 6 * (last_epoch - 1) + 3):
+        run.run(make_recipe(bert, data, tmp_path / "out", **EARLY), quiet=True)
+    run.run(make_recipe(bert, data, tmp_path / "out", resume=True, **EARLY), quiet=True)
+    assert outcome(tmp_path / "out") == stopped_early
 
 
 def test_sigkill_of_the_command(bert, data, tmp_path):
     keys = {"epochs": 12, "patience": 12}
     run.run(make_recipe(bert, data, tmp_path / "whole", **keys), quiet=True)
-    command = [sys.executable, "-m", "ttlora.cli.main", "train", "--model", bert, "--task", "glue/sst2", "--data", data]
+    command = [
+        Path(sys.executable).with_name("ttlora"),
+        "train",
+        "--model",
+        bert,
+        "--task",
+        "glue/sst2",
+        "--data",
+        data,
+    ]
     command += ["--epochs", "12", "--patience", "12", "--batch-size", "8", "--learning-rate", "5e-3", "--threads", "1"]
     command = [str(part) for part in [*command, "--output", tmp_path / "killed"]]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -139,10 +164,15 @@ def test_sigkill_of_the_command(bert, data, tmp_path):
 
 
 def test_train_seconds_count_all_parts(bert, data, tmp_path):
-    with killed(folder.RunFolder, "write_adapter", 1):
+    with killed(training._Trainer, "training_step", 15):
         run.run(make_recipe(bert, data, tmp_path / "out"), quiet=True)
+    state = tmp_path / "out" / "checkpoints" / "checkpoint-12" / "trainer_state.json"
+    content = json.loads(state.read_text())
+    content["stateful_callbacks"]["_Clock"]["attributes"] = {"seconds": 1000.0, "step_seconds": 240.0}
+    state.write_text(json.dumps(content))
     record = run.run(make_recipe(bert, data, tmp_path / "out", resume=True), quiet=True)
-    assert record.train_seconds > 24 * record.seconds_per_step > 0
+    assert 1000 < record.train_seconds < 1100
+    assert 10 < record.seconds_per_step < 12
 
 
 def test_resume_of_a_finished_run_changes_nothing(bert, data, tmp_path):
@@ -152,9 +182,26 @@ def test_resume_of_a_finished_run_changes_nothing(bert, data, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
 
 
-def test_resume_without_a_run_starts_one(bert, data, tmp_path):
-    record = run.run(make_recipe(bert, data, tmp_path / "out", epochs=1, resume=True), quiet=True)
+def test_resume_without_a_run_starts_one(bert, data, tmp_path, capsys):
+    record = run.run(make_recipe(bert, data, tmp_path / "out", epochs=1, resume=True))
     assert record.epochs == 1
+    assert "nothing to go on from: starting with the first epoch" in capsys.readouterr().err
+
+
+def test_says_after_which_epoch_it_goes_on(bert, data, tmp_path, capsys):
+    with killed(training._Trainer, "training_step", 15):
+        run.run(make_recipe(bert, data, tmp_path / "out"))
+    assert [line[:9] for line in capsys.readouterr().err.splitlines()[2:]] == ["epoch 1/4", "epoch 2/4"]
+    run.run(make_recipe(bert, data, tmp_path / "out", resume=True))
+    lines = capsys.readouterr().err.splitlines()[2:]
+    assert [line[:9] for line in lines[1:]] == ["epoch 3/4", "epoch 4/4"]
+    assert lines[0] == "going on after epoch 2"
+
+
+def test_recipe_that_was_being_written_is_no_run(bert, data, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "recipe.yaml.tmp").write_text("model: /mod")
+    run.run(make_recipe(bert, data, tmp_path / "out", epochs=1), quiet=True)
 
 
 @pytest.mark.parametrize(("key", "value"), [("learning_rate", 1e-4), ("seed", 3), ("r", 2), ("shape", [8, 4, 4, 8])])

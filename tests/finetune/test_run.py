@@ -116,7 +116,7 @@ def test_one_line_an_epoch_where_there_is_no_terminal(bert, data, tmp_path, caps
     assert re.fullmatch(
         r"tt-lora on bert: [\d,]+ parameters train in the model and 66 in its head, [\d,]+ are frozen", lines[0]
     )
-    assert lines[1] == "glue/sst2: 48 training rows, 24 validation rows, at most 40 tokens each"
+    assert lines[1] == "task glue/sst2: 48 training rows, 24 validation rows, at most 40 tokens each"
     epoch = r"epoch {}/2  training loss \d\.\d{{4}}  validation loss \d\.\d{{4}}  accuracy \d\.\d{{4}}  \d+\.\d s"
     assert [bool(re.fullmatch(epoch.format(n), line)) for n, line in enumerate(lines[2:], 1)] == [True, True]
 
@@ -154,9 +154,17 @@ def test_loss_that_is_not_finite_ends_the_run(bert, data, tmp_path):
     assert not (tmp_path / "out" / "result.json").exists()
 
 
-def test_out_of_memory_is_one_line(bert, data, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("[enforce] can't allocate memory: 9 GB"),
+    ],
+)
+def test_out_of_memory_is_one_line(error, bert, data, tmp_path, monkeypatch):
     def exhaust(*_):
-        raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB")
+        raise error
 
     monkeypatch.setattr(training._Trainer, "training_step", exhaust)
     with pytest.raises(RunError, match="out of memory: lower --batch-size or --max-length"):

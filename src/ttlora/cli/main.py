@@ -55,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         return _fail(str(error), 1)
+    except Exception as error:
+        if os.environ.get("TTLORA_TRACEBACK"):
+            raise
+        return _fail(f"unexpected {type(error).__name__}: {error} (TTLORA_TRACEBACK=1 shows where)", 1)
     return status
 
 
@@ -111,14 +115,13 @@ def _call(name: str, arguments: list[str]) -> int:
 
 
 def _quieten_libraries() -> None:
-    """Leave to our own lines what the libraries would report about loading; downloads keep their bars."""
-    if "transformers" in sys.modules:
-        from huggingface_hub.utils.tqdm import enable_progress_bars
-        from transformers.utils import logging
+    """Leave to our own lines what transformers would report about loading; downloads keep their bars."""
+    from huggingface_hub.utils.tqdm import enable_progress_bars
+    from transformers.utils import logging
 
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        enable_progress_bars()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    enable_progress_bars()
 
 
 def _fail(message: str, status: int) -> int:

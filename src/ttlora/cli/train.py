@@ -27,26 +27,27 @@ def train(*, json: bool = False, **recipe: Any) -> int:
     from ttlora.finetune.run import run
     from ttlora.finetune.training import RunError
 
-    finished = asked.resume and (Path(asked.output) / "result.json").exists()
+    output = Path(asked.output).expanduser()
+    finished = asked.resume and (output / "result.json").exists()
     try:
         record = run(asked)
     except RunError as failure:
         print(f"ttlora: error: {failure}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(_after_interrupt(asked), file=sys.stderr)
+        print(_after_interrupt(output), file=sys.stderr)
         return 130
     if finished:
-        print(f"{asked.output} holds the finished run: nothing was done", file=sys.stderr)
+        print(f"{output} holds the finished run: nothing was done", file=sys.stderr)
     if json:
         print(json_format.dumps(asdict(record), indent=2))
     else:
-        _print_result(record, Path(asked.output))
+        _print_result(record, output)
     return 0
 
 
-def _after_interrupt(recipe: Recipe) -> str:
-    if (Path(recipe.output) / "recipe.yaml").exists():
+def _after_interrupt(output: Path) -> str:
+    if (output / "recipe.yaml").exists():
         return "ttlora: stopped; the same command with --resume goes on from the last finished epoch"
     return "ttlora: stopped; nothing was written yet"
 

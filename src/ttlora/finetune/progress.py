@@ -74,6 +74,10 @@ class ProgressReport(TrainerCallback):
             f"{seconds:.1f} s"
         )
 
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Take the bar away."""
+        self.bar.stop()
+
 
 def _steps_per_epoch(state: Any) -> int:
     return int(state.max_steps // state.num_train_epochs)

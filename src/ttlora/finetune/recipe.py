@@ -1,6 +1,7 @@
 """The recipe: all that a fine-tune depends on. Its fields are the flags, the YAML keys and the Python arguments."""
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -120,8 +121,10 @@ class Recipe:
         return {name: value for name, value in asdict(self).items() if name != "resume"}
 
     def write(self, path: Path) -> None:
-        """Write the recipe as YAML, in the form that ``ttlora train --config`` reads."""
-        path.write_text(yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True), "utf-8")
+        """Write the recipe as YAML, in the form that ``ttlora train --config`` reads; the file appears whole."""
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True), "utf-8")
+        os.replace(temporary, path)
 
     @classmethod
     def read(cls, path: Path) -> Self:

@@ -3,7 +3,9 @@
 import gc
 import importlib.metadata
 import platform
+import resource
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from ttlora.finetune.methods import Method, count_parameters, find_method
 from ttlora.finetune.progress import ProgressReport
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
-from ttlora.finetune.training import RunError, Trained, find_trained, peak_memory_bytes, train
+from ttlora.finetune.training import RunError, Trained, find_trained, train
 from ttlora.record import Record
 
 
@@ -47,8 +49,11 @@ def run(recipe: Recipe, quiet: bool = False) -> Record:
     try:
         with cpu_threads(recipe.threads):
             return _run(recipe, method, folder, quiet)
-    except torch.OutOfMemoryError:
-        raise RunError("out of memory: lower --batch-size or --max-length") from None
+    except (MemoryError, RuntimeError) as error:
+        # on a GPU it has a class of its own, in ordinary memory only a text
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise RunError("out of memory: lower --batch-size or --max-length") from None
+        raise
 
 
 def _run(recipe: Recipe, method: Method, folder: RunFolder, quiet: bool) -> Record:
@@ -85,7 +90,7 @@ def _announce(
         f"head, {frozen:,} are frozen"
     )
     report.say(
-        f"{task.name}: {len(training):,} training rows, {len(validation):,} validation rows, "
+        f"task {task.name}: {len(training):,} training rows, {len(validation):,} validation rows, "
         f"at most {base.longest_input(recipe.max_length)} tokens each"
     )
 
@@ -113,10 +118,17 @@ def _measure_saved(
         epochs=trained.epochs,
         train_seconds=trained.seconds,
         seconds_per_step=trained.step_seconds,
-        peak_memory_bytes=peak_memory_bytes(),
+        peak_memory_bytes=_peak_memory_bytes(),
         recipe=recipe.as_dict(),
         versions={
             "python": platform.python_version(),
             **{library: importlib.metadata.version(library) for library in libraries},
         },
     )
+
+
+def _peak_memory_bytes() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState, PrinterCallback
 
@@ -72,7 +71,7 @@ def train(
     base: Base,
     method: Method,
     task: Task,
-    train: Split,
+    training: Split,
     validation: Split,
     recipe: Recipe,
     folder: RunFolder,
@@ -84,7 +83,7 @@ def train(
         base: The adapted model.
         method: Saves what trains.
         task: Says what is measured after every epoch.
-        train: Rows to train on.
+        training: Rows to train on.
         validation: Rows whose loss decides when to stop, and which weights are kept.
         recipe: The recipe, completed.
         folder: Takes checkpoints and the log.
@@ -93,7 +92,7 @@ def train(
     Raises:
         RunError: The loss is no longer finite.
     """
-    rows = labelled_rows(train, base, recipe)
+    rows = labelled_rows(training, base, recipe)
     steps_per_epoch = math.ceil(len(rows) / recipe.batch_size)
     arguments = TrainingArguments(
         str(folder.checkpoints),
@@ -124,6 +123,10 @@ def train(
     trainer.remove_callback(PrinterCallback)
     trainer.method, trainer.recipe, trainer.head = method, recipe, base.head
     checkpoint = _last_checkpoint(folder)
+    if checkpoint is not None:
+        report.say(f"going on after epoch {_step(checkpoint) // steps_per_epoch}")
+    elif recipe.resume:
+        report.say("nothing to go on from: starting with the first epoch")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
@@ -219,21 +222,14 @@ class _Checkpoints(TrainerCallback):
 
 def _last_checkpoint(folder: RunFolder) -> Path | None:
     whole = [mark.parent for mark in folder.checkpoints.glob(f"checkpoint-*/{COMPLETE}")]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return max(whole, key=_step, default=None)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def _renamed(entry: dict[str, float]) -> dict[str, float]:
     """A log entry in our words, without Trainer's own measurements of speed."""
     speed = ("_runtime", "_per_second")
     return {name.replace("eval_", "validation_"): value for name, value in entry.items() if not name.endswith(speed)}
-
-
-def peak_memory_bytes() -> int:
-    """Most memory in use so far: on the accelerator if there is one, or else of the whole process."""
-    import resource
-    import sys
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
