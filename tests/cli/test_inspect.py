@@ -38,13 +38,13 @@ def test_json(saved: str, bert: Path, capsys: pytest.CaptureFixture[str]) -> Non
     result = as_json(saved, capsys)
     assert result["method"] == "tt-lora"
     assert result["base_model"] == str(bert)
-    assert result["adapter_parameters"] == 4 * 280
+    assert result["adapter_parameters"] == 4 * 352
     assert result["other_parameters"] == 66
     assert result["bytes"] == (Path(saved) / "adapter_model.safetensors").stat().st_size
     assert result["dtypes"] == ["BF16"]
     module = result["modules"][0]
     assert module["norm"] > 0
-    assert (module["out_features"], module["in_features"], module["shape"]) == (32, 32, [8, 4, 4, 8])
+    assert (module["out_features"], module["in_features"], module["shape"]) == (32, 32, [4, 8, 8, 4])
     assert module["ranks"] == [1, 5, 5, 5, 1]
     assert [other["shape"] for other in result["others"]] == [[2], [2, 32]]
 
@@ -54,7 +54,7 @@ def test_the_base_model_need_not_be_there(saved: str, tmp_path: Path, capsys: py
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "some-one/model"}))
     module = as_json(str(folder), capsys)["modules"][0]
-    assert module["shape"] == [8, 4, 4, 8]
+    assert module["shape"] == [4, 8, 8, 4]
     assert module["norm"] > 0
 
 
@@ -73,7 +73,7 @@ def test_the_table(saved: str, capsys: pytest.CaptureFixture[str], monkeypatch: 
     monkeypatch.setenv("COLUMNS", "200")
     inspect(saved)
     text = capsys.readouterr().out
-    assert "1,120 parameters in 4 modules" in text
+    assert "1,408 parameters in 4 modules" in text
     assert "66 parameters: classifier.bias, classifier.weight" in text
     assert "module in bert.encoder.layer" in text
     assert "0.attention.self.query" in text

@@ -40,7 +40,7 @@ def test_one_shape_for_all(capsys: pytest.CaptureFixture[str]) -> None:
 def test_auto_is_not_the_papers_shape(capsys: pytest.CaptureFixture[str]) -> None:
     plan("roberta-base", shape="auto", json=True)
     result = json.loads(capsys.readouterr().out)
-    assert {tuple(matrix["shape"]) for matrix in result["matrices"]} == {(12, 8, 8, 8, 8, 12)}
+    assert {tuple(matrix["shape"]) for matrix in result["matrices"]} == {(8, 8, 12, 12, 8, 8)}
     assert {max(matrix["ranks"]) for matrix in result["matrices"]} == {4}
 
 

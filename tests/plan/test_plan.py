@@ -139,7 +139,7 @@ def test_no_default_targets_for_a_type(tmp_path: Path, monkeypatch: pytest.Monke
         ({"shape": [16, 0]}, r"shape=\[16, 0\] is neither"),
         ({"shape": {"x_proj": [64] * 4}}, "'x_proj' belongs to no adapted module; adapted are q_proj, v_proj"),
         ({"shape": {"k_proj": [64] * 4}}, "'k_proj' belongs to no adapted module"),
-        ({"shape": {"q(": [64] * 4}}, r"'q\(' is neither a module's name nor a regular expression"),
+        ({"shape": {"q(": [64] * 4}}, r"'q\(', which is no name and no regular expression"),
         ({"r": 0}, "r=0 is neither a positive integer"),
         ({"targets": ["qkv"]}, "no module of the model is called 'qkv'; its linear modules are q_proj, k_proj"),
         ({"targets": ["q_proj", "qkv"]}, "no module of the model is called 'qkv'"),

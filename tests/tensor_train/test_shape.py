@@ -28,16 +28,17 @@ def test_parameters_are_the_papers(out_features, in_features, dims, r, parameter
     ("out_features", "in_features", "dims"),
     [
         (4096, 4096, (16, 16, 16, 16, 16, 16)),
-        (768, 768, (12, 8, 8, 8, 8, 12)),
-        (1024, 4096, (16, 8, 8, 16, 16, 16)),
-        (12288, 11008, (16, 12, 8, 8, 4, 8, 8, 43)),
-        (50257, 768, (1733, 29, 8, 8, 12)),
+        (384, 384, (16, 24, 24, 16)),
+        (768, 768, (8, 8, 12, 12, 8, 8)),
+        (1024, 4096, (8, 8, 16, 16, 16, 16)),
+        (12288, 11008, (8, 8, 12, 16, 43, 8, 8, 4)),
+        (50257, 768, (29, 1733, 12, 8, 8)),
         (97, 89, (97, 89)),
         (1, 7, (1, 7)),
         (1, 1, (1, 1)),
     ],
 )
-def test_auto_gives_near_equal_dims_with_the_largest_outside(out_features, in_features, dims):
+def test_auto_gives_near_equal_dims_with_the_largest_at_the_boundary(out_features, in_features, dims):
     assert TTShape.build(out_features, in_features).dims == dims
 
 
@@ -77,7 +78,7 @@ def test_boundary_is_the_bond_between_rows_and_columns():
     ("dims", "r", "message"),
     [
         ([16, 16, 16], 5, r"shape \[16, 16, 16\] has the product 4,096, but the 768 x 768 matrix has 589,824 entries"),
-        ([768, 767], 5, r"product 589,056.*589,824 entries; use 'auto' \(here \[12, 8, 8, 8, 8, 12\]\)"),
+        ([768, 767], 5, r"product 589,056.*589,824 entries; use 'auto' \(here \[8, 8, 12, 12, 8, 8\]\)"),
         ([589824], 5, "at least two positive integers"),
         ([768, -768], 5, "at least two positive integers"),
         ([768.0, 768], 5, "at least two positive integers"),

@@ -25,12 +25,12 @@ def test_to_matrix_is_tensorlys(train):
     torch.testing.assert_close(train.to_matrix(), dense(train))
 
 
-@given(trains(), st.floats(-3, 3))
-def test_factors_multiply_to_the_scaled_matrix(train, scale):
-    A, B = train.factors(scale)
+@given(trains())
+def test_factors_multiply_to_the_matrix(train):
+    A, B = train.factors()
     assert A.shape == (train.shape.factor_rank, train.shape.in_features)
     assert B.shape == (train.shape.out_features, train.shape.factor_rank)
-    torch.testing.assert_close(B @ A, scale * dense(train))
+    torch.testing.assert_close(B @ A, dense(train))
 
 
 @given(trains(largest=16))
@@ -112,12 +112,9 @@ def test_fused_in_proj_of_the_paper_splits_at_its_rows():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_factors_keep_the_dtype_and_the_scale_goes_to_the_smaller_side(dtype):
+def test_factors_keep_the_dtype(dtype):
     train = random_train(32, 64, [4, 8, 8, 8], 3, dtype=dtype)
-    plain, scaled = train.factors(), train.factors(2.0)
-    assert all(factor.dtype == dtype for factor in scaled)
-    assert torch.equal(scaled[0], plain[0])
-    assert torch.equal(scaled[1], 2 * plain[1])
+    assert all(factor.dtype == dtype for factor in train.factors())
 
 
 def test_cores_are_views_of_the_flat_vector():

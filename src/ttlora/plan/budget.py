@@ -55,13 +55,13 @@ def _ever_finer(matrices: Matrices) -> Iterator[Matrices]:
 
 
 def _split(dims: tuple[int, ...], largest: int) -> list[int]:
-    """Split each dim of this size into two near-equal ones, the larger towards the end of the train, as in "auto"."""
+    """Split each dim of this size into two near-equal ones, the larger towards the boundary, as in "auto"."""
     result: list[int] = []
     for index, k in enumerate(dims):
         if k == largest:
             divisor = _divisor_near_root(k)
             pair = (k // divisor, divisor)
-            result.extend(pair if 2 * index < len(dims) else reversed(pair))
+            result.extend(reversed(pair) if 2 * index < len(dims) else pair)
         else:
             result.append(k)
     return result

@@ -42,20 +42,14 @@ class TensorTrain:
         pieces = torch.split(self.flat, list(self.shape.core_sizes))
         return tuple(piece.view(shape) for piece, shape in zip(pieces, self.shape.core_shapes, strict=True))
 
-    def factors(self, scale: float = 1.0) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
-        """``A`` and ``B`` with ``scale * ΔW = B A``, of inner size ``shape.factor_rank``, in the dtype of the cores.
+    def factors(self) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
+        """``A`` and ``B`` with ``ΔW = B A``, of inner size ``shape.factor_rank``, in the dtype of the cores.
 
         Aligned shapes: ``B`` contracts the cores of the rows and ``A`` those of the columns. In unaligned shapes some
         cores run over both; contracted into a middle block ``M`` (r_i x s x t x r_j) they join the two sides ``L`` and
         ``R`` as ``ΔW[(p, s), (t, q)] = Σ L[p, a] M[a, s, t, b] R[b, q]``, and ``M`` goes to the side on which the inner
-        size stays smaller. The scale goes to the smaller of the two.
+        size stays smaller.
         """
-        A, B = self._unscaled_factors()
-        if scale == 1:
-            return A, B
-        return (A * scale, B) if A.numel() < B.numel() else (A, B * scale)
-
-    def _unscaled_factors(self) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
         i, j = self.shape.span
         cores = self.cores
         if i == j:

@@ -27,7 +27,7 @@ class TTLoraConfig(PeftConfig):
         r: TT-rank of all bonds, or the ``d - 1`` ranks of the inner bonds. Ranks above what an unfolding can have are
             clipped, which loses nothing.
         alpha: ``α`` of Eq. 3, used as `scaling` says.
-        shape: "auto" (near-equal dims of at most about 16, rows first), or the dims ``k_1 ... k_d``, with the product
+        shape: "auto" (near-equal dims of about 20 at most, rows first), or the dims ``k_1 ... k_d``, with the product
             ``out x in`` of every adapted weight. What "auto" chose is written into the config that is saved.
         shape_pattern: Shapes for modules that need another: name or regular expression to dims or "auto".
         rank_pattern: Likewise for `r`.
