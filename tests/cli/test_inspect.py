@@ -45,7 +45,7 @@ def test_json(saved: str, bert: Path, capsys: pytest.CaptureFixture[str]) -> Non
     module = result["modules"][0]
     assert module["norm"] > 0
     assert (module["out_features"], module["in_features"], module["shape"]) == (32, 32, [4, 8, 8, 4])
-    assert module["ranks"] == [1, 5, 5, 5, 1]
+    assert module["ranks"] == [1, 4, 5, 4, 1]
     assert [other["shape"] for other in result["others"]] == [[2], [2, 32]]
 
 
@@ -77,7 +77,7 @@ def test_the_table(saved: str, capsys: pytest.CaptureFixture[str], monkeypatch: 
     assert "66 parameters: classifier.bias, classifier.weight" in text
     assert "module in bert.encoder.layer" in text
     assert "0.attention.self.query" in text
-    assert "8,4 | 4,8" in text
+    assert "4,8 | 8,4" in text
     assert "of BF16" in text
 
 
