@@ -103,7 +103,7 @@ def zero_update(shape: TTShape, epsilon: float | None) -> Float[Tensor, "paramet
         epsilon: Size of the trained entries; None: that of orthonormal cores.
     """
     z = zero_core(shape)
-    flat = torch.zeros(shape.parameters)
+    flat = torch.zeros(shape.parameters, dtype=torch.float32)
     for index, (core, gain) in enumerate(zip(TensorTrain(shape, flat).cores, gains(shape, epsilon), strict=True)):
         if index != z:
             left, k, right = core.shape
@@ -115,7 +115,7 @@ def zero_update(shape: TTShape, epsilon: float | None) -> Float[Tensor, "paramet
 
 
 def _orthonormal_columns(rows: int, columns: int) -> Float[Tensor, "rows columns"]:
-    Q: Tensor = torch.linalg.qr(torch.randn(rows, columns)).Q
+    Q: Tensor = torch.linalg.qr(torch.randn(rows, columns, dtype=torch.float32)).Q
     return Q
 
 
@@ -143,5 +143,5 @@ def gaussian_update(shape: TTShape, std: float) -> Float[Tensor, "parameters"]:
         shape: Dims and ranks.
         std: Standard deviation of the Gaussian, on which the paper is silent.
     """
-    matrix = torch.randn(shape.out_features, shape.in_features) * std
+    matrix = torch.randn(shape.out_features, shape.in_features, dtype=torch.float32) * std
     return TensorTrain.from_matrix(matrix, shape.dims, shape.ranks[1:-1]).flat

@@ -125,7 +125,7 @@ def resolve_shape(config: TTLoraConfig, module_name: str, out_features: int, in_
 
     Raises:
         ValueError: The shape or the ranks do not fit the weight, or the config was written for weights of another size;
-            the message names the module.
+            the message names the module; or the train would be larger than any of that weight needs to be.
     """
     dims = _look_up(config.shape_pattern, module_name, config.shape)
     r = _look_up(config.rank_pattern, module_name, config.r)
@@ -136,9 +136,16 @@ def resolve_shape(config: TTLoraConfig, module_name: str, out_features: int, in_
             f"{sizes[0]} x {sizes[1]}: load it into that model"
         )
     try:
-        return TTShape.build(out_features, in_features, dims, r)
+        shape = TTShape.build(out_features, in_features, dims, r)
     except ValueError as error:
         raise ValueError(f"{module_name}: {error}") from None
+    # At full rank a train has up to 8/3 of the weight's entries; dims of 1 in its middle can multiply that.
+    if shape.parameters > 3 * out_features * in_features:
+        raise ValueError(
+            f"{module_name}: shape {dims} with r={r} takes {shape.parameters:,} parameters for a weight of "
+            f"{out_features * in_features:,} entries; lower r or leave out the dims of 1"
+        )
+    return shape
 
 
 def saved_shape(config: TTLoraConfig, module_name: str) -> TTShape:

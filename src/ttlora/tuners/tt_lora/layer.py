@@ -230,7 +230,8 @@ class TTLoraLinear(TTLoraLayer):
 
 
 def _start(shape: TTShape, config: TTLoraConfig) -> Float[Tensor, "parameters"]:
-    if config.init_weights == "paper":
+    # A loaded adapter brings its cores along, and the paper's start takes seconds a layer.
+    if config.init_weights == "paper" and not config.inference_mode:
         return gaussian_update(shape, PAPER_STD)
     start = zero_update if config.init_weights else random_update
     return start(shape, config.core_size)
