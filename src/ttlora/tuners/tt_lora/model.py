@@ -31,7 +31,7 @@ DEFAULT_TARGET_MODULES: dict[str, Any] = {
     "granite": ["q_proj", "v_proj"],
     "modernbert": ["Wqkv"],
     "mpnet": ["q", "v"],
-    "nomic_bert": ["Wqkv"],
+    "nomic_bert": ["q_proj", "v_proj", "Wqkv"],
     "olmo": ["q_proj", "v_proj"],
     "olmo2": ["q_proj", "v_proj"],
     "phi": ["q_proj", "v_proj"],
@@ -39,7 +39,7 @@ DEFAULT_TARGET_MODULES: dict[str, Any] = {
     "qwen2_moe": ["q_proj", "v_proj"],
     "qwen3_moe": ["q_proj", "v_proj"],
     "smollm3": ["q_proj", "v_proj"],
-    "vit": ["query", "value"],
+    "vit": ["q_proj", "v_proj", "query", "value"],
     "whisper": ["q_proj", "v_proj"],
     "xlm-roberta-xl": ["query", "value"],
 }
