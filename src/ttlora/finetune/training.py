@@ -98,6 +98,7 @@ def train(
         str(folder.checkpoints),
         num_train_epochs=recipe.epochs,
         per_device_train_batch_size=recipe.batch_size,
+        train_sampling_strategy="group_by_length",  # batches of like lengths are half padding less to compute
         learning_rate=recipe.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=recipe.warmup,
