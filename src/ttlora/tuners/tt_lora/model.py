@@ -97,9 +97,6 @@ class TTLoraModel(BaseTuner):
                 "`torch.nn.Linear` (quantised or not) and `transformers.pytorch_utils.Conv1D`."
             )
         layer = TTLoraLinear(target, adapter_name, peft_config, current_key, **get_quantization_kwargs(self.model))
-        if adapter_name not in self.active_adapters:
-            # an additional adapter does not train until it is made active
-            layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
 
     @contextmanager
