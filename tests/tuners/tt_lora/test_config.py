@@ -171,8 +171,8 @@ class TestWrittenShapes:
         write_shapes(config, self.shapes(q=(16, 16), v=(8, 16)))
         for again in (config, copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
             assert as_asked(again).to_dict() == asked
-        config.shape = [2, 8, 16]  # the user's own change
-        assert as_asked(config).shape == [2, 8, 16]
+        config.shape_pattern = {"q": [2, 8, 16]}  # the user's own change
+        assert as_asked(config).shape_pattern == {"q": [2, 8, 16]}
 
 
 def test_one_config_serves_models_of_different_sizes(tmp_path):
