@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from accelerate import cpu_offload, disk_offload
 from peft import get_peft_model
 from torch import nn
 from torch.nn import functional as F
@@ -373,6 +374,25 @@ class TestGradientsOfCoresWithGains:
         torch.optim.SGD([parameter], lr=0.1).step()
         for moved, core in zip(acting_cores(layer, parameter), acting, strict=True):
             torch.testing.assert_close(moved, core - 0.1 * core.grad)
+
+
+@pytest.mark.parametrize("place", ["cpu", "disk"])
+def test_offloaded_cores_are_fetched(place, tmp_path):
+    net = nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 8))
+    model = get_peft_model(net, TTLoraConfig(target_modules=["0", "2"], init_weights=False))
+    x = torch.randn(5, 16)
+    expected = model(x).detach()
+    if place == "cpu":
+        cpu_offload(model, execution_device=torch.device("cpu"))
+    else:
+        disk_offload(model, str(tmp_path), execution_device=torch.device("cpu"))
+    for _ in range(2):
+        assert all(parameter.is_meta for parameter in model.parameters())
+        torch.testing.assert_close(model(x), expected)
+    if place == "cpu":
+        model.merge_adapter()
+        assert all(parameter.is_meta for parameter in model.parameters())
+        torch.testing.assert_close(model(x), expected)
 
 
 def test_copies_are_independent():

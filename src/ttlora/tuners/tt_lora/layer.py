@@ -79,16 +79,27 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
     def train_of(self, adapter_name: str) -> TensorTrain:
         """The adapter's tensor train, in float32 or wider; the update is a multiple of it."""
         shape = self.ttlora_shape[adapter_name]
-        cores = self.ttlora_cores[adapter_name]
+        cores = self._fetched_cores(adapter_name)
         cores = cores.float() if cores.dtype.itemsize < 4 else cores
         return TensorTrain(shape, balance(cores, shape, self.ttlora_core_size[adapter_name]))
 
+    def _fetched_cores(self, adapter_name: str) -> Tensor:
+        # With offloading, accelerate fetches parameters when the module that holds them is called. Nobody calls a dict.
+        hook = getattr(self.ttlora_cores, "_hf_hook", None)
+        if hook is None or not self.ttlora_cores[adapter_name].is_meta:
+            return self.ttlora_cores[adapter_name]
+        hook.pre_forward(self.ttlora_cores)
+        cores = self.ttlora_cores[adapter_name]
+        hook.post_forward(self.ttlora_cores, None)
+        return cores
+
     def factors(self, adapter_name: str) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
         """``A`` and ``B`` of the adapter, its scale included: the update is ``B A``."""
-        rows, columns = update_scales(self.ttlora_shape[adapter_name], self.ttlora_core_size[adapter_name])
+        train = self.train_of(adapter_name)
+        rows, columns = update_scales(train.shape, self.ttlora_core_size[adapter_name])
         # Products of many cores lose too much in half precision, and they are small.
-        with _without_autocast(self.ttlora_cores[adapter_name].device):
-            A, B = self.train_of(adapter_name).factors()
+        with _without_autocast(train.flat.device):
+            A, B = train.factors()
             return A * columns, B * (self.ttlora_alpha[adapter_name] * rows)
 
     def get_delta_weight(self, adapter: str) -> Tensor:
