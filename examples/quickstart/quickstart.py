@@ -44,10 +44,11 @@ def main() -> None:
     say("2. What will an adapter cost? No weights are read for this.")
     ttlora("plan", "--model", model)
 
-    say("3. Train: the head alone on the frozen encoder, then TT-LoRA and LoRA with the same settings.")
+    say("3. Train: the head alone on the frozen encoder, at the rate that suits it best, then TT-LoRA, then LoRA.")
     data = ["--task", "file", "--train", OUTPUT / "train.jsonl", "--validation", OUTPUT / "validation.jsonl"]
     for method in METHODS:
-        settings = ["--method", method, "--epochs", 2, "--max-length", 64]
+        rate = "3e-2" if method == "head" else "1e-3"
+        settings = ["--method", method, "--learning-rate", rate, "--epochs", 2, "--max-length", 64]
         ttlora("train", "--model", model, *data, *settings, "--output", OUTPUT / method)
 
     say("4. The adapter folder is all that is needed beside the model: measure it again, and look inside.")

@@ -201,7 +201,7 @@ METHODS: Mapping[str, Method] = {
     "lora": PeftMethod(
         "two low-rank factors for each target module, and the head", {**_ADAPTER, "r": 8, "alpha": 16.0}, _lora
     ),
-    "head": Head("the head alone", {"learning_rate": 1e-3, "adapter_dtype": "bfloat16"}),
+    "head": Head("the head alone", {"learning_rate": 1e-2, "adapter_dtype": "bfloat16"}),
     "full": Full("every weight", {"learning_rate": 5e-5, "adapter_dtype": "float32"}),
 }
 

@@ -38,7 +38,7 @@ class Recipe:
         epochs: Most epochs to train.
         patience: Epochs without a lower validation loss after which training stops.
         batch_size: Rows a step.
-        learning_rate: Peak learning rate of AdamW, with linear decay (default: 1e-3; full: 5e-5).
+        learning_rate: Peak learning rate of AdamW, with linear decay (default: 1e-3; head: 1e-2; full: 5e-5).
         head_learning_rate: The head's own peak learning rate (default: the same).
         weight_decay: Weight decay of AdamW.
         warmup: Share of all steps over which the learning rate rises.
