@@ -3,8 +3,16 @@ import re
 
 import pytest
 import torch
-from conftest import sentiment_rows, write_jsonl
+from conftest import make_tokenizer, sentiment_rows, write_jsonl
 from safetensors.torch import load_file
+from transformers import (
+    DebertaConfig,
+    DebertaModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from ttlora.errors import UserError
 from ttlora.finetune import training
@@ -246,6 +254,50 @@ def test_named_tasks(task, bert, tmp_path):
     record = run(make_recipe(bert, tmp_path / "data", tmp_path / "out", task=task, epochs=1), quiet=True)
     expected = {"mrpc": {"f1", "accuracy"}, "stsb": {"spearman", "pearson"}, "cola": {"matthews", "accuracy"}}
     assert set(record.metrics) == expected.get(name, {"accuracy"})
+
+
+SIZES = {"vocab_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+OTHER_MODELS = {
+    # one fused matrix for query, key and value; a pooler that no checkpoint holds
+    "deberta": (
+        lambda: DebertaModel(
+            DebertaConfig(**SIZES, hidden_size=32, intermediate_size=48, relative_attention=True, pos_att_type=["c2p"])
+        ),
+        ("pooler", "classifier"),
+    ),
+    # weights stored the other way round
+    "gpt2": (lambda: GPT2LMHeadModel(GPT2Config(vocab_size=24, n_embd=32, n_layer=2, n_head=2)), ("score",)),
+    # more outputs than logits
+    "t5": (
+        lambda: T5ForConditionalGeneration(
+            T5Config(
+                vocab_size=24,
+                d_model=32,
+                d_kv=16,
+                d_ff=48,
+                num_layers=2,
+                num_heads=2,
+                decoder_start_token_id=0,
+                eos_token_id=3,
+            )
+        ),
+        ("classification_head",),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_MODELS)
+def test_other_architectures(name, data, tmp_path):
+    make, head = OTHER_MODELS[name]
+    torch.manual_seed(0)
+    make().save_pretrained(tmp_path / "model")
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = "[SEP]"
+    tokenizer.save_pretrained(tmp_path / "model")
+    record = run(make_recipe(tmp_path / "model", data, tmp_path / "out", epochs=1), quiet=True)
+    finished = FinishedRun.load(str(tmp_path / "out"))
+    assert finished.base.head == head
+    assert finished.evaluate() == (record.metrics, record.validation_loss)
 
 
 def test_evaluate_gives_the_recorded_metrics_and_predict_the_same_labels(bert, data, tmp_path):

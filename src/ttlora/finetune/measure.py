@@ -65,6 +65,11 @@ def metrics_of(task: Task) -> Callable[[EvalPrediction], dict[str, float]]:
     return compute
 
 
+def only_logits(outputs: Any, _: Any) -> Any:
+    """The logits out of what a model returns; encoder-decoders add whole hidden states."""
+    return outputs[0] if isinstance(outputs, tuple) else outputs
+
+
 def computing(base: Base, recipe: Recipe) -> dict[str, Any]:
     """Trainer's settings that say how a model computes, alike in training and in measuring."""
     return {
@@ -97,5 +102,6 @@ def _predict(base: Base, rows: Rows, recipe: Recipe, compute_metrics: Any) -> An
             TrainingArguments(folder, **computing(base, recipe)),
             data_collator=collator(base.tokenizer),
             compute_metrics=compute_metrics,
+            preprocess_logits_for_metrics=only_logits,
         )
         return trainer.predict(rows)

@@ -15,7 +15,7 @@ from transformers.trainer_callback import ExportableState, PrinterCallback
 from ttlora.finetune.base import Base
 from ttlora.finetune.data import Split, collator
 from ttlora.finetune.folder import RunFolder
-from ttlora.finetune.measure import computing, labelled_rows, metrics_of
+from ttlora.finetune.measure import computing, labelled_rows, metrics_of, only_logits
 from ttlora.finetune.methods import Method, in_head
 from ttlora.finetune.progress import ProgressReport
 from ttlora.finetune.recipe import Recipe
@@ -119,6 +119,7 @@ def train(
         train_dataset=rows,
         eval_dataset=labelled_rows(validation, base, recipe, by_length=True),
         compute_metrics=metrics_of(task),
+        preprocess_logits_for_metrics=only_logits,
         callbacks=[_Patience(recipe.patience), _Clock(), _Log(folder.log), report, _Checkpoints()],
     )
     trainer.remove_callback(PrinterCallback)
