@@ -48,7 +48,7 @@ def main() -> None:
     data = ["--task", "file", "--train", OUTPUT / "train.jsonl", "--validation", OUTPUT / "validation.jsonl"]
     for method in METHODS:
         rate = "3e-2" if method == "head" else "1e-3"
-        settings = ["--method", method, "--learning-rate", rate, "--epochs", 2, "--max-length", 64]
+        settings = ["--method", method, "--learning-rate", rate, "--epochs", 1, "--max-length", 64]
         ttlora("train", "--model", model, *data, *settings, "--output", OUTPUT / method)
 
     say("4. The adapter folder is all that is needed beside the model: measure it again, and look inside.")

@@ -101,7 +101,11 @@ def test_ctrl_c_tells_how_to_go_on(flags, tmp_path, ttlora, monkeypatch):
 
 def test_ctrl_c_in_a_real_process(flags, tmp_path):
     process = subprocess.Popen(
-        command("train", *flags, "--epochs", "2000", "--patience", "2000"), stderr=subprocess.PIPE, text=True
+        command("train", *flags, "--epochs", "2000", "--patience", "2000"),
+        stderr=subprocess.PIPE,
+        text=True,
+        # a test run in the background ignores SIGINT, and its children would inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 60
     while not (tmp_path / "out" / "log.jsonl").exists():
