@@ -16,7 +16,6 @@ from ttlora.tuners.tt_lora import TTLoraConfig, resolve_shape
 
 Shape = Literal["auto"] | Sequence[int] | Mapping[str, Sequence[int]]
 
-DEFAULT_R = 5
 LORA_R = 8
 
 
@@ -79,7 +78,7 @@ def plan_adapter(
     paper_r = architecture.paper_r if architecture and r is None else None
     try:
         config = TTLoraConfig(
-            r=r if r is not None else paper_r or DEFAULT_R,
+            r=r if r is not None else paper_r or TTLoraConfig.r,
             shape="auto" if shape is None or shape == "auto" or isinstance(shape, Mapping) else list(shape),
             shape_pattern=dict(shape) if isinstance(shape, Mapping) else paper_shapes,
             target_modules=resolve_targets(skeleton, targets),

@@ -15,13 +15,12 @@ from ttlora.plan.architectures import BUILT_IN
 HUB_TIMEOUT = 10.0
 
 
-def build_skeleton(model: str, local: bool = False) -> Any:
+def build_skeleton(model: str) -> Any:
     """Build a model's modules on the meta device, where parameters have sizes and no memory.
 
     Args:
         model: A built-in architecture, a folder that holds `config.json`, or a name on the hub, of which only
             `config.json` is fetched.
-        local: Ask no hub; its cache is looked at all the same.
 
     Returns:
         A `transformers.PreTrainedModel`, of the class that the config names.
@@ -32,7 +31,7 @@ def build_skeleton(model: str, local: bool = False) -> Any:
     if model in BUILT_IN:
         config, model_class = BUILT_IN[model].config(), getattr(transformers, BUILT_IN[model].model_class)
     else:
-        config = _read_config(model, local)
+        config = _read_config(model)
         model_class = _model_class(config)
     try:
         with torch.device("meta"):
@@ -41,7 +40,7 @@ def build_skeleton(model: str, local: bool = False) -> Any:
         raise UserError(f"the config.json of '{model}' describes no model that can be built: {_line(error)}") from error
 
 
-def _read_config(model: str, local: bool) -> Any:
+def _read_config(model: str) -> Any:
     """The config of a local folder or of a name on the hub, from the hub's cache if it is there."""
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -54,9 +53,7 @@ def _read_config(model: str, local: bool) -> Any:
         raise UserError(f"there is no folder '{model}'")
     try:
         return _parse_config(model, model, local_files_only=True)
-    except OSError as error:
-        if local:
-            raise UserError(f"'{model}' is no local folder and not in the hub's cache") from error
+    except OSError:
         _require_on_hub(model)
         return _parse_config(model, model)
 

@@ -61,11 +61,6 @@ def adapted_modules(skeleton: Any, config: TTLoraConfig) -> dict[str, tuple[int,
     return sizes
 
 
-def linear_sizes(skeleton: Any) -> dict[str, tuple[int, int]]:
-    """Each linear module's full name, with its out and in features."""
-    return {name: size for name, module in skeleton.named_modules() if (size := _features(module))}
-
-
 def _features(module: nn.Module) -> tuple[int, int] | None:
     if isinstance(module, nn.Linear):
         return module.out_features, module.in_features
@@ -76,4 +71,5 @@ def _features(module: nn.Module) -> tuple[int, int] | None:
 
 def _names(skeleton: Any) -> str:
     """The names of the linear modules, each once."""
-    return ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in linear_sizes(skeleton)))
+    names = (name.rpartition(".")[2] for name, module in skeleton.named_modules() if _features(module))
+    return ", ".join(dict.fromkeys(names))
