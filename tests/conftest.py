@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import sys
 from pathlib import Path
 
 os.environ.update(
@@ -18,6 +19,11 @@ GOOD = ["fine", "lovely", "great", "bright", "warm"]
 BAD = ["dull", "awful", "poor", "bleak", "cold"]
 PLAIN = ["the", "film", "was", "a", "story", "about", "house", "and", "its", "people"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+
+
+def command(*arguments: object) -> list[str]:
+    """The installed command, for a process of its own."""
+    return [str(Path(sys.executable).with_name("ttlora")), *map(str, arguments)]
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> Path:

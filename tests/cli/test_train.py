@@ -3,11 +3,11 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from conftest import command
 
 from ttlora.cli.main import main
 from ttlora.finetune import training
@@ -17,10 +17,6 @@ from ttlora.finetune import training
 def flags(bert: Path, data: Path, tmp_path: Path) -> list[str]:
     short = ["--epochs", "2", "--batch-size", "8", "--threads", "1"]
     return ["--model", str(bert), "--task", "glue/sst2", "--data", str(data), "--output", str(tmp_path / "out"), *short]
-
-
-def command(*arguments: str) -> list[str]:
-    return [str(Path(sys.executable).with_name("ttlora")), *arguments]
 
 
 def test_tells_what_a_user_wants_to_know_and_nothing_else(flags, tmp_path):

@@ -3,13 +3,12 @@
 import json
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import sentiment_rows, write_jsonl
+from conftest import command, sentiment_rows, write_jsonl
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
@@ -223,18 +222,8 @@ def test_shapes_are_named_where_an_adapter_does_not_fit(bert, data, tmp_path, tt
 
 def test_in_a_process_of_its_own(bert, data, tmp_path):
     """Nothing that a library prints on the way gets between the user and the line."""
-    command = [
-        Path(sys.executable).with_name("ttlora"),
-        "train",
-        "--model",
-        bert,
-        "--task",
-        "glue/sst2",
-        "--data",
-        data,
-    ]
-    command += ["--output", tmp_path / "out", "--shape", "3,5"]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    flags = ("--model", bert, "--task", "glue/sst2", "--data", data, "--output", tmp_path / "out", "--shape", "3,5")
+    done = subprocess.run(command("train", *flags), capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("ttlora: error: method tt-lora does not fit model")
     assert done.stderr.count("\n") == 1

@@ -3,13 +3,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from conftest import command
 
 from ttlora.errors import UserError
 from ttlora.finetune import folder, run, training
@@ -137,19 +137,10 @@ def test_epochs_without_improvement_are_counted_over_all_parts(bert, data, tmp_p
 def test_sigkill_of_the_command(bert, data, tmp_path):
     keys = {"epochs": 12, "patience": 12}
     run.run(make_recipe(bert, data, tmp_path / "whole", **keys), quiet=True)
-    command = [
-        Path(sys.executable).with_name("ttlora"),
-        "train",
-        "--model",
-        bert,
-        "--task",
-        "glue/sst2",
-        "--data",
-        data,
-    ]
-    command += ["--epochs", "12", "--patience", "12", "--batch-size", "8", "--learning-rate", "5e-3", "--threads", "1"]
-    command = [str(part) for part in [*command, "--output", tmp_path / "killed"]]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    flags = ["--model", bert, "--task", "glue/sst2", "--data", data, "--output", tmp_path / "killed"]
+    flags += ["--epochs", 12, "--patience", 12, "--batch-size", 8, "--learning-rate", 5e-3, "--threads", 1]
+    train = command("train", *flags)
+    process = subprocess.Popen(train, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     deadline = time.monotonic() + 60
     while not list((tmp_path / "killed").glob("checkpoints/checkpoint-*/complete")):
         assert time.monotonic() < deadline, "no checkpoint within a minute"
@@ -158,7 +149,7 @@ def test_sigkill_of_the_command(bert, data, tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert not (tmp_path / "killed" / "result.json").exists()
-    done = subprocess.run([*command, "--resume"], capture_output=True, text=True)
+    done = subprocess.run([*train, "--resume"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
 
