@@ -1,0 +1,82 @@
+"""A whole training step: forward, loss, backward, gradient clipping and AdamW.
+
+    python benchmarks/step.py [--rounds 15] [--json step.json]
+
+The models have random weights: a BERT of 12 layers of 768 with a classification head at 16 rows of 128 tokens, and a
+Llama of SmolLM2-135M's size at 4 rows of 128. "frozen" is the model without adapter, with the full backward: down to
+what the embeddings give out. All contestants have that reach, the adapted ones too, so that they differ in their
+adapters alone. Where there is a head, all train it. Bar: at most 1.03 times the frozen model, and at most LoRA's time.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from contestants import TT, adapted, adapter_configs, encoder, llama, sharing_weights
+from measuring import Bar, Row, compare, in_turn, parse, publish
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+def main() -> None:
+    arguments = parse(__doc__)
+    rows = [
+        row
+        for case, model, batch in models_and_batches(arguments.dtype)
+        for row in measure(case, model, batch, arguments.rounds)
+    ]
+    publish(arguments, "step", rows)
+
+
+def models_and_batches(dtype: torch.dtype) -> Iterator[tuple[str, PreTrainedModel, dict[str, Tensor]]]:
+    model: PreTrainedModel = encoder(dtype)
+    ids = torch.randint(1000, 30000, (16, 128))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.randint(2, (16,))}
+    yield "BERT 12 x 768, 16 x 128", model, batch
+    model = llama(dtype)
+    ids = torch.randint(1000, 30000, (4, 128))
+    yield "Llama 30 x 576, 4 x 128", model, {"input_ids": ids, "labels": ids}
+
+
+def measure(case: str, model: PreTrainedModel, batch: dict[str, Tensor], rounds: int) -> list[Row]:
+    figures = compare(in_turn({name: step(m, batch) for name, m in contestants(model).items()}, rounds, case=case))
+    bars = {
+        TT: (
+            Bar("x the frozen model", 1.03, figures[TT]["to_frozen"]),
+            Bar("x LoRA", 1.0, figures[TT]["to_lora"]),
+        )
+    }
+    return [Row(case, name, of_model, bars.get(name, ())) for name, of_model in figures.items()]
+
+
+def contestants(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The frozen model and the adapted ones: the same weights, the same reach, the same head to train."""
+    model.requires_grad_(False)
+    model.enable_input_require_grads()
+    task = "SEQ_CLS" if hasattr(model, "classifier") else "CAUSAL_LM"
+    frozen = sharing_weights(model)
+    if task == "SEQ_CLS":
+        # in the adapted models PEFT trains a copy of the head
+        frozen.classifier = nn.Linear(model.classifier.in_features, model.config.num_labels, dtype=model.dtype)
+    return {"frozen": frozen} | {
+        name: adapted(model, config) for name, config in adapter_configs(task_type=task).items()
+    }
+
+
+def step(model: Any, batch: dict[str, Tensor]) -> Callable[[], object]:
+    model.train()
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=1e-4) if learned else None
+
+    def run() -> None:
+        model(**batch).loss.backward()
+        if optimizer is not None:
+            torch.nn.utils.clip_grad_norm_(learned, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return run
+
+
+if __name__ == "__main__":
+    main()
