@@ -153,8 +153,8 @@ def parse(docstring: str | None, rounds: int | None = 15) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table to FILE too, as JSON")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     arguments = parser.parse_args()
-    if rounds is not None and arguments.rounds < 1:
-        parser.error(f"--rounds {arguments.rounds}: at least one round has to be run")
+    if rounds is not None and arguments.rounds < 2:
+        parser.error(f"--rounds {arguments.rounds}: a median and a spread take at least two")
     if arguments.threads < 1:
         parser.error(f"--threads {arguments.threads}: at least one thread has to run")
     if arguments.json is not None and arguments.json.exists():
