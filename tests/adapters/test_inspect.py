@@ -40,7 +40,7 @@ def test_norms(bert: Path, tmp_path: Path, options: dict[str, Any]) -> None:
         norm = torch.linalg.matrix_norm(layer.get_delta_weight("default")).item()
         assert norm > 0
         assert reports[name].norm == pytest.approx(norm, rel=1e-4)
-        assert reports[name].shape == layer.ttlora_shape["default"]
+        assert reports[name].shape == layer.ttlora_update["default"].shape
         assert reports[name].parameters == layer.ttlora_cores["default"].numel()
 
 

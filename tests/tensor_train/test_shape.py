@@ -89,3 +89,25 @@ def test_boundary_is_the_bond_between_rows_and_columns():
 def test_wrong_shapes_and_ranks_are_refused(dims, r, message):
     with pytest.raises(ValueError, match=message):
         TTShape.build(768, 768, dims, r)
+
+
+class TestExperts:
+    def test_the_index_is_a_mode_at_the_boundary_and_costs_its_matrices_alone(self):
+        one, many = TTShape.build(96, 64, r=5), TTShape.build_experts(8, 96, 64, r=5)
+        assert one.boundary is not None
+        assert many.dims == (*one.dims[: one.boundary], 8, *one.dims[one.boundary :])
+        assert (many.out_features, many.in_features) == (768, 64)
+        assert many.boundary == one.boundary + 1
+        assert many.parameters == one.parameters + 8 * 5 * 5
+
+    def test_ranks_by_bond(self):
+        shape = TTShape.build_experts(4, 16, 16, [4, 4, 4, 4], [2, 3, 4])
+        assert shape.ranks == (1, 2, 3, 3, 4, 1)
+
+    def test_one_row_or_one_column(self):
+        assert TTShape.build_experts(4, 1, 6, [2, 3], 5).dims == (4, 2, 3)
+        assert TTShape.build_experts(4, 6, 1, [2, 3], 5).dims == (2, 3, 4)
+
+    def test_a_dim_over_rows_and_columns_is_refused(self):
+        with pytest.raises(ValueError, match=r"shape \[4, 9, 4\] has a dim that runs over rows and columns"):
+            TTShape.build_experts(4, 12, 12, [4, 9, 4])

@@ -143,3 +143,44 @@ def test_no_step_needs_the_dense_matrix_but_to_matrix(train):
     A, B = train.factors()
     x = torch.randn(5, train.shape.in_features, dtype=torch.float64)
     torch.testing.assert_close(x @ A.T @ B.T, x @ dense(train).T)
+
+
+@given(trains(), st.integers(1, 6), st.integers(0, 2**32 - 1))
+def test_from_factors_is_their_exact_product(train, rank, seed):
+    generator = torch.Generator().manual_seed(seed)
+    A = torch.randn(rank, train.shape.in_features, dtype=torch.float64, generator=generator)
+    B = torch.randn(train.shape.out_features, rank, dtype=torch.float64, generator=generator)
+    found = TensorTrain.from_factors(A, B, train.shape.dims)
+    assert found.shape.dims == train.shape.dims
+    torch.testing.assert_close(found.to_matrix(), B @ A, atol=1e-10, rtol=1e-8)
+    if found.shape.boundary not in (None, 0, found.shape.order):
+        assert found.shape.ranks[found.shape.boundary] <= rank
+
+
+@given(trains(), st.integers(0, 2**32 - 1))
+def test_the_sum_of_two_trains_is_exact(train, seed):
+    generator = torch.Generator().manual_seed(seed)
+    shape = TTShape.build(train.shape.out_features, train.shape.in_features, train.shape.dims, 3)
+    other = TensorTrain(shape, torch.randn(shape.parameters, dtype=torch.float64, generator=generator))
+    both = train + other
+    inner = zip(both.shape.ranks[1:-1], train.shape.ranks[1:-1], shape.ranks[1:-1], strict=True)
+    assert all(found == one + two for found, one, two in inner)
+    torch.testing.assert_close(both.to_matrix(), train.to_matrix() + other.to_matrix(), atol=1e-10, rtol=1e-8)
+
+
+def test_trains_of_other_dims_have_no_sum():
+    shapes = TTShape.build(4, 6, [4, 6]), TTShape.build(4, 6, [2, 2, 6])
+    one, two = (TensorTrain(shape, torch.ones(shape.parameters)) for shape in shapes)
+    with pytest.raises(ValueError, match=r"over \[4, 6\] for 4 x 6 and one over \[2, 2, 6\] for 4 x 6 have no sum"):
+        _ = one + two
+
+
+@given(trains(), st.data())
+def test_orthogonalising_changes_no_entry(train, data):
+    center = data.draw(st.integers(0, train.shape.order - 1))
+    found = train.orthogonalised(center)
+    torch.testing.assert_close(found.to_matrix(), train.to_matrix(), atol=1e-10, rtol=1e-8)
+    for index, core in enumerate(found.cores):
+        unfolding = core.flatten(0, 1) if index < center else core.flatten(1).T
+        if index != center:
+            torch.testing.assert_close(unfolding.T @ unfolding, torch.eye(unfolding.shape[1], dtype=core.dtype))

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ttlora.adapters.read import Adapter, TensorInfo
-from ttlora.tensor_train import TensorTrain, TTShape
-from ttlora.tensor_train.start import update_scale
-from ttlora.tuners.tt_lora import TTLoraConfig, resolve_scale, saved_shape
+from ttlora.tensor_train import TTShape
+from ttlora.tuners.tt_lora import TTLoraConfig, saved_update
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,6 @@ def inspect_modules(adapter: Adapter) -> list[ModuleReport]:
 def _inspect_train(
     adapter: Adapter, config: TTLoraConfig, name: str, tensors: Mapping[str, TensorInfo]
 ) -> ModuleReport:
-    shape = saved_shape(config, name)
-    scale = resolve_scale(config, name, shape) * update_scale(shape, config.core_size)
+    update = saved_update(config, name)
     (key,) = tensors
-    norm = TensorTrain(shape, adapter.load(key).double()).norm().item()
-    return ModuleReport(name, tensors, shape, abs(scale) * norm)
+    return ModuleReport(name, tensors, update.shape, update.acting_train(adapter.load(key).double()).norm().item())

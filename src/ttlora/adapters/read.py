@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ttlora.errors import UserError
-from ttlora.tuners.tt_lora import TTLoraConfig, saved_shape
+from ttlora.tuners.tt_lora import TTLoraConfig, saved_update
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -160,7 +160,7 @@ def _check_cores(file: Path, config: TTLoraConfig, module: str, key: str, info: 
     if len(info.shape) != 1 or info.dtype not in FLOATING:
         raise UserError(f"{file}: '{key}' is no vector of cores but {info.dtype} of sizes {list(info.shape)}")
     try:
-        shape = saved_shape(config, module)
+        shape = saved_update(config, module).shape
     except ValueError as error:
         raise UserError(f"{file.with_name(CONFIG_NAME)}: {_line(error)}") from error
     if info.shape != (shape.parameters,):

@@ -12,7 +12,7 @@ from ttlora.plan.budget import fit_budget
 from ttlora.plan.matrices import BYTES_16BIT, MatrixPlan, group_matrices
 from ttlora.plan.skeleton import build_skeleton
 from ttlora.plan.targets import adapted_modules, resolve_targets
-from ttlora.tuners.tt_lora import TTLoraConfig, resolve_shape
+from ttlora.tuners.tt_lora import TTLoraConfig, resolve_update
 
 Shape = Literal["auto"] | Sequence[int] | Mapping[str, Sequence[int]]
 
@@ -85,7 +85,7 @@ def plan_adapter(
         )
         modules = adapted_modules(skeleton, config)
         _require_matches(shape if isinstance(shape, Mapping) else {}, modules)
-        shapes = {name: resolve_shape(config, name, *size) for name, size in modules.items()}
+        shapes = {name: resolve_update(config, name, *size).shape for name, size in modules.items()}
     except ValueError as error:
         raise UserError(str(error)) from error
     matrices = group_matrices(shapes.items())
@@ -112,7 +112,7 @@ def _describe(matrices: Sequence[MatrixPlan]) -> str:
 
 
 def _require_matches(shape_pattern: Mapping[str, object], modules: Mapping[str, object]) -> None:
-    """Check that each name with a shape of its own is that of an adapted module, as `resolve_shape` looks it up."""
+    """Check that each name with a shape of its own is that of an adapted module, as `resolve_update` looks it up."""
     for pattern in shape_pattern:
         if not any(get_pattern_key([pattern], name) == pattern for name in modules):
             adapted = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in modules))

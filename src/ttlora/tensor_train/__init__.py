@@ -1,6 +1,7 @@
-"""The tensor-train algebra: shapes, trains, their factors and starting points. Knows nothing but torch."""
+"""The tensor-train algebra: shapes, trains, the updates they stand for, their starts. Knows nothing but torch."""
 
 from ttlora.tensor_train.shape import TTShape
 from ttlora.tensor_train.train import TensorTrain
+from ttlora.tensor_train.update import Update
 
-__all__ = ["TTShape", "TensorTrain"]
+__all__ = ["TTShape", "TensorTrain", "Update"]

@@ -62,6 +62,45 @@ class TTShape:
             _check_dims(dims, out_features, in_features)
         return cls(out_features, in_features, dims, _clip(dims, _inner_ranks(r, len(dims))))
 
+    @classmethod
+    def build_experts(
+        cls,
+        experts: int,
+        out_features: int,
+        in_features: int,
+        dims: Sequence[int] | Literal["auto"] = "auto",
+        r: int | Sequence[int] = 5,
+    ) -> "TTShape":
+        """The shape of one train for the stacked weights of all experts, ``ΔW[(o, e), i]``.
+
+        The expert's index is a mode of its own at the boundary: all experts share ``A`` and the rows' side of ``B``,
+        and differ by the ``r x r`` matrix in between.
+
+        Args:
+            experts: Number of experts ``E``.
+            out_features: Rows of one expert's matrix.
+            in_features: Columns of one expert's matrix.
+            dims: Dims of one expert's matrix, as for `build`; ``E`` is put in between rows and columns.
+            r: One TT-rank for all bonds, or the ``d - 1`` inner ones of one expert's matrix.
+
+        Raises:
+            ValueError: As `build`, or rows and columns share one of the dims.
+        """
+        one = cls.build(out_features, in_features, dims, r)
+        if one.boundary is None:
+            raise ValueError(
+                f"shape {list(one.dims)} has a dim that runs over rows and columns: the expert's index has no place "
+                f"between them; use dims of which the first multiply to {out_features}"
+            )
+        at, ranks = one.boundary, (1, *_inner_ranks(r, one.order), 1)
+        # the bond at the boundary stands on both sides of the expert's index
+        return cls.build(
+            out_features * experts,
+            in_features,
+            (*one.dims[:at], experts, *one.dims[at:]),
+            (*ranks[: at + 1], *ranks[at:])[1:-1],
+        )
+
     @property
     def order(self) -> int:
         """The number ``d`` of cores."""

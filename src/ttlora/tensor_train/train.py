@@ -20,29 +20,31 @@ class TensorTrain:
 
     Attributes:
         shape: Dims, ranks and sizes.
-        flat: The cores, end to end.
+        flat: The cores, end to end. With leading dimensions, trains of one shape stacked: their cores, factors and
+            matrices are stacked likewise.
 
     Raises:
-        ValueError: ``flat`` is not a vector of ``shape.parameters`` entries.
+        ValueError: ``flat`` does not hold ``shape.parameters`` entries.
     """
 
     shape: TTShape
-    flat: Float[Tensor, "parameters"]
+    flat: Float[Tensor, "*batch parameters"]
 
     def __post_init__(self) -> None:
-        if tuple(self.flat.shape) != (self.shape.parameters,):
+        if self.flat.dim() < 1 or self.flat.shape[-1] != self.shape.parameters:
             raise ValueError(
                 f"the cores of shape {list(self.shape.dims)} with ranks {list(self.shape.ranks)} have "
                 f"{self.shape.parameters} entries, not {list(self.flat.shape)}"
             )
 
     @property
-    def cores(self) -> tuple[Float[Tensor, "left k right"], ...]:
+    def cores(self) -> tuple[Float[Tensor, "*batch left k right"], ...]:
         """``C_1 ... C_d`` as views of the flat vector."""
-        pieces = torch.split(self.flat, list(self.shape.core_sizes))
-        return tuple(piece.view(shape) for piece, shape in zip(pieces, self.shape.core_shapes, strict=True))
+        batch = self.flat.shape[:-1]
+        pieces = torch.split(self.flat, list(self.shape.core_sizes), dim=-1)
+        return tuple(piece.view(*batch, *shape) for piece, shape in zip(pieces, self.shape.core_shapes, strict=True))
 
-    def factors(self) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
+    def factors(self) -> tuple[Float[Tensor, "*batch r in"], Float[Tensor, "*batch out r"]]:
         """``A`` and ``B`` with ``ΔW = B A``, of inner size ``shape.factor_rank``, in the dtype of the cores.
 
         Aligned shapes: ``B`` contracts the cores of the rows and ``A`` those of the columns. In unaligned shapes some
@@ -55,20 +57,20 @@ class TensorTrain:
         if i == j:
             return _contract_columns(self.flat, cores[j:]), _contract_rows(self.flat, cores[:i])
 
+        batch = self.flat.shape[:-1]
         left = _contract_rows(self.flat, cores[:i])
         right = _contract_columns(self.flat, cores[j:])
-        rows = self.shape.out_features // left.shape[0]
-        columns = self.shape.in_features // right.shape[1]
+        rows = self.shape.out_features // left.shape[-2]
+        columns = self.shape.in_features // right.shape[-1]
         middle = _contract_rows(self.flat, cores[i:j])
-        if left.shape[1] * rows <= columns * right.shape[0]:
-            A = (middle @ right).reshape(-1, self.shape.in_features)
-            B = torch.kron(left, torch.eye(rows, dtype=left.dtype, device=left.device))
-        else:
-            A = torch.kron(torch.eye(columns, dtype=right.dtype, device=right.device), right)
-            B = (left @ middle.reshape(left.shape[1], -1)).reshape(self.shape.out_features, -1)
+        if left.shape[-1] * rows <= columns * right.shape[-2]:
+            A = (middle @ right).reshape(*batch, -1, self.shape.in_features)
+            return A, _kronecker(left, torch.eye(rows, dtype=left.dtype, device=left.device))
+        A = _kronecker(torch.eye(columns, dtype=right.dtype, device=right.device), right)
+        B = (left @ middle.reshape(*batch, left.shape[-1], -1)).reshape(*batch, self.shape.out_features, -1)
         return A, B
 
-    def to_matrix(self) -> Float[Tensor, "out in"]:
+    def to_matrix(self) -> Float[Tensor, "*batch out in"]:
         """The dense matrix ``ΔW``."""
         A, B = self.factors()
         return B @ A
@@ -125,6 +127,74 @@ class TensorTrain:
         cores.append(rest.reshape(left, dims[-1], 1))
         return cls.from_cores(out_features, in_features, cores)
 
+    @classmethod
+    def from_factors(
+        cls, A: Float[Tensor, "rank in"], B: Float[Tensor, "out rank"], dims: Sequence[int]
+    ) -> "TensorTrain":
+        """The exact train of ``B A`` (such as LoRA's), whose bonds are as small as SVDs of the two factors leave them.
+
+        The dense product is built for unaligned ``dims`` alone.
+
+        Args:
+            A: Factor of the columns.
+            B: Factor of the rows.
+            dims: ``k_1 ... k_d``.
+
+        Raises:
+            ValueError: As `TTShape.build`.
+        """
+        shape = TTShape.build(B.shape[0], A.shape[1], dims)
+        if shape.boundary in (None, 0, shape.order):
+            return cls.from_matrix(B @ A, dims)
+        rows, columns = dims[: shape.boundary], dims[shape.boundary :]
+        of_rows = _split_rows(B, rows)
+        # read backwards, the cores of the columns are those of the rows of the transpose
+        backwards = A.reshape(-1, *columns).permute(*range(len(columns), -1, -1))
+        of_columns = [core.permute(2, 1, 0) for core in reversed(_split_rows(backwards, columns[::-1]))]
+        return cls.from_cores(shape.out_features, shape.in_features, [*of_rows, *of_columns])
+
+    def __add__(self, other: "TensorTrain") -> "TensorTrain":
+        """The exact train of the sum of two matrices; its TT-ranks are the sums of theirs (Oseledets 2011, Section 4).
+
+        Raises:
+            ValueError: The two have different dims or sizes.
+        """
+        mine, theirs = self.shape, other.shape
+        if (mine.out_features, mine.in_features, mine.dims) != (theirs.out_features, theirs.in_features, theirs.dims):
+            raise ValueError(
+                f"a train over {list(mine.dims)} for {mine.out_features} x {mine.in_features} and one over "
+                f"{list(theirs.dims)} for {theirs.out_features} x {theirs.in_features} have no sum"
+            )
+        cores = []
+        for index, (a, b) in enumerate(zip(self.cores, other.cores, strict=True)):
+            first, last = index == 0, index == mine.order - 1
+            core = a.new_zeros(
+                1 if first else a.shape[0] + b.shape[0], a.shape[1], 1 if last else a.shape[2] + b.shape[2]
+            )
+            core[: a.shape[0], :, : a.shape[2]] += a
+            core[-b.shape[0] :, :, -b.shape[2] :] += b
+            cores.append(core)
+        return type(self).from_cores(mine.out_features, mine.in_features, cores)
+
+    def orthogonalised(self, center: int) -> "TensorTrain":
+        """The same matrix with all cores but one orthonormal: left-orthogonal before it, right-orthogonal after it.
+
+        Args:
+            center: Index of the core that takes what is left.
+        """
+        cores = list(self.cores)
+        for index in range(center):
+            left, k, right = cores[index].shape
+            Q, R = torch.linalg.qr(cores[index].reshape(left * k, right))
+            cores[index] = Q.reshape(left, k, -1)
+            cores[index + 1] = torch.tensordot(R, cores[index + 1], dims=1)
+        for index in reversed(range(center + 1, len(cores))):
+            left, k, right = cores[index].shape
+            Q, R = torch.linalg.qr(cores[index].reshape(left, k * right).mT)
+            cores[index] = Q.mT.reshape(-1, k, right)
+            cores[index - 1] = cores[index - 1] @ R.mT
+        return type(self).from_cores(self.shape.out_features, self.shape.in_features, cores)
+
     def round(self, r: int | Sequence[int] | None = None, tolerance: float = 0.0) -> "TensorTrain":
         """The train of the same dims and lower ranks that is quasi-optimally close (Oseledets 2011, Algorithm 2).
 
@@ -139,12 +209,7 @@ class TensorTrain:
         bounds = TTShape.build(
             shape.out_features, shape.in_features, shape.dims, shape.ranks[1:-1] if r is None else r
         ).ranks
-        cores = list(self.cores)
-        for index in reversed(range(1, len(cores))):
-            left, k, right = cores[index].shape
-            Q, R = torch.linalg.qr(cores[index].reshape(left, k * right).mT)
-            cores[index] = Q.mT.reshape(-1, k, right)
-            cores[index - 1] = cores[index - 1] @ R.mT
+        cores = list(self.orthogonalised(0).cores)
         allowed = tolerance * torch.linalg.vector_norm(cores[0]).item() / math.sqrt(max(len(cores) - 1, 1))
         for index, bound in enumerate(bounds[1:-1]):
             left, k, right = cores[index].shape
@@ -154,22 +219,54 @@ class TensorTrain:
         return type(self).from_cores(shape.out_features, shape.in_features, cores)
 
 
-def _contract_rows(flat: Tensor, cores: Sequence[Float[Tensor, "left k right"]]) -> Float[Tensor, "rows right"]:
+def _contract_rows(
+    flat: Tensor, cores: Sequence[Float[Tensor, "*batch left k right"]]
+) -> Float[Tensor, "*batch rows right"]:
     """Contract neighbouring cores from the left: row ``(a, j_1, ..., j_n)``, ``a`` the first bond."""
-    product = flat.new_ones(1, 1) if not cores else cores[0].reshape(-1, cores[0].shape[2])
+    if not cores:
+        return flat.new_ones(*flat.shape[:-1], 1, 1)
+    product = cores[0].flatten(-3, -2)
     for core in cores[1:]:
-        left, k, right = core.shape
-        product = (product @ core.reshape(left, k * right)).reshape(-1, right)
+        *batch, left, k, right = core.shape
+        product = (product @ core.reshape(*batch, left, k * right)).reshape(*batch, -1, right)
     return product
 
 
-def _contract_columns(flat: Tensor, cores: Sequence[Float[Tensor, "left k right"]]) -> Float[Tensor, "left columns"]:
+def _contract_columns(
+    flat: Tensor, cores: Sequence[Float[Tensor, "*batch left k right"]]
+) -> Float[Tensor, "*batch left columns"]:
     """Contract neighbouring cores from the right: column ``(j_1, ..., j_n)``."""
-    product = flat.new_ones(1, 1) if not cores else cores[-1].reshape(cores[-1].shape[0], -1)
+    if not cores:
+        return flat.new_ones(*flat.shape[:-1], 1, 1)
+    product = cores[-1].flatten(-2)
     for core in reversed(cores[:-1]):
-        left, k, right = core.shape
-        product = (core.reshape(left * k, right) @ product).reshape(left, -1)
+        *batch, left, k, right = core.shape
+        product = (core.reshape(*batch, left * k, right) @ product).reshape(*batch, left, -1)
     return product
+
+
+def _kronecker(
+    first: Float[Tensor, "*batch a b"], second: Float[Tensor, "*batch c d"]
+) -> Float[Tensor, "*batch a*c b*d"]:
+    """The Kronecker product, one for each of the stacked matrices."""
+    return (first[..., :, None, :, None] * second[..., None, :, None, :]).flatten(-4, -3).flatten(-2)
+
+
+def _split_rows(B: Float[Tensor, "rows *rest"], dims: Sequence[int]) -> list[Float[Tensor, "left k right"]]:
+    """The cores over ``dims`` whose contraction is ``B``, by exact SVDs; the last bond is B's own columns."""
+    cores, rest, left = [], B.reshape(1, -1), 1
+    for k in dims[:-1]:
+        rest = rest.reshape(left * k, -1)
+        U, S, Vh = _truncated_svd(rest, min(rest.shape), _rounding_error(rest))
+        cores.append(U.reshape(left, k, -1))
+        rest, left = S[:, None] * Vh, S.shape[0]
+    cores.append(rest.reshape(left, dims[-1], -1))
+    return cores
+
+
+def _rounding_error(matrix: Float[Tensor, "rows columns"]) -> float:
+    """The norm below which singular values are rounding errors."""
+    return float(max(matrix.shape) * torch.finfo(matrix.dtype).eps * torch.linalg.vector_norm(matrix))
 
 
 def _truncated_svd(

@@ -17,7 +17,7 @@ import ttlora
 from ttlora import TTLoraConfig
 from ttlora.tensor_train import TTShape
 from ttlora.tuners.peft_type import add_peft_type
-from ttlora.tuners.tt_lora import DEFAULT_TARGET_MODULES, TTLoraLayer, resolve_scale, resolve_shape
+from ttlora.tuners.tt_lora import DEFAULT_TARGET_MODULES, TTLoraLayer, resolve_update
 from ttlora.tuners.tt_lora.config import as_asked, write_shapes
 
 
@@ -92,8 +92,8 @@ def test_patterns_take_names_and_regular_expressions():
     )
 
     def shape(name):
-        found = resolve_shape(config, name, 16, 16)
-        return list(found.dims), max(found.ranks), resolve_scale(config, name, found)
+        found = resolve_update(config, name, 16, 16)
+        return list(found.shape.dims), max(found.shape.ranks), found.scale
 
     auto = list(TTShape.build(16, 16).dims)
     assert shape("layers.0.q") == (auto, 3, 2)
@@ -105,10 +105,11 @@ def test_patterns_take_names_and_regular_expressions():
 
 
 def test_the_three_scalings():
-    shape = TTShape.build(16, 16, [4, 4, 4, 4], [4, 9, 3])
-    scales = {s: resolve_scale(TTLoraConfig(alpha=6, scaling=s), "q", shape) for s in ("alpha", "alpha/r")}
-    assert scales == {"alpha": 6, "alpha/r": 6 / 9}
-    assert resolve_scale(TTLoraConfig(alpha=6, scaling="alpha/sqrt(r)"), "q", shape) == 2
+    def scale(scaling):
+        config = TTLoraConfig(alpha=6, scaling=scaling, shape=[4, 4, 4, 4], r=[4, 9, 3])
+        return resolve_update(config, "q", 16, 16).scale
+
+    assert (scale("alpha"), scale("alpha/r"), scale("alpha/sqrt(r)")) == (6, 6 / 9, 2)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ def test_the_three_scalings():
 )
 def test_a_shape_that_does_not_fit_names_the_module(config, message):
     with pytest.raises(ValueError, match=message):
-        resolve_shape(TTLoraConfig(**config), "layer.q", 16, 16)
+        resolve_update(TTLoraConfig(**config), "layer.q", 16, 16)
 
 
 def test_an_absurd_shape_is_refused_before_it_takes_memory():
@@ -134,41 +135,43 @@ def test_an_absurd_shape_is_refused_before_it_takes_memory():
 
 
 class TestWrittenShapes:
-    def shapes(self, **sizes):
-        return {name.replace("__", "."): TTShape.build(*size) for name, size in sizes.items()}
+    def write(self, config, **sizes):
+        sizes = {name.replace("__", "."): list(size) for name, size in sizes.items()}
+        shapes = {name: TTShape.build(*size) for name, size in sizes.items()}
+        write_shapes(config, shapes, sizes)
+        return shapes
 
     def test_one_shape_for_all(self):
         config = TTLoraConfig()
-        write_shapes(config, self.shapes(a__q=(16, 16), b__q=(16, 16)))
+        self.write(config, a__q=(16, 16), b__q=(16, 16))
         assert config.shape == list(TTShape.build(16, 16).dims)
         assert config.shape_pattern == {}
         assert config.weight_sizes == {"q": [16, 16]}
 
     def test_shapes_by_the_last_part_of_the_name(self):
         config = TTLoraConfig()
-        write_shapes(config, self.shapes(a__q=(16, 16), a__v=(8, 16), b__q=(16, 16), b__v=(8, 16)))
+        self.write(config, a__q=(16, 16), a__v=(8, 16), b__q=(16, 16), b__v=(8, 16))
         assert config.weight_sizes == {"q": [16, 16], "v": [8, 16]}
         assert config.shape_pattern.keys() == {"q", "v"}
 
     def test_shapes_by_the_whole_name_where_the_last_part_does_not_tell(self):
-        shapes = self.shapes(l__0__q=(16, 16), l__1__q=(8, 16), l__10__q=(32, 16), v=(4, 4), l__0__v=(4, 4))
         config = TTLoraConfig()
-        write_shapes(config, shapes)
+        shapes = self.write(config, l__0__q=(16, 16), l__1__q=(8, 16), l__10__q=(32, 16), v=(4, 4), l__0__v=(4, 4))
         for name, shape in shapes.items():
-            assert resolve_shape(config, name, shape.out_features, shape.in_features) == shape
+            assert resolve_update(config, name, shape.out_features, shape.in_features).shape == shape
         with pytest.raises(ValueError, match="was made for a model in which it is 8 x 16"):
-            resolve_shape(config, "l.1.q", 16, 16)
+            resolve_update(config, "l.1.q", 16, 16)
 
     def test_shapes_that_were_given_stay_as_they_are(self):
         config = TTLoraConfig(shape=[4, 4, 16], shape_pattern={"v": [8, 16]})
-        write_shapes(config, self.shapes(q=(16, 16), v=(8, 16)))
+        self.write(config, q=(16, 16), v=(8, 16))
         assert (config.shape, config.shape_pattern) == ([4, 4, 16], {"v": [8, 16]})
 
     def test_a_config_goes_back_to_what_was_asked(self):
         config = TTLoraConfig(rank_pattern={"v": 2})
         asked = config.to_dict()
         assert as_asked(config) is config
-        write_shapes(config, self.shapes(q=(16, 16), v=(8, 16)))
+        self.write(config, q=(16, 16), v=(8, 16))
         for again in (config, copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
             assert as_asked(again).to_dict() == asked
         config.shape_pattern = {"q": [2, 8, 16]}  # the user's own change
@@ -180,7 +183,7 @@ def test_one_config_serves_models_of_different_sizes(tmp_path):
     models = [get_peft_model(nn.Sequential(nn.Linear(n, 24)), config) for n in (16, 40, 16)]
     for n, model in zip((16, 40, 16), models, strict=True):
         layer = model.base_model.model[0]
-        assert layer.ttlora_shape["default"] == TTShape.build(24, n)
+        assert layer.ttlora_update["default"].shape == TTShape.build(24, n)
         model.save_pretrained(tmp_path / str(n))
         saved = TTLoraConfig.from_pretrained(tmp_path / str(n))
         assert saved.shape == list(TTShape.build(24, n).dims)

@@ -2,6 +2,7 @@ import copy
 import math
 import pickle
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,6 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from ttlora import TTLoraConfig
-from ttlora.tensor_train.start import gains
 from ttlora.tuners.tt_lora import TTLoraLayer
 from ttlora.tuners.tt_lora import layer as layer_module
 
@@ -27,11 +27,11 @@ def adapted(base, **config):
 
 def acting_cores(layer, cores, adapter="default"):
     """``g_i θ_i``: the cores whose product is the update, but for α and κ."""
-    shape, size = layer.ttlora_shape[adapter], layer.ttlora_core_size[adapter]
-    pieces = torch.split(cores, list(shape.core_sizes))
+    update = layer.ttlora_update[adapter]
+    pieces = torch.split(cores, list(update.shape.core_sizes))
     return [
         piece.view(core) * gain
-        for piece, core, gain in zip(pieces, shape.core_shapes, gains(shape, size), strict=True)
+        for piece, core, gain in zip(pieces, update.shape.core_shapes, update.gains, strict=True)
     ]  # fmt: skip
 
 
@@ -41,8 +41,12 @@ def dense(layer, adapter="default", cores=None):
     product = cores.new_ones(1, 1)
     for core in acting_cores(layer, cores, adapter):
         product = torch.tensordot(product, core, dims=1)
-    scale = 1 if layer.ttlora_core_size[adapter] is None else KAPPA
-    return layer.ttlora_alpha[adapter] * scale * product.reshape(layer.out_features, layer.in_features)
+    update = layer.ttlora_update[adapter]
+    return (
+        update.scale
+        * (1 if update.core_size is None else KAPPA)
+        * product.reshape(layer.out_features, layer.in_features)
+    )
 
 
 BASES = {
@@ -78,7 +82,8 @@ class TestAgainstTheDenseUpdate:
 
     def test_output_and_gradients(self, base, config):
         layer = adapted(BASES[base]().double(), **CONFIGS[config])
-        layer.ttlora_core_size["default"] = None  # gradients as they are
+        # gradients as they are
+        layer.ttlora_update["default"] = replace(layer.ttlora_update["default"], core_size=None)
         cores = layer.ttlora_cores["default"]
         x = torch.randn(3, 5, 16, dtype=torch.float64, requires_grad=True)
         reference = layer.base_layer(x) + F.linear(x, dense(layer, cores=cores))
@@ -112,7 +117,7 @@ def test_the_leading_cores_run_over_the_rows_of_the_weight():
 
 def test_the_papers_best_shape_for_roberta():
     layer = adapted(nn.Linear(768, 768), shape=[64, 16, 9, 64], r=4)
-    assert layer.ttlora_shape["default"].boundary is None
+    assert layer.ttlora_update["default"].shape.boundary is None
     assert layer.ttlora_cores["default"].numel() == 912
     x = torch.randn(2, 768)
     expected = layer.base_layer(x) + F.linear(x, dense(layer).float())
@@ -351,12 +356,12 @@ class TestGradientsOfCoresWithGains:
     def test_the_delivered_gradient_is_the_true_one_over_the_gains_squared(self, layer):
         x, target = torch.randn(7, 16).double(), torch.randn(7, 24).double()
         F.mse_loss(layer(x), target).backward()
-        shape = layer.ttlora_shape["default"]
+        update = layer.ttlora_update["default"]
+        shape = update.shape
         delivered = torch.split(layer.ttlora_cores["default"].grad, list(shape.core_sizes))
         true = torch.split(self.true_gradient(layer, x, target), list(shape.core_sizes))
-        gain = gains(shape, layer.ttlora_core_size["default"])
-        assert max(gain) > 2
-        for got, wanted, g in zip(delivered, true, gain, strict=True):
+        assert max(update.gains) > 2
+        for got, wanted, g in zip(delivered, true, update.gains, strict=True):
             torch.testing.assert_close(got, wanted / g**2)
 
     def test_a_step_of_sgd_moves_the_acting_cores_as_without_gains(self, layer):
@@ -367,7 +372,7 @@ class TestGradientsOfCoresWithGains:
         product = parameter.new_ones(1, 1)
         for core in acting:
             product = torch.tensordot(product, core, dims=1)
-        update = layer.ttlora_alpha["default"] * KAPPA * product.reshape(24, 16)
+        update = layer.ttlora_update["default"].scale * KAPPA * product.reshape(24, 16)
         F.mse_loss(layer.base_layer(x) + F.linear(x, update), target).backward()
 
         F.mse_loss(layer(x), target).backward()

@@ -91,7 +91,7 @@ class TestSaveAndLoad:
             assert set(file.keys()) == {f"{name}.ttlora_cores" for name in layers_of(model)}
             for name, layer in layers_of(model).items():
                 cores = file.get_tensor(f"{name}.ttlora_cores")
-                assert cores.shape == (layer.ttlora_shape["default"].parameters,)
+                assert cores.shape == (layer.ttlora_update["default"].shape.parameters,)
                 assert cores.dtype == torch.float32
 
     def test_a_half_precision_base(self, architectures, tmp_path):
@@ -165,7 +165,10 @@ class TestWhatTheFileSays:
 
         monkeypatch.setattr(shape_module.TTShape, "build", choose_otherwise)
         assert (
-            layers_of(get_peft_model(architecture.build(), TTLoraConfig())).popitem()[1].ttlora_shape["default"].order
+            layers_of(get_peft_model(architecture.build(), TTLoraConfig()))
+            .popitem()[1]
+            .ttlora_update["default"]
+            .shape.order
             == 2
         )
         loaded = PeftModel.from_pretrained(architecture.build(), tmp_path)

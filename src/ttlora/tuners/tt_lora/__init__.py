@@ -3,7 +3,7 @@
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import register_peft_method
 
-from ttlora.tuners.tt_lora.config import TTLORA, TTLoraConfig, resolve_scale, resolve_shape, saved_shape
+from ttlora.tuners.tt_lora.config import TTLORA, TTLoraConfig, resolve_update, saved_update
 from ttlora.tuners.tt_lora.layer import TTLoraLayer
 from ttlora.tuners.tt_lora.model import DEFAULT_TARGET_MODULES, TTLoraModel
 
@@ -15,7 +15,6 @@ __all__ = [
     "TTLoraConfig",
     "TTLoraLayer",
     "TTLoraModel",
-    "resolve_scale",
-    "resolve_shape",
-    "saved_shape",
+    "resolve_update",
+    "saved_update",
 ]

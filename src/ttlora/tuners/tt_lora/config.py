@@ -3,13 +3,14 @@
 import copy
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from peft import PeftConfig
 from peft.utils.other import get_pattern_key
 
-from ttlora.tensor_train import TTShape
+from ttlora.tensor_train import TTShape, Update
 from ttlora.tuners.peft_type import add_peft_type
 
 TTLORA = add_peft_type("TTLORA")
@@ -36,7 +37,7 @@ class TTLoraConfig(PeftConfig):
         dropout: Probability with which entries of the adapter's input are dropped in training.
         init_weights: True: the update is exactly zero at the start. False: a random update, for tests. "paper": the
             cores of a Gaussian ``ΔW`` by TT-SVD, which changes the model before the first step and takes a dense SVD.
-        core_size: ``ε``, the root mean square of the cores' entries at the start (see ``ttlora.tensor_train.start``).
+        core_size: ``ε``, the root mean square of the cores' entries at the start (see ``ttlora.tensor_train.update``).
             Small entries turn fast under Adam. It is part of what saved cores mean: leave it as it was trained. With
             None the update is the plain train of Eq. 3, as with "paper".
         target_modules: Names (or a regular expression, or "all-linear") of the modules to adapt; None: query and value
@@ -46,8 +47,8 @@ class TTLoraConfig(PeftConfig):
         layers_pattern: Name of the list of layers, where `layers_to_transform` needs it.
         modules_to_save: Other modules to train and save whole, such as a task's head.
         bias: Which biases train: "none", "all" or "ttlora_only".
-        weight_sizes: ``[out, in]`` of the adapted weights by module name, written when the adapter is made: the file
-            of cores and the config then say all about the update.
+        weight_sizes: ``[out, in]`` of the adapted weights by module name, or ``[experts, out, in]``, written when the
+            adapter is made: the file of cores and the config then say all about the update.
 
     Raises:
         ValueError: A value is not one of those above.
@@ -114,14 +115,23 @@ class TTLoraConfig(PeftConfig):
         if self.core_size is not None and (not _is_number(self.core_size) or self.core_size <= 0):
             raise ValueError(f"core_size={self.core_size!r} is neither a positive number nor None")
         for size in self.weight_sizes.values():
-            if not isinstance(size, list | tuple) or len(size) != 2 or not all(map(_is_size, size)):
-                raise ValueError(f"weight_sizes has {size!r}, and not two positive integers, out and in")
+            if not isinstance(size, list | tuple) or len(size) not in (2, 3) or not all(map(_is_size, size)):
+                raise ValueError(f"weight_sizes has {size!r}, and not [out, in] or [experts, out, in]")
         if self.bias not in ("none", "all", "ttlora_only"):
             raise ValueError(f"bias={self.bias!r} is none of 'none', 'all', 'ttlora_only'")
 
 
-def resolve_shape(config: TTLoraConfig, module_name: str, out_features: int, in_features: int) -> TTShape:
-    """The shape of a module's train: its entry in the config's patterns, or else the config's own shape and rank.
+def resolve_update(
+    config: TTLoraConfig, module_name: str, out_features: int, in_features: int, experts: int | None = None
+) -> Update:
+    """What the cores of a module mean: its shape, rank and α from the config's patterns, or else the config's own.
+
+    Args:
+        config: The adapter's config.
+        module_name: The module's name in the model.
+        out_features: Rows of its weight, or of each expert's.
+        in_features: Columns of its weight, or of each expert's.
+        experts: How many experts' weights are stacked; None: it is one weight.
 
     Raises:
         ValueError: The shape or the ranks do not fit the weight, or the config was written for weights of another size;
@@ -129,27 +139,33 @@ def resolve_shape(config: TTLoraConfig, module_name: str, out_features: int, in_
     """
     dims = _look_up(config.shape_pattern, module_name, config.shape)
     r = _look_up(config.rank_pattern, module_name, config.r)
-    sizes = _look_up(config.weight_sizes, module_name, [out_features, in_features])
-    if list(sizes) != [out_features, in_features]:
+    actual = [out_features, in_features] if experts is None else [experts, out_features, in_features]
+    sizes = _look_up(config.weight_sizes, module_name, actual)
+    if list(sizes) != actual:
         raise ValueError(
-            f"{module_name} is {out_features} x {in_features}, but this adapter was made for a model in which it is "
-            f"{sizes[0]} x {sizes[1]}: load it into that model"
+            f"{module_name} is {_product(actual)}, but this adapter was made for a model in which it is "
+            f"{_product(sizes)}: load it into that model"
         )
     try:
-        shape = TTShape.build(out_features, in_features, dims, r)
+        if experts is None:
+            shape = TTShape.build(out_features, in_features, dims, r)
+        else:
+            shape = TTShape.build_experts(experts, out_features, in_features, dims, r)
     except ValueError as error:
         raise ValueError(f"{module_name}: {error}") from None
     # At full rank a train has up to 8/3 of the weight's entries; dims of 1 in its middle can multiply that.
-    if shape.parameters > 3 * out_features * in_features:
+    if shape.parameters > 3 * math.prod(actual):
         raise ValueError(
             f"{module_name}: shape {dims} with r={r} takes {shape.parameters:,} parameters for a weight of "
-            f"{out_features * in_features:,} entries; lower r or leave out the dims of 1"
+            f"{math.prod(actual):,} entries; lower r or leave out the dims of 1"
         )
-    return shape
+    alpha = _look_up(config.alpha_pattern, module_name, config.alpha)
+    divisor = {"alpha": 1.0, "alpha/r": max(shape.ranks), "alpha/sqrt(r)": math.sqrt(max(shape.ranks))}
+    return Update(shape, alpha / divisor[config.scaling], config.core_size)
 
 
-def saved_shape(config: TTLoraConfig, module_name: str) -> TTShape:
-    """The shape of a module's train from the config of a saved adapter alone.
+def saved_update(config: TTLoraConfig, module_name: str) -> Update:
+    """What the cores of a module mean, from the config of a saved adapter alone.
 
     Raises:
         ValueError: The config does not say how large the weight is, or its shape or ranks do not fit.
@@ -157,30 +173,23 @@ def saved_shape(config: TTLoraConfig, module_name: str) -> TTShape:
     sizes = _look_up(config.weight_sizes, module_name, None)
     if sizes is None:
         raise ValueError(f"the config does not say the size of {module_name}: it is not that of a saved adapter")
-    return resolve_shape(config, module_name, *sizes)
+    *experts, out_features, in_features = sizes
+    return resolve_update(config, module_name, out_features, in_features, *experts)
 
 
-def resolve_scale(config: TTLoraConfig, module_name: str, shape: TTShape) -> float:
-    """What multiplies a module's ``ΔW``: its α, divided as the config's `scaling` says."""
-    alpha = _look_up(config.alpha_pattern, module_name, config.alpha)
-    divisor = {"alpha": 1.0, "alpha/r": max(shape.ranks), "alpha/sqrt(r)": math.sqrt(max(shape.ranks))}
-    return alpha / divisor[config.scaling]
-
-
-def write_shapes(config: TTLoraConfig, shapes: dict[str, TTShape]) -> None:
+def write_shapes(config: TTLoraConfig, shapes: dict[str, TTShape], sizes: dict[str, list[int]]) -> None:
     """Write the sizes of the weights, and what every "auto" came to, into the config of an adapter.
 
     It then says by itself what the saved cores mean, and no later choice of "auto" changes the adapter.
 
     Args:
         config: The adapter's config.
-        shapes: Name to shape, for all modules that the config adapts.
+        shapes: Module name to the shape of its train, for all modules that the config adapts.
+        sizes: Module name to ``[out, in]`` or ``[experts, out, in]``.
     """
-    written: dict[str, Any] = {
-        "weight_sizes": _by_pattern({name: [shape.out_features, shape.in_features] for name, shape in shapes.items()})
-    }
+    written: dict[str, Any] = {"weight_sizes": _by_pattern(sizes)}
     if config.shape == "auto" or "auto" in config.shape_pattern.values():
-        patterns = _by_pattern({name: list(shape.dims) for name, shape in shapes.items()})
+        patterns = _by_pattern({name: _asked_dims(shape, sizes[name]) for name, shape in shapes.items()})
         dims = list(patterns.values())
         if dims and not config.shape_pattern and all(other == dims[0] for other in dims):
             written["shape"] = dims[0]
@@ -189,6 +198,14 @@ def write_shapes(config: TTLoraConfig, shapes: dict[str, TTShape]) -> None:
     for name, value in written.items():
         config._written[name] = getattr(config, name), value
         setattr(config, name, value)
+
+
+def _asked_dims(shape: TTShape, sizes: list[int]) -> list[int]:
+    """The dims as a config names them: without the expert's index, the last that runs over rows."""
+    if len(sizes) == 2:
+        return list(shape.dims)
+    assert shape.boundary is not None, "the expert's index stands at the boundary"
+    return [*shape.dims[: shape.boundary - 1], *shape.dims[shape.boundary :]]
 
 
 def as_asked(config: TTLoraConfig) -> TTLoraConfig:
@@ -218,6 +235,10 @@ def _by_pattern(values: dict[str, list[int]]) -> dict[str, list[int]]:
 
 def _look_up(pattern: dict[str, Any], module_name: str, default: Any) -> Any:
     return pattern.get(get_pattern_key(list(pattern), module_name), default)
+
+
+def _product(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))
 
 
 def _is_number(value: object) -> bool:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from ttlora.tensor_train import TensorTrain, TTShape
+from ttlora.tensor_train import Update
 from ttlora.tensor_train.linear import low_rank_linear
-from ttlora.tensor_train.start import balance, gaussian_update, random_update, update_scales, zero_update
-from ttlora.tuners.tt_lora.config import TTLoraConfig, resolve_scale, resolve_shape
+from ttlora.tensor_train.start import gaussian_update, random_update, zero_update
+from ttlora.tuners.tt_lora.config import TTLoraConfig, resolve_update
 
 # The paper says no more than "Gaussian": the spread that transformers themselves are initialised with.
 PAPER_STD = 0.02
@@ -39,7 +39,7 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
     """
 
     adapter_layer_names = ("ttlora_cores",)
-    other_param_names = ("ttlora_dropout", "ttlora_shape", "ttlora_alpha", "ttlora_core_size")
+    other_param_names = ("ttlora_dropout", "ttlora_update")
 
     def __init__(
         self, base_layer: nn.Module, adapter_name: str, config: TTLoraConfig, module_name: str, **quantization: Any
@@ -53,9 +53,7 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         self.in_features, self.out_features = in_features, out_features
         self.ttlora_cores = nn.ParameterDict()
         self.ttlora_dropout = nn.ModuleDict()
-        self.ttlora_shape: dict[str, TTShape] = {}
-        self.ttlora_alpha: dict[str, float] = {}
-        self.ttlora_core_size: dict[str, float | None] = {}
+        self.ttlora_update: dict[str, Update] = {}
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._active_adapter = adapter_name
@@ -67,21 +65,20 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         Raises:
             ValueError: The config's shape or ranks do not fit the weight.
         """
-        shape = resolve_shape(config, module_name, self.out_features, self.in_features)
-        self.ttlora_shape[adapter_name] = shape
-        self.ttlora_alpha[adapter_name] = resolve_scale(config, module_name, shape)
-        self.ttlora_core_size[adapter_name] = config.core_size
+        update = resolve_update(config, module_name, self.out_features, self.in_features)
+        self.ttlora_update[adapter_name] = update
         self.ttlora_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
-        self.ttlora_cores[adapter_name] = nn.Parameter(_start(shape, config))
+        self.ttlora_cores[adapter_name] = nn.Parameter(_start(update, config))
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
-    def train_of(self, adapter_name: str) -> TensorTrain:
-        """The adapter's tensor train, in float32 or wider; the update is a multiple of it."""
-        shape = self.ttlora_shape[adapter_name]
+    def factors(self, adapter_name: str) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
+        """``A`` and ``B`` of the adapter, its scale included: the update is ``B A``, in float32 or wider."""
         cores = self._fetched_cores(adapter_name)
+        # Products of many cores lose too much in half precision, and they are small.
         cores = cores.float() if cores.dtype.itemsize < 4 else cores
-        return TensorTrain(shape, balance(cores, shape, self.ttlora_core_size[adapter_name]))
+        with _without_autocast(cores.device):
+            return self.ttlora_update[adapter_name].factors(cores)
 
     def _fetched_cores(self, adapter_name: str) -> Tensor:
         # With offloading, accelerate fetches parameters when the module that holds them is called. Nobody calls a dict.
@@ -92,15 +89,6 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         cores = self.ttlora_cores[adapter_name]
         hook.post_forward(self.ttlora_cores, None)
         return cores
-
-    def factors(self, adapter_name: str) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
-        """``A`` and ``B`` of the adapter, its scale included: the update is ``B A``."""
-        train = self.train_of(adapter_name)
-        rows, columns = update_scales(train.shape, self.ttlora_core_size[adapter_name])
-        # Products of many cores lose too much in half precision, and they are small.
-        with _without_autocast(train.flat.device):
-            A, B = train.factors()
-            return A * columns, B * (self.ttlora_alpha[adapter_name] * rows)
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """The adapter's dense update, as the base layer stores its weight, in the dtype of the cores."""
@@ -240,12 +228,11 @@ class TTLoraLinear(TTLoraLayer):
         return result
 
 
-def _start(shape: TTShape, config: TTLoraConfig) -> Float[Tensor, "parameters"]:
+def _start(update: Update, config: TTLoraConfig) -> Float[Tensor, "parameters"]:
     # A loaded adapter brings its cores along, and the paper's start takes seconds a layer.
     if config.init_weights == "paper" and not config.inference_mode:
-        return gaussian_update(shape, PAPER_STD)
-    start = zero_update if config.init_weights else random_update
-    return start(shape, config.core_size)
+        return gaussian_update(update.shape, PAPER_STD)
+    return zero_update(update) if config.init_weights else random_update(update)
 
 
 def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:

@@ -67,12 +67,12 @@ class TTLoraModel(BaseTuner):
         given = self.peft_config[adapter_name]
         config = self.peft_config[adapter_name] = as_asked(given)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
-        shapes = {
-            name: module.ttlora_shape[adapter_name]
-            for name, module in model.named_modules()
-            if isinstance(module, TTLoraLayer) and adapter_name in module.ttlora_shape
-        }
-        write_shapes(config, shapes)
+        shapes, sizes = {}, {}
+        for name, module in model.named_modules():
+            if isinstance(module, TTLoraLayer) and adapter_name in module.ttlora_update:
+                shapes[name] = module.ttlora_update[adapter_name].shape
+                sizes[name] = [module.out_features, module.in_features]
+        write_shapes(config, shapes, sizes)
         if config == given:
             # the object that the user holds, as long as it says the same
             self.peft_config[adapter_name] = given

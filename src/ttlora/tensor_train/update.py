@@ -1,0 +1,212 @@
+"""What the trained entries of a train mean: a weight update, scaled so that one learning rate serves every shape.
+
+Adam moves every entry by about the learning rate, whatever the entry's size. LoRA's ``A`` has small entries and turns
+quickly; orthonormal cores have large ones and hardly turn, the longer the train the less. So the trained entries
+``θ_i`` of each core are kept at one small size ``ε``, and the core that acts is ``g_i θ_i`` with a fixed gain ``g_i``:
+
+    ΔW = s κ (g_1 θ_1) (g_2 θ_2) ... (g_d θ_d)
+
+With ``z`` the core at the boundary, which starts at zero so that ``ΔW = 0``:
+
+- before ``z`` the acting cores start left-orthogonal, after it right-orthogonal: ``g_i = rms(orthonormal core) / ε``;
+- ``κ = 1/√3`` gives the rows of ``A`` the norm that LoRA's have;
+- ``g_z = √(P / r_{z-1})``, ``P`` the product of the dims before ``z``: Adam's first step then moves ``ΔW`` as far as it
+  would move LoRA's ``B A`` of the same rank.
+
+The gains multiply to thousands in long trains. Adam does not see that, but plain SGD and gradient clipping would, so
+the gradient that the entries receive is that of the acting core over ``g_i`` instead of times ``g_i``: a step of SGD
+then moves the acting cores as if there were no gains.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ttlora.tensor_train.shape import TTShape
+from ttlora.tensor_train.train import TensorTrain
+
+LORA_ROW_NORM = 1 / math.sqrt(3)
+
+
+@dataclass(frozen=True)
+class Update:
+    """A weight update ``ΔW`` as a function of the flat vector of trained entries.
+
+    Attributes:
+        shape: Dims and ranks of the train.
+        scale: ``s``, the adapter's α as its config scales it.
+        core_size: ``ε``; None: no gains, ``ΔW = s C_1 ... C_d`` (Anjum et al. 2024, Eq. 3).
+        gains: ``g_1 ... g_d``.
+        column_scale: What ``A`` is multiplied with: ``κ`` times the gains of the cores of the columns.
+        row_scale: What ``B`` is multiplied with: ``s`` times the gains of the other cores. With all on one side,
+            float16 would hold neither.
+    """
+
+    shape: TTShape
+    scale: float = 1.0
+    core_size: float | None = None
+    gains: tuple[float, ...] = field(init=False, repr=False, compare=False)
+    column_scale: float = field(init=False, repr=False, compare=False)
+    row_scale: float = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        gains = _gains(self.shape, self.zero_core, self.core_size)
+        j = self.shape.span[1]
+        # computed once: factors are built in every forward
+        object.__setattr__(self, "gains", gains)
+        object.__setattr__(self, "column_scale", self._row_norm * math.prod(gains[j:]))
+        object.__setattr__(self, "row_scale", self.scale * math.prod(gains[:j]))
+
+    @property
+    def zero_core(self) -> int:
+        """Index ``z`` of the core that starts at zero: the last of the rows, or the first of the middle block."""
+        i, j = self.shape.span
+        return i if i < j else max(i - 1, 0)
+
+    @property
+    def _row_norm(self) -> float:
+        return 1.0 if self.core_size is None else LORA_ROW_NORM
+
+    def factors(
+        self, flat: Float[Tensor, "*batch parameters"]
+    ) -> tuple[Float[Tensor, "*batch r in"], Float[Tensor, "*batch out r"]]:
+        """``A`` and ``B`` with ``ΔW = B A``, in the dtype of the entries.
+
+        Args:
+            flat: The entries ``θ``, or those of several adapters stacked.
+        """
+        if self.shape.boundary is not None and flat.dim() == 1 and flat.requires_grad:
+            factors: tuple[Tensor, Tensor] = _AlignedFactors.apply(flat, self)  # type: ignore[no-untyped-call]
+            return factors
+        if self.core_size is not None and flat.requires_grad:
+            flat = _Balance.apply(flat, self)  # type: ignore[no-untyped-call]
+        A, B = TensorTrain(self.shape, flat).factors()
+        return A * self.column_scale, B * self.row_scale
+
+    def acting_train(self, flat: Float[Tensor, "parameters"]) -> TensorTrain:
+        """The train whose matrix is ``ΔW`` itself: core ``i`` times ``g_i``, and core ``z`` times ``s κ`` besides."""
+        return TensorTrain(self.shape, flat * self._multipliers(flat))
+
+    def entries_of(self, train: TensorTrain) -> Float[Tensor, "parameters"]:
+        """The entries of which the update is the matrix of ``train``, balanced so that they train on well.
+
+        All cores but ``z`` are made orthonormal, as they are at the start, and ``z`` takes what is left.
+
+        Args:
+            train: A train of this update's shape.
+
+        Raises:
+            ValueError: ``train`` has another shape, or the scale is 0.
+        """
+        if train.shape != self.shape:
+            raise ValueError(f"a train of {train.shape} is none of {self.shape}")
+        if not self.scale:
+            raise ValueError("with a scale of 0 every update is zero")
+        if self.core_size is not None:
+            train = train.orthogonalised(self.zero_core)
+        return train.flat / self._multipliers(train.flat)
+
+    def _multipliers(self, like: Tensor) -> Float[Tensor, "parameters"]:
+        values = list(self.gains)
+        values[self.zero_core] *= self.scale * self._row_norm
+        sizes = torch.tensor(self.shape.core_sizes, device=like.device)
+        return torch.tensor(values, dtype=like.dtype, device=like.device).repeat_interleave(sizes)
+
+
+def _gains(shape: TTShape, z: int, epsilon: float | None) -> tuple[float, ...]:
+    """``g_1 ... g_d`` for trained entries of the size ``epsilon`` (see the module's text); None: all 1."""
+    if epsilon is None:
+        return (1.0,) * shape.order
+
+    def gain(index: int) -> float:
+        left, k, right = shape.core_shapes[index]
+        if index == z:
+            return math.sqrt(math.prod(shape.dims[:z]) / left)
+        return 1 / (math.sqrt(left * k if index < z else k * right) * epsilon)
+
+    return tuple(gain(index) for index in range(shape.order))
+
+
+class _AlignedFactors(torch.autograd.Function):
+    """`Update.factors` of an aligned shape as one node of the graph.
+
+    Contracting a train takes a dozen tiny products, and autograd spends more time on recording and walking them than
+    they take; every adapted layer pays for that in every step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, flat: Tensor, update: Update) -> tuple[Tensor, Tensor]:
+        ctx.update = update
+        ctx.save_for_backward(flat)
+        A, B = TensorTrain(update.shape, flat).factors()
+        return A * update.column_scale, B * update.row_scale
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        update, (flat,) = ctx.update, ctx.saved_tensors
+        dA, dB = gradients
+        cores, bond = TensorTrain(update.shape, flat).cores, update.shape.span[1]
+        of_rows = _rows_backward(cores[:bond], dB * update.row_scale)
+        of_columns = _columns_backward(cores[bond:], dA * update.column_scale)
+        pieces = [*of_rows, *of_columns]
+        if update.core_size is not None:
+            pieces = [piece / gain**2 for piece, gain in zip(pieces, update.gains, strict=True)]
+        return torch.cat([piece.reshape(-1) for piece in pieces]), None
+
+
+def _rows_backward(cores: Sequence[Tensor], gradient: Float[Tensor, "rows right"]) -> list[Tensor]:
+    """Gradients of the cores that `contract_rows` contracts, from that of their product."""
+    if len(cores) < 2:
+        return [gradient] * len(cores)
+    products = [cores[0].reshape(-1, cores[0].shape[2])]
+    for core in cores[1:-1]:
+        left, k, right = core.shape
+        products.append((products[-1] @ core.reshape(left, k * right)).reshape(-1, right))
+    found = []
+    for core, product in zip(reversed(cores[1:]), reversed(products), strict=True):
+        left, k, right = core.shape
+        gradient = gradient.reshape(-1, k * right)
+        found.append(product.T @ gradient)
+        gradient = gradient @ core.reshape(left, k * right).T
+    return [gradient, *reversed(found)]
+
+
+def _columns_backward(cores: Sequence[Tensor], gradient: Float[Tensor, "left columns"]) -> list[Tensor]:
+    """Gradients of the cores that `contract_columns` contracts, from that of their product."""
+    if len(cores) < 2:
+        return [gradient] * len(cores)
+    products = [cores[-1].reshape(cores[-1].shape[0], -1)]
+    for core in reversed(cores[1:-1]):
+        left, k, right = core.shape
+        products.append((core.reshape(left * k, right) @ products[-1]).reshape(left, -1))
+    found = []
+    for core, product in zip(cores[:-1], reversed(products), strict=True):
+        left, k, right = core.shape
+        gradient = gradient.reshape(left * k, -1)
+        found.append(gradient @ product.T)
+        gradient = core.reshape(left * k, right).T @ gradient
+    return [*found, gradient]
+
+
+class _Balance(torch.autograd.Function):
+    """The entries unchanged; their gradient, core by core, over ``g_i²``.
+
+    The factors hold every ``g_i``, and with them the gradient; divided twice, what arrives is the gradient of the
+    acting core over ``g_i``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, flat: Tensor, update: Update) -> Tensor:
+        ctx.update = update
+        return flat.view_as(flat)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        pieces = torch.split(gradients[0], list(ctx.update.shape.core_sizes), dim=-1)
+        divided = [piece / gain**2 for piece, gain in zip(pieces, ctx.update.gains, strict=True)]
+        return torch.cat(divided, dim=-1), None

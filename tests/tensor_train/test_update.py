@@ -1,0 +1,108 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import shapes, trains
+
+from ttlora.tensor_train import TensorTrain, TTShape, Update
+from ttlora.tensor_train.start import random_update, zero_update
+from ttlora.tensor_train.update import LORA_ROW_NORM
+
+LLAMA = TTShape.build(4096, 4096, [16] * 6, 5)
+EXAMPLE = TTShape.build(24, 36, [4, 6, 6, 6], 3)
+SIZES = st.sampled_from([None, 0.05, 1.0])
+
+
+def spread(update):
+    """Each entry's gain."""
+    return torch.cat(
+        [torch.full((n,), g, dtype=torch.float64) for n, g in zip(update.shape.core_sizes, update.gains, strict=True)]
+    )
+
+
+@given(trains(), SIZES)
+def test_factors_are_the_scaled_train(train, core_size):
+    update = Update(train.shape, 3.0, core_size)
+    row_norm = 1 if core_size is None else LORA_ROW_NORM
+    dense = 3.0 * row_norm * TensorTrain(train.shape, train.flat * spread(update)).to_matrix()
+    A, B = update.factors(train.flat)
+    torch.testing.assert_close(B @ A, dense)
+    torch.testing.assert_close(update.acting_train(train.flat).to_matrix(), dense)
+
+
+@given(trains(), SIZES)
+def test_gradients_are_those_of_the_acting_cores_over_their_gains(train, core_size):
+    update, weight = Update(train.shape, 3.0, core_size), torch.randn(24, 36)
+    weight = torch.randn(train.shape.out_features, train.shape.in_features, dtype=torch.float64)
+    flat = train.flat.clone().requires_grad_()
+    A, B = update.factors(flat)
+    ((B @ A) * weight).sum().backward()
+
+    acting = (train.flat * spread(update)).requires_grad_()
+    row_norm = 1 if core_size is None else LORA_ROW_NORM
+    (3.0 * row_norm * TensorTrain(train.shape, acting).to_matrix() * weight).sum().backward()
+    torch.testing.assert_close(flat.grad, acting.grad / spread(update), rtol=1e-6, atol=1e-9 * acting.grad.norm())
+
+
+def test_second_derivatives():
+    update = Update(EXAMPLE, 2.0, None)
+    flat = torch.randn(EXAMPLE.parameters, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda entries: update.factors(entries), (flat,))
+
+
+def test_a_step_of_sgd_moves_the_acting_cores_as_if_there_were_no_gains():
+    update = Update(LLAMA, core_size=0.05)
+    assert math.prod(update.gains) > 1000
+    gain = spread(update).float()
+    x, y = torch.randn(8, 4096), torch.randn(8, 4096)
+
+    def gradient(flat, A, B):
+        return torch.autograd.grad((x @ A.T @ B.T - y).square().mean(), flat)[0]
+
+    flat = random_update(update).requires_grad_()
+    acting = (flat.detach() * gain).requires_grad_()
+    without_gains = gradient(acting, *Update(LLAMA, LORA_ROW_NORM).factors(acting))
+    torch.testing.assert_close(gain * gradient(flat, *update.factors(flat)), without_gains, rtol=1e-3, atol=1e-7)
+
+
+def test_without_gains_the_update_is_the_plain_train():
+    update = Update(EXAMPLE)
+    assert update.gains == (1.0,) * 4
+    flat = torch.randn(EXAMPLE.parameters)
+    torch.testing.assert_close(update.acting_train(flat).flat, flat)
+
+
+@given(shapes(), st.integers(1, 4))
+def test_stacked_adapters_have_their_own_factors(shape, count):
+    update = Update(shape, 2.0, 0.05)
+    stacked = torch.randn(count, shape.parameters, dtype=torch.float64)
+    A, B = update.factors(stacked)
+    for index, flat in enumerate(stacked):
+        torch.testing.assert_close((A[index], B[index]), update.factors(flat))
+
+
+@given(trains(), SIZES)
+def test_entries_of_a_train_have_its_matrix_as_their_update(train, core_size):
+    update = Update(train.shape, 3.0, core_size)
+    found = update.acting_train(update.entries_of(train)).to_matrix()
+    dense = train.to_matrix()
+    torch.testing.assert_close(found, dense, rtol=1e-8, atol=1e-9 * float(dense.norm()))
+
+
+def test_entries_of_a_train_have_the_size_of_a_fresh_start():
+    update = Update(TTShape.build(64, 64, [8, 8, 8, 8], 5), 4.0, 0.02)
+    train = TensorTrain(update.shape, torch.randn(update.shape.parameters))
+    fresh = TensorTrain(update.shape, zero_update(update)).cores
+    for index, core in enumerate(TensorTrain(update.shape, update.entries_of(train)).cores):
+        if index != update.zero_core:
+            assert core.square().mean().sqrt() == pytest.approx(fresh[index].square().mean().sqrt().item(), rel=1e-4)
+
+
+def test_entries_need_a_scale_and_the_shape():
+    train = TensorTrain(EXAMPLE, torch.randn(EXAMPLE.parameters))
+    with pytest.raises(ValueError, match="scale of 0"):
+        Update(EXAMPLE, 0.0).entries_of(train)
+    with pytest.raises(ValueError, match="is none of"):
+        Update(LLAMA).entries_of(train)
