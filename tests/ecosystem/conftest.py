@@ -1,0 +1,49 @@
+"""What the tests with other libraries share: token ids, a few steps of training, logits."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ttlora import TTLoraConfig
+
+IDS = torch.randint(4, 24, (4, 8), generator=torch.Generator().manual_seed(1))
+
+
+def logits(model: nn.Module) -> Tensor:
+    """What the model says, in evaluation, about the same tokens each time."""
+    with torch.no_grad():
+        return model.eval()(IDS.to(next(model.parameters()).device)).logits
+
+
+def train(model: nn.Module, steps: int = 8, rate: float = 1e-2) -> list[float]:
+    """Teach a causal model the same tokens; the loss before each step."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate)
+    losses = []
+    for _ in range(steps):
+        loss = model.train()(IDS, labels=IDS).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def cores_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters() if ".ttlora_cores." in name}
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def random_update() -> Callable[..., TTLoraConfig]:
+    """Builds a config whose update changes the model from the start."""
+
+    def build(**options: object) -> TTLoraConfig:
+        return TTLoraConfig(init_weights=False, **options)
+
+    return build
