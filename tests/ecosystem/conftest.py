@@ -14,7 +14,7 @@ IDS = torch.randint(4, 24, (4, 8), generator=torch.Generator().manual_seed(1))
 def logits(model: nn.Module) -> Tensor:
     """What the model says, in evaluation, about the same tokens each time."""
     with torch.no_grad():
-        return model.eval()(IDS.to(next(model.parameters()).device)).logits
+        return model.eval()(IDS).logits
 
 
 def train(model: nn.Module, steps: int = 8, rate: float = 1e-2) -> list[float]:
