@@ -4,6 +4,7 @@ import copy
 from typing import Any
 
 import torch
+from measuring import LORA
 from peft import LoraConfig, PeftConfig, VeraConfig, get_peft_model
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
@@ -11,7 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 from ttlora import TTLoraConfig
 from ttlora.plan.architectures import BUILT_IN
 
-TT, LORA, VERA = "TT-LoRA r=5", "LoRA r=8", "VeRA r=256"
+TT, VERA = "TT-LoRA r=5", "VeRA r=256"
 
 # without dropout: its cost would hide the adapter's
 BERT: dict[str, Any] = {"num_labels": 2, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

@@ -9,8 +9,8 @@ frozen layer's, less one. Bar: TT-LoRA's overhead is at most 0.35 of LoRA's (0.5
 from collections.abc import Callable
 
 import torch
-from contestants import LORA, TT, adapted, adapter_configs
-from measuring import Bar, Row, compare, in_turn, parse, publish
+from contestants import TT, adapted, adapter_configs
+from measuring import LORA, Bar, Row, compare, in_turn, parse, publish
 from torch import nn
 
 # width, tokens -> the largest part of LoRA's overhead

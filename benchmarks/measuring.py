@@ -22,6 +22,8 @@ from rich.progress import track
 from rich.table import Table
 
 WARM_UP = 2
+# the contestant that ratios are to
+LORA = "LoRA r=8"
 
 
 @dataclass(frozen=True)
@@ -93,19 +95,16 @@ def in_turn(
     return seconds
 
 
-def compare(
-    seconds: Mapping[str, list[float]], frozen: str | None = "frozen", lora: str = "LoRA r=8"
-) -> dict[str, dict[str, float]]:
+def compare(seconds: Mapping[str, list[float]], frozen: str | None = "frozen") -> dict[str, dict[str, float]]:
     """The median of each contestant, its spread, and its ratios to the frozen model's and to LoRA's median.
 
     Args:
         seconds: The seconds of each contestant's runs.
         frozen: The contestant that is the model without adapter; None: there is none.
-        lora: The contestant that is LoRA; where it did not take part, no ratio to it is given.
 
     Returns:
         Figures by contestant: "seconds"; "spread", the range of the middle half of the runs over the median;
-        "to_frozen"; "to_lora".
+        "to_frozen"; "to_lora", if LoRA took part.
     """
     medians = {name: statistics.median(runs) for name, runs in seconds.items()}
     figures = {}
@@ -114,8 +113,8 @@ def compare(
         figures[name] = {"seconds": medians[name], "spread": (upper - lower) / medians[name]}
         if frozen is not None:
             figures[name]["to_frozen"] = medians[name] / medians[frozen]
-        if lora in medians:
-            figures[name]["to_lora"] = medians[name] / medians[lora]
+        if LORA in medians:
+            figures[name]["to_lora"] = medians[name] / medians[LORA]
     return figures
 
 
@@ -124,6 +123,7 @@ TEXT = ("case", "contestant")
 COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "seconds": ("ms", lambda seconds: f"{1000 * seconds:,.2f}" if seconds < 1 else f"{1000 * seconds:,.0f}"),
     "seconds_a_layer": ("ms a layer", lambda seconds: f"{1000 * seconds:.2f}"),
+    "seconds_a_matrix": ("ms a matrix", lambda seconds: f"{1000 * seconds:,.2f}"),
     "bytes": ("bytes", lambda count: f"{count:,.0f}"),
     "spread": ("spread", lambda spread: f"{100 * spread:.0f} %"),
     "to_frozen": ("x frozen", lambda ratio: f"{ratio:.3f}"),

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from contestants import LORA, TT
-from measuring import Bar, Row, parse, publish
+from contestants import TT
+from measuring import LORA, Bar, Row, parse, publish
 from step import contestants, models_and_batches, step
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode

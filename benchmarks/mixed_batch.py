@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from contestants import LORA, TT, adapted, adapter_configs, encoder
-from measuring import Bar, Row, compare, in_turn, parse, publish
+from contestants import TT, adapted, adapter_configs, encoder
+from measuring import LORA, Bar, Row, compare, in_turn, parse, publish
 from torch import Tensor
 from transformers import PreTrainedModel
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from contestants import LORA, adapted, adapter_configs, llama2_7b_layers, sharing_weights
-from measuring import Row, compare, in_turn, parse, publish
+from contestants import adapted, adapter_configs, llama2_7b_layers, sharing_weights
+from measuring import LORA, Row, compare, in_turn, parse, publish
 from peft import PeftModel
 from transformers import PreTrainedModel
 

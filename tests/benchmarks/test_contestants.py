@@ -2,6 +2,7 @@
 
 import gc
 
+import export
 import inference
 import layer
 import memory
@@ -11,8 +12,8 @@ import save_load
 import step
 import torch
 import wrap
-from contestants import LORA, TT, VERA, adapted, adapter_configs, encoder, llama, llama2_7b_layers, sharing_weights
-from measuring import Bar
+from contestants import TT, VERA, adapted, adapter_configs, encoder, llama, llama2_7b_layers, sharing_weights
+from measuring import LORA, Bar
 
 SIZES = {
     "vocab_size": 32,
@@ -201,6 +202,12 @@ def test_save_and_load():
     # LoRA: 2 x (32 x 8 + 8 x 32) numbers of 2 bytes in each of 2 layers, its header and its config
     assert 4096 < sizes[LORA] < 4096 + 4000
     assert all(row.figures["bytes_to_lora"] == sizes[row.contestant] / sizes[LORA] for row in rows)
+
+
+def test_export():
+    cases, bars = shown([export.convert(llama2_7b_layers(1, torch.float32, hidden_size=32, intermediate_size=8))])
+    assert cases == {"one matrix": ["PEFT's convert_to_lora"]}
+    assert not bars
 
 
 def test_llama2_7b_layers_are_those():
