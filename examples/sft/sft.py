@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of a causal language model with TRL and a TT-LoRA adapter of tens of kilobytes.
+"""Supervised fine-tuning of a causal language model with TRL and a TT-LoRA adapter.
 
     python examples/sft/sft.py --model SmolLM2-135M-Instruct --data rows.jsonl --output sft-output
 
@@ -8,7 +8,8 @@ MODEL is a folder or a name on the hub. Each line of the data is an object in on
     {"prompt": "what it is given", "completion": "what it shall answer"}
     {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
 
-It needs `pip install ttlora trl`. The output folder holds the adapter; at the end it is loaded anew and says something.
+TRL comes with `make install`. The output folder holds the adapter and the tokenizer; at the end the adapter is loaded
+anew and says something.
 """
 
 import argparse
