@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ttlora import TTLoraConfig
 from ttlora.tuners.tt_lora import TTLoraLayer
-from ttlora.tuners.tt_lora import layer as layer_module
+from ttlora.tuners.tt_lora import linear as layer_module
 
 KAPPA = 1 / math.sqrt(3)
 

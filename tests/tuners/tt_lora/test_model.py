@@ -157,7 +157,7 @@ class TestTargets:
         [
             ({"target_modules": ["nothing"]}, ValueError, "nothing"),
             ({"target_modules": ["query"], "layers_to_transform": [7]}, ValueError, "layers_to_transform': "),
-            ({"target_modules": ["word_embeddings"]}, TypeError, "word_embeddings is not supported: Embedding is none"),
+            ({"target_modules": ["LayerNorm"]}, TypeError, "LayerNorm is not supported: LayerNorm is none"),
             ({"shape": [23, 24]}, ValueError, r"query: shape \[23, 24\] has the product 552.*24 x 24.*576"),
             ({"shape": [24, 24], "r": [3, 3]}, ValueError, r"query: r=\[3, 3\] has 2 ranks"),
         ],

@@ -42,6 +42,8 @@ class TTLoraConfig(PeftConfig):
             None the update is the plain train of Eq. 3, as with "paper".
         target_modules: Names (or a regular expression, or "all-linear") of the modules to adapt; None: query and value
             of self-attention, by the model's type.
+        target_parameters: Names of parameters to adapt that no layer of their own holds, such as the stacked weights
+            of experts (``["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]``). One train serves all experts.
         exclude_modules: Names (or a regular expression) of modules to leave out.
         layers_to_transform: Index or indices of the layers to adapt.
         layers_pattern: Name of the list of layers, where `layers_to_transform` needs it.
@@ -71,6 +73,7 @@ class TTLoraConfig(PeftConfig):
         default=0.02, metadata={"help": "root mean square of the cores' entries at the start"}
     )
     target_modules: set[str] | list[str] | str | None = field(default=None, metadata={"help": "modules to adapt"})
+    target_parameters: list[str] | None = field(default=None, metadata={"help": "parameters to adapt"})
     exclude_modules: set[str] | list[str] | str | None = field(default=None, metadata={"help": "modules to leave out"})
     layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "layers to adapt"})
     layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "name of the list of layers"})

@@ -1,4 +1,4 @@
-"""A linear layer whose weight is updated by a tensor train."""
+"""What all adapted layers have in common: their trains, the update they make, and merging it."""
 
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -6,14 +6,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers.pytorch_utils import Conv1D
 
 from ttlora.tensor_train import Update
-from ttlora.tensor_train.linear import low_rank_linear
 from ttlora.tensor_train.start import gaussian_update, random_update, zero_update
 from ttlora.tuners.tt_lora.config import TTLoraConfig, resolve_update
 
@@ -24,22 +21,27 @@ PAPER_STD = 0.02
 class TTLoraLayer(nn.Module, BaseTunerLayer):
     """A frozen layer and the tensor trains that update its weight, one for each adapter.
 
-    Each adapter is one flat vector of cores, ``ttlora_cores[adapter]``. For ``Conv1D``, which stores its weight
-    transposed, rows of the train are outputs all the same.
+    Each adapter is one flat vector of cores, ``ttlora_cores[adapter]``, whose update is the matrix ``ΔW`` (out x in).
+    A kind of layer says how large that matrix is, how the layer stores it, and how it acts on an input.
 
     Args:
-        base_layer: The frozen layer, ``nn.Linear`` or ``Conv1D``, quantised or not.
+        base_layer: The frozen layer.
         adapter_name: Name of the first adapter.
         config: Its configuration.
         module_name: The layer's name in the model, which the config's patterns are matched with.
         quantization: What PEFT needs to know to merge into a quantised weight.
 
     Raises:
-        ValueError: The config's shape or ranks do not fit the weight.
+        ValueError: The config's shape or ranks do not fit the weight, or it asks for what this kind cannot do.
     """
 
     adapter_layer_names = ("ttlora_cores",)
     other_param_names = ("ttlora_dropout", "ttlora_update")
+
+    # the base layer's parameter that is updated
+    parameter_name = "weight"
+    # how many experts' weights that parameter stacks, if it does
+    experts: int | None = None
 
     def __init__(
         self, base_layer: nn.Module, adapter_name: str, config: TTLoraConfig, module_name: str, **quantization: Any
@@ -47,10 +49,7 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         super().__init__()
         self.base_layer = base_layer
         self.quantization_backend = resolve_quantization_backend(self.get_base_layer(), **quantization)
-        in_features, out_features = _get_in_out_features(self.get_base_layer())
-        if in_features is None or out_features is None:
-            raise TypeError(f"{module_name}: {type(self.get_base_layer()).__name__} is not a linear layer")
-        self.in_features, self.out_features = in_features, out_features
+        self.out_features, self.in_features = self._matrix_sizes()
         self.ttlora_cores = nn.ParameterDict()
         self.ttlora_dropout = nn.ModuleDict()
         self.ttlora_update: dict[str, Update] = {}
@@ -65,19 +64,25 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         Raises:
             ValueError: The config's shape or ranks do not fit the weight.
         """
-        update = resolve_update(config, module_name, self.out_features, self.in_features)
+        update = resolve_update(config, module_name, self.out_features, self.in_features, self.experts)
         self.ttlora_update[adapter_name] = update
         self.ttlora_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.ttlora_cores[adapter_name] = nn.Parameter(_start(update, config))
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
+    @property
+    def weight_sizes(self) -> list[int]:
+        """``[out, in]`` of the weight, or ``[experts, out, in]``."""
+        sizes = [self.out_features, self.in_features]
+        return sizes if self.experts is None else [self.experts, *sizes]
+
     def factors(self, adapter_name: str) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
         """``A`` and ``B`` of the adapter, its scale included: the update is ``B A``, in float32 or wider."""
         cores = self._fetched_cores(adapter_name)
         # Products of many cores lose too much in half precision, and they are small.
         cores = cores.float() if cores.dtype.itemsize < 4 else cores
-        with _without_autocast(cores.device):
+        with without_autocast(cores.device):
             return self.ttlora_update[adapter_name].factors(cores)
 
     def _fetched_cores(self, adapter_name: str) -> Tensor:
@@ -93,9 +98,32 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
     def get_delta_weight(self, adapter: str) -> Tensor:
         """The adapter's dense update, as the base layer stores its weight, in the dtype of the cores."""
         A, B = self.factors(adapter)
-        with _without_autocast(A.device):
-            delta = B @ A
-        return (delta.T if isinstance(self.get_base_layer(), Conv1D) else delta).to(self.ttlora_cores[adapter].dtype)
+        with without_autocast(A.device):
+            return self._as_stored(B @ A).to(self.ttlora_cores[adapter].dtype)
+
+    def _matrix_sizes(self) -> tuple[int, int]:
+        """Outputs and inputs of the base layer, the sizes of ``ΔW``."""
+        raise NotImplementedError
+
+    def _as_stored(self, delta: Float[Tensor, "out in"]) -> Tensor:
+        """``ΔW`` in the form in which the base layer stores its weight."""
+        return delta
+
+    def get_base_weight(self) -> Tensor:
+        """The weight that is updated, dequantised if it is quantised."""
+        if self.quantization_backend is not None:
+            return super().get_base_weight()
+        return getattr(self.get_base_layer(), self.parameter_name).data
+
+    def set_base_weight(self, weight_data: Tensor) -> None:
+        """Put another weight in its place."""
+        if self.quantization_backend is not None:
+            super().set_base_weight(weight_data)
+            return
+        base_layer = self.get_base_layer()
+        before = getattr(base_layer, self.parameter_name)
+        # a new parameter: the old one may be tied to another layer, which has no share in the update
+        setattr(base_layer, self.parameter_name, nn.Parameter(weight_data, requires_grad=before.requires_grad))
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add the update to the base weight.
@@ -147,16 +175,7 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         """What the printed model tells of the base layer's quantisation."""
         return quantization_extra_repr(self)
 
-
-class TTLoraLinear(TTLoraLayer):
-    """``y = W0 x + b + s B A x``, with ``B A = ΔW`` from a tensor train and its scale ``s`` (Anjum et al. 2024, Eq. 5).
-
-    "Linear" in its name is what PEFT knows it by when a further adapter asks for "all-linear".
-    """
-
-    def forward(
-        self, x: Float[Tensor, "*batch in"], *args: Any, adapter_names: list[str] | None = None, **kwargs: Any
-    ) -> Float[Tensor, "*batch out"]:
+    def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Any:
         """The base layer's output plus the update of the active adapters.
 
         Args:
@@ -172,42 +191,45 @@ class TTLoraLinear(TTLoraLayer):
             self._check_adapter_names(x, adapter_names)
         if self.disable_adapters and self.merged:
             self.unmerge()
-        if self.disable_adapters or self.merged:
-            return self.base_layer(x, *args, **kwargs)
         active = [adapter for adapter in self.active_adapters if adapter in self.ttlora_cores]
-        if len(active) == 1 and adapter_names is None and not args and not kwargs:
-            base = self._plain_base_layer(x, dropout=self.ttlora_dropout[active[0]])
-            if base is not None:
-                A, B = self.factors(active[0])
-                return low_rank_linear(x, base.weight, base.bias, A.to(x.dtype), B.to(x.dtype))
-        result = self.base_layer(x, *args, **kwargs)
-        dtype = result.dtype
-        if self.quantization_backend is not None:
-            result = self.quantization_backend.maybe_clone_base_result(result)
+        if self.disable_adapters or self.merged or (not active and adapter_names is None):
+            return self.base_layer(x, *args, **kwargs)
         if adapter_names is not None:
-            return self._add_mixed_batch(result, x, adapter_names)
+            return self._mixed_forward(x, adapter_names, *args, **kwargs)
+        return self._adapted_forward(x, active, *args, **kwargs)
+
+    def _adapted_forward(self, x: Tensor, active: list[str], *args: Any, **kwargs: Any) -> Any:
+        result = self._base_result(x, *args, **kwargs)
+        dtype = result.dtype
         for adapter in active:
-            result = result + self._update(x, adapter, result.dtype)
+            result = result + self._update(x, self.factors(adapter), dtype, self.ttlora_dropout[adapter])
         return result.to(dtype)
 
-    def _plain_base_layer(self, x: Tensor, dropout: nn.Module) -> nn.Linear | None:
-        """The base layer if it is no more than a frozen weight, so that it can be computed with the update."""
-        base = self.base_layer
-        if type(base) is not nn.Linear or type(base.weight) is not nn.Parameter or base.weight.dtype != x.dtype:
-            return None
-        if base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad):
-            return None
-        # a hook, or a forward that was put in its place (as accelerate does to fetch weights), has to be called
-        if base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks:
-            return None
-        if "forward" in vars(base) or _autocasts(x.device):
-            return None
-        return None if isinstance(dropout, nn.Dropout) and dropout.training else base
+    def _mixed_forward(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Any:
+        result = self._base_result(x, *args, **kwargs)
+        for adapter in sorted(set(adapter_names)):
+            if adapter in self.ttlora_cores:
+                rows = [row for row, name in enumerate(adapter_names) if name == adapter]
+                update = self._update(x[rows], self.factors(adapter), result.dtype, self.ttlora_dropout[adapter])
+                result[rows] += update.to(result.dtype)
+        return result
 
-    def _update(self, x: Tensor, adapter: str, dtype: torch.dtype) -> Tensor:
-        A, B = self.factors(adapter)
-        x = self.ttlora_dropout[adapter](self._cast_input_dtype(x, dtype))
-        return F.linear(F.linear(x, A.to(x.dtype)), B.to(x.dtype))
+    def _base_result(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        result = self.base_layer(x, *args, **kwargs)
+        if self.quantization_backend is not None:
+            result = self.quantization_backend.maybe_clone_base_result(result)
+        return result
+
+    def _update(self, x: Tensor, factors: tuple[Tensor, Tensor], dtype: torch.dtype, dropout: nn.Module) -> Tensor:
+        """What an adapter adds to the base layer's output.
+
+        Args:
+            x: The layer's input.
+            factors: ``A`` and ``B``.
+            dtype: Of the base layer's output.
+            dropout: For the input.
+        """
+        raise NotImplementedError
 
     def _check_adapter_names(self, x: Tensor, adapter_names: list[str]) -> None:
         if len(x) != len(adapter_names):
@@ -220,13 +242,6 @@ class TTLoraLinear(TTLoraLayer):
                 "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
             )
 
-    def _add_mixed_batch(self, result: Tensor, x: Tensor, adapter_names: list[str]) -> Tensor:
-        for adapter in sorted(set(adapter_names)):
-            if adapter in self.ttlora_cores:
-                rows = [row for row, name in enumerate(adapter_names) if name == adapter]
-                result[rows] += self._update(x[rows], adapter, result.dtype).to(result.dtype)
-        return result
-
 
 def _start(update: Update, config: TTLoraConfig) -> Float[Tensor, "parameters"]:
     # A loaded adapter brings its cores along, and the paper's start takes seconds a layer.
@@ -235,10 +250,11 @@ def _start(update: Update, config: TTLoraConfig) -> Float[Tensor, "parameters"]:
     return zero_update(update) if config.init_weights else random_update(update)
 
 
-def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    return torch.autocast(device.type, enabled=False) if _autocasts(device) else nullcontext()
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Where autocast is on, turn it off."""
+    return torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext()
 
 
-def _autocasts(device: torch.device) -> bool:
+def autocasts(device: torch.device) -> bool:
     """Whether autocast is on; the meta device does not know it."""
     return device.type != "meta" and torch.is_autocast_enabled(device.type)

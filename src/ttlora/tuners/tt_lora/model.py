@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
@@ -16,8 +15,13 @@ from peft.utils import (
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from ttlora.tuners.tt_lora.attention import TTLoraMultiheadAttention
 from ttlora.tuners.tt_lora.config import TTLoraConfig, as_asked, write_shapes
-from ttlora.tuners.tt_lora.layer import TTLoraLayer, TTLoraLinear
+from ttlora.tuners.tt_lora.conv import TTLoraConv
+from ttlora.tuners.tt_lora.embedding import TTLoraEmbedding
+from ttlora.tuners.tt_lora.experts import ParamWrapper
+from ttlora.tuners.tt_lora.layer import TTLoraLayer
+from ttlora.tuners.tt_lora.linear import TTLoraLinear
 
 # Query and value, as in the paper (Section IV-A), for model types that PEFT's own table leaves out or sees otherwise.
 DEFAULT_TARGET_MODULES: dict[str, Any] = {
@@ -55,7 +59,7 @@ class TTLoraModel(BaseTuner):
 
     Raises:
         ValueError: No module matches the targets, or a shape does not fit.
-        TypeError: A target is not a linear layer.
+        TypeError: A target is of a kind that cannot be adapted.
     """
 
     prefix = "ttlora_"
@@ -70,14 +74,17 @@ class TTLoraModel(BaseTuner):
         shapes, sizes = {}, {}
         for name, module in model.named_modules():
             if isinstance(module, TTLoraLayer) and adapter_name in module.ttlora_update:
-                shapes[name] = module.ttlora_update[adapter_name].shape
-                sizes[name] = [module.out_features, module.in_features]
+                full_name = name
+                if isinstance(module, ParamWrapper):
+                    full_name = f"{name.replace('.base_layer', '')}.{module.parameter_name}"
+                shapes[full_name] = module.ttlora_update[adapter_name].shape
+                sizes[full_name] = module.weight_sizes
         write_shapes(config, shapes, sizes)
         if config == given:
             # the object that the user holds, as long as it says the same
             self.peft_config[adapter_name] = given
 
-    def _create_and_replace(  # type: ignore[override]  # PEFT hands each tuner its own config
+    def _create_and_replace(
         self,
         peft_config: TTLoraConfig,
         adapter_name: str,
@@ -85,19 +92,35 @@ class TTLoraModel(BaseTuner):
         target_name: str,
         parent: nn.Module,
         current_key: str,
+        parameter_name: str | None = None,
         **_: Any,
     ) -> None:
+        quantization = get_quantization_kwargs(self.model)
+        if parameter_name is not None:
+            if isinstance(target, ParamWrapper) and target.parameter_name == parameter_name:
+                target.update_layer(adapter_name, peft_config, current_key)
+                return
+            wrapper = ParamWrapper(target, adapter_name, peft_config, current_key, parameter_name, **quantization)
+            self._replace_module(parent, target_name, wrapper, target)
+            return
         if isinstance(target, TTLoraLayer):
             target.update_layer(adapter_name, peft_config, current_key)
             return
         base_layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        if not _is_linear(base_layer):
+        kind = _kind_of(base_layer)
+        if kind is None:
             raise TypeError(
                 f"Target module {current_key} is not supported: {type(base_layer).__name__} is none of "
-                "`torch.nn.Linear` (quantised or not) and `transformers.pytorch_utils.Conv1D`."
+                "`torch.nn.Linear` (quantised or not), `transformers.pytorch_utils.Conv1D`, `torch.nn.Embedding`, "
+                "`torch.nn.Conv1d`, `torch.nn.Conv2d`, `torch.nn.Conv3d` and `torch.nn.MultiheadAttention`."
             )
-        layer = TTLoraLinear(target, adapter_name, peft_config, current_key, **get_quantization_kwargs(self.model))
-        self._replace_module(parent, target_name, layer, target)
+        self._replace_module(
+            parent, target_name, kind(target, adapter_name, peft_config, current_key, **quantization), target
+        )
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # our layers put their cores where the base layer's weight is; PEFT would look for a `weight` on every module
+        setattr(parent, child_name, new_module)
 
     @contextmanager
     def _enable_peft_forward_hooks(
@@ -138,8 +161,14 @@ def _set_adapter_names(
     return args, {**kwargs, "adapter_names": names}
 
 
-def _is_linear(layer: nn.Module) -> bool:
-    if isinstance(layer, torch.nn.Linear | Conv1D):
-        return True
+def _kind_of(layer: nn.Module) -> type[TTLoraLayer] | None:
+    if isinstance(layer, nn.Embedding):
+        return TTLoraEmbedding
+    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return TTLoraConv
+    if isinstance(layer, nn.MultiheadAttention):
+        return TTLoraMultiheadAttention
+    if isinstance(layer, nn.Linear | Conv1D):
+        return TTLoraLinear
     backend = resolve_quantization_backend(layer)
-    return backend is not None and backend.layer_type == "linear"
+    return TTLoraLinear if backend is not None and backend.layer_type == "linear" else None

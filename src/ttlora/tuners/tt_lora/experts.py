@@ -1,0 +1,124 @@
+"""Parameters that no layer of their own holds, such as the stacked weights of experts, updated by tensor trains."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ttlora.tuners.tt_lora.config import TTLoraConfig
+from ttlora.tuners.tt_lora.layer import TTLoraLayer, without_autocast
+
+
+class ParamWrapper(TTLoraLayer):
+    """A module with ``W + ΔW`` in the place of one of its parameters, named by a config's ``target_parameters``.
+
+    A parameter of three dimensions stacks the weights of experts, (experts x out x in), or (experts x in x out) where
+    the module says ``is_transposed``. One train serves them all, with the expert's index as a mode at the boundary:
+
+        ΔW[e] = L M[e] A,   L (out x r) and A (r x in) shared, M[e] (r x r)
+
+    Several parameters of a module are wrappers inside one another. PEFT finds them by this class's name.
+
+    Args:
+        base_layer: The module that holds the parameter, or another wrapper around it.
+        adapter_name: Name of the first adapter.
+        config: Its configuration.
+        module_name: Module and parameter, as the config's patterns see them.
+        parameter_name: The parameter.
+        quantization: As for every layer.
+
+    Raises:
+        ValueError: The parameter has neither two nor three dimensions, or the config asks for dropout: there is no
+            place for it in front of a parameter.
+    """
+
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        adapter_name: str,
+        config: TTLoraConfig,
+        module_name: str,
+        parameter_name: str,
+        **quantization: Any,
+    ) -> None:
+        self.parameter_name = parameter_name
+        super().__init__(base_layer, adapter_name, config, module_name, **quantization)
+
+    def update_layer(self, adapter_name: str, config: TTLoraConfig, module_name: str) -> None:
+        """Add an adapter, or replace the one of that name, at its starting point."""
+        if config.dropout:
+            raise ValueError(f"{module_name}: a parameter has no place for dropout={config.dropout}; set it to 0")
+        super().update_layer(adapter_name, config, module_name)
+
+    @property
+    def target(self) -> nn.Parameter:
+        """The parameter that is updated."""
+        return getattr(self.get_base_layer(), self.parameter_name)
+
+    @property
+    def _is_transposed(self) -> bool:
+        return self.experts is not None and bool(getattr(self.get_base_layer(), "is_transposed", False))
+
+    def _matrix_sizes(self) -> tuple[int, int]:
+        sizes = tuple(self.target.shape)
+        if len(sizes) not in (2, 3):
+            raise ValueError(f"parameter {self.parameter_name} has the sizes {list(sizes)}: a train needs two or three")
+        self.experts = sizes[0] if len(sizes) == 3 else None
+        out_features, in_features = reversed(sizes[-2:]) if self._is_transposed else sizes[-2:]
+        return out_features, in_features
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        # PEFT looks at the base layer's weight, which need not be there
+        cores = self.ttlora_cores[adapter_name]
+        if not cores.is_meta:
+            dtype = self.target.dtype if self.target.dtype.is_floating_point else cores.dtype
+            self.ttlora_cores[adapter_name] = cores.to(self.target.device if device is None else device, dtype=dtype)
+
+    def _stacked_factors(self, adapter: str) -> tuple[Tensor, Tensor]:
+        """``A`` and ``B`` such that ``W + A B`` or ``W + B A`` is meant, one for each expert, in the weight's form."""
+        A, B = self.factors(adapter)
+        if self.experts is None:
+            return B, A
+        # rows of the train are (output, expert)
+        B = B.reshape(self.out_features, self.experts, -1).transpose(0, 1)
+        A = A.expand(self.experts, *A.shape)
+        return (A.mT, B.mT) if self._is_transposed else (B, A)
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """The adapter's dense update, as the parameter is stored, in the dtype of the cores."""
+        left, right = self._stacked_factors(adapter)
+        with without_autocast(left.device):
+            return (left @ right).to(self.ttlora_cores[adapter].dtype)
+
+    def unload_and_optionally_merge_module(
+        self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
+    ) -> nn.Module:
+        """The base layer as it was, with the updates of all wrappers around it added if `merge` says so."""
+        wrapper: nn.Module = self
+        while merge and isinstance(wrapper, ParamWrapper):
+            wrapper.merge(safe_merge, adapter_names)
+            wrapper = wrapper.base_layer
+        return self.get_base_layer()
+
+    def _adapted_forward(self, x: Tensor, active: list[str], *args: Any, **kwargs: Any) -> Any:
+        weight: Tensor = self.target
+        with without_autocast(weight.device):
+            for adapter in active:
+                left, right = (factor.to(weight.dtype) for factor in self._stacked_factors(adapter))
+                # in one product: a dense update beside the weights of all experts would double them
+                weight = _add_product(weight, left, right)
+        path, layer = self.parameter_name, self.base_layer
+        while isinstance(layer, ParamWrapper):
+            path, layer = f"base_layer.{path}", layer.base_layer
+        return functional_call(self.base_layer, {path: weight}, (x, *args), kwargs)
+
+    def _check_adapter_names(self, x: Tensor, adapter_names: list[str]) -> None:
+        raise ValueError(f"parameter {self.parameter_name} serves all rows alike: no mixed adapter batches")
+
+
+def _add_product(
+    weight: Float[Tensor, "*experts m n"], left: Float[Tensor, "*experts m r"], right: Float[Tensor, "*experts r n"]
+) -> Float[Tensor, "*experts m n"]:
+    return torch.addmm(weight, left, right) if weight.dim() == 2 else torch.baddbmm(weight, left, right)

@@ -1,0 +1,94 @@
+"""Linear layers whose weight is updated by tensor trains."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from peft.tuners.tuners_utils import _get_in_out_features
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
+
+from ttlora.tensor_train.linear import low_rank_linear
+from ttlora.tuners.tt_lora.layer import TTLoraLayer, autocasts, without_autocast
+
+
+class TTLoraLinear(TTLoraLayer):
+    """``y = W0 x + b + s B A x``, with ``B A = ΔW`` from a tensor train and its scale ``s`` (Anjum et al. 2024, Eq. 5).
+
+    For ``nn.Linear``, quantised or not, and ``transformers``' ``Conv1D``, which stores its weight transposed. "Linear"
+    in its name is what PEFT knows it by when a further adapter asks for "all-linear".
+    """
+
+    def _matrix_sizes(self) -> tuple[int, int]:
+        in_features, out_features = _get_in_out_features(self.get_base_layer())
+        if in_features is None or out_features is None:
+            raise TypeError(f"{type(self.get_base_layer()).__name__} is not a linear layer")
+        return out_features, in_features
+
+    def _as_stored(self, delta: Float[Tensor, "out in"]) -> Tensor:
+        return delta.T if isinstance(self.get_base_layer(), Conv1D) else delta
+
+    def _adapted_forward(self, x: Tensor, active: list[str], *args: Any, **kwargs: Any) -> Any:
+        if len(active) == 1 and not args and not kwargs:
+            base = self._plain_base_layer(x, dropout=self.ttlora_dropout[active[0]])
+            if base is not None:
+                A, B = self.factors(active[0])
+                return low_rank_linear(x, base.weight, base.bias, A.to(x.dtype), B.to(x.dtype))
+        return super()._adapted_forward(x, active, *args, **kwargs)
+
+    def _plain_base_layer(self, x: Tensor, dropout: nn.Module) -> nn.Linear | None:
+        """The base layer if it is no more than a frozen weight, so that it can be computed with the update."""
+        base = self.base_layer
+        if type(base) is not nn.Linear or type(base.weight) is not nn.Parameter or base.weight.dtype != x.dtype:
+            return None
+        if base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad):
+            return None
+        # a hook, or a forward that was put in its place (as accelerate does to fetch weights), has to be called
+        if base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks:
+            return None
+        if "forward" in vars(base) or autocasts(x.device):
+            return None
+        return None if isinstance(dropout, nn.Dropout) and dropout.training else base
+
+    def _mixed_forward(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Any:
+        used = sorted({name for name in adapter_names if name in self.ttlora_cores})
+        if not used:
+            return self.base_layer(x, *args, **kwargs)
+        updates = {self.ttlora_update[name] for name in used}
+        if len(updates) > 1 or any(self.ttlora_cores[name].is_meta for name in used):
+            return super()._mixed_forward(x, adapter_names, *args, **kwargs)
+        return self._stacked_forward(x, adapter_names, used, *args, **kwargs)
+
+    def _stacked_forward(
+        self, x: Tensor, adapter_names: list[str], used: Sequence[str], *args: Any, **kwargs: Any
+    ) -> Any:
+        """A mixed batch of adapters of one shape: their factors are built together, and act in one batched product."""
+        result = self._base_result(x, *args, **kwargs)
+        cores = torch.stack([self.ttlora_cores[name] for name in used])
+        with without_autocast(cores.device):
+            A, B = self.ttlora_update[used[0]].factors(cores.float() if cores.dtype.itemsize < 4 else cores)
+        place = {name: index for index, name in enumerate(used)}
+        rows = [row for row, name in enumerate(adapter_names) if name in place]
+        adapters = [place[adapter_names[row]] for row in rows]
+        if adapters != list(range(len(used))):
+            A, B = A[adapters], B[adapters]
+        everywhere = len(rows) == len(x)
+        chosen = x if everywhere else x[rows]
+        inputs = self._cast_input_dtype(chosen, result.dtype).reshape(len(rows), -1, x.shape[-1])
+        hidden = inputs @ A.to(inputs.dtype).mT
+        B = B.to(inputs.dtype).mT
+        if everywhere and result.dtype == inputs.dtype and not torch.is_grad_enabled():
+            # added where the result lies: a sum of its own would be one more pass over it
+            flat = result.view(len(rows), -1, result.shape[-1])
+            return flat.baddbmm_(hidden, B).view(result.shape)
+        update = (hidden @ B).reshape(*chosen.shape[:-1], -1).to(result.dtype)
+        if everywhere:
+            return result + update
+        return result.index_add(0, torch.tensor(rows, device=x.device), update)
+
+    def _update(self, x: Tensor, factors: tuple[Tensor, Tensor], dtype: torch.dtype, dropout: nn.Module) -> Tensor:
+        A, B = factors
+        x = dropout(self._cast_input_dtype(x, dtype))
+        return F.linear(F.linear(x, A.to(x.dtype)), B.to(x.dtype))
