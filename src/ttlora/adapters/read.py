@@ -9,6 +9,7 @@ from typing import Any
 
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
+from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -103,6 +104,31 @@ def read_adapter(path: str | Path) -> Adapter:
             for key, info in tensors.items():
                 _check_cores(folder / WEIGHTS_NAME, config, module, key, info)
     return Adapter(folder, config, modules, others)
+
+
+def require_tt_lora(adapter: Adapter, command: str) -> TTLoraConfig:
+    """The config of a TT-LoRA adapter.
+
+    Args:
+        adapter: A checked adapter folder.
+        command: What was asked for, for the message.
+
+    Raises:
+        UserError: The adapter is of another method.
+    """
+    if not isinstance(adapter.config, TTLoraConfig):
+        method = adapter.config.peft_type.value
+        hint = "; ttlora import makes one of a LoRA adapter" if method == "LORA" else ""
+        raise UserError(
+            f"{adapter.folder} is an adapter of {method}, and ttlora {command} takes those of TT-LoRA{hint}"
+        )
+    return adapter.config
+
+
+def experts_of(config: TTLoraConfig, module: str) -> int | None:
+    """How many experts' weights a module of a saved adapter stacks; None: it is one weight."""
+    sizes = config.weight_sizes[get_pattern_key(list(config.weight_sizes), module)]
+    return sizes[0] if len(sizes) == 3 else None
 
 
 def _find_folder(path: Path) -> Path:

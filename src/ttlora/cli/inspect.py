@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
@@ -100,7 +100,7 @@ def _print_tables(adapter: Adapter, modules: list[ModuleReport]) -> None:
 
 def _train_table(modules: list[ModuleReport]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
-    common = _common_path(modules)
+    common = common_path([module.name for module in modules])
     table.add_column(Text(f"module in {common}" if common else "module"), overflow="fold")
     table.add_column("rows | columns", overflow="fold")
     table.add_column("TT-rank", justify="right")
@@ -116,7 +116,7 @@ def _train_table(modules: list[ModuleReport]) -> Table:
 
 def _tensor_table(modules: list[ModuleReport]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
-    common = _common_path(modules)
+    common = common_path([module.name for module in modules])
     table.add_column(Text(f"module in {common}" if common else "module"), overflow="fold")
     table.add_column("tensors", overflow="fold")
     table.add_column("parameters", justify="right", no_wrap=True)
@@ -128,9 +128,9 @@ def _tensor_table(modules: list[ModuleReport]) -> Table:
     return table
 
 
-def _common_path(modules: list[ModuleReport]) -> str:
+def common_path(modules: Sequence[str]) -> str:
     """The path that all modules have in common, so that it need not stand in every line."""
-    parents = [module.name.split(".")[:-1] for module in modules]
+    parents = [name.split(".")[:-1] for name in modules]
     common = takewhile(lambda parts: len(set(parts)) == 1, zip(*parents, strict=False))
     return ".".join(parts[0] for parts in common)
 

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from keyword import iskeyword
 
 from ttlora.errors import UserError
 
@@ -30,6 +31,10 @@ COMMANDS = {
     "evaluate": Command("measure a finished run again, from its saved adapter", "directory"),
     "predict": Command("label new rows with a finished run", "directory"),
     "inspect": Command("show what an adapter holds: shapes, ranks, parameters, norms", "adapter"),
+    "merge": Command("write the base model with an adapter's update added", "adapter"),
+    "export": Command("write an adapter as plain LoRA, for serving engines", "adapter"),
+    "import": Command("write a plain LoRA adapter as TT-LoRA", "lora"),
+    "round": Command("write an adapter at smaller ranks", "adapter"),
 }
 
 
@@ -106,7 +111,8 @@ def _call(name: str, arguments: list[str]) -> int:
     with warnings.catch_warnings():
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
-        function = getattr(importlib.import_module(f"ttlora.cli.{name}"), name)
+        python_name = f"{name}_" if iskeyword(name) else name
+        function = getattr(importlib.import_module(f"ttlora.cli.{python_name}"), python_name)
         values = parse(name, function, COMMANDS[name].positional, arguments)
         if values is None:
             return 0

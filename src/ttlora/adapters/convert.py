@@ -1,0 +1,153 @@
+"""A plain LoRA adapter as a TT-LoRA adapter, and how near it comes."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft import PeftType
+from peft.utils.other import get_pattern_key
+from torch import Tensor
+
+from ttlora.adapters.read import FLOATING, MODEL_PREFIX, Adapter
+from ttlora.adapters.round import TrainAdapter, approximate, write_ranks
+from ttlora.errors import UserError
+from ttlora.tensor_train import TensorTrain
+from ttlora.tuners.tt_lora import TTLoraConfig, resolve_update
+from ttlora.tuners.tt_lora.config import write_shapes
+
+# Fields of LoraConfig that a TT-LoRA adapter has too, under the same name.
+KEPT = (
+    "task_type",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "modules_to_save",
+)
+# Fields that are accounted for, or change neither the update nor what it is added to.
+READ = (
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+    "fan_in_fan_out",
+    "init_lora_weights",
+    "peft_type",
+    "peft_version",
+    "runtime_config",
+    "megatron_core",
+    "qalora_group_size",
+)
+# The other ways of PEFT to begin change the base weights.
+PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
+
+
+def from_lora(
+    adapter: Adapter,
+    shape: str | list[int] | dict[str, Any] = "auto",
+    r: int | None = None,
+    tolerance: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+) -> TrainAdapter:
+    """The TT-LoRA adapter whose updates are those of a plain LoRA adapter, ``s B A``, or near them.
+
+    Without ``r`` and ``tolerance`` the trains are exact. Trained LoRA factors have no structure that a train could
+    use, so an exact train is larger than they are; a smaller one has an error, which is told.
+
+    Args:
+        adapter: A checked folder of a LoRA adapter.
+        shape: Dims of the trains, "auto", or dims by module.
+        r: Bound on the TT-ranks.
+        tolerance: Bound on the relative error of each module's update, as long as ``r`` does not bind.
+        dtype: Number format of the cores.
+
+    Raises:
+        UserError: It is of another method or of a variant of LoRA that is no ``s B A``, or the shape does not fit.
+    """
+    lora = _require_plain(adapter)
+    factors = {name: _factors(adapter, lora, name) for name in adapter.modules}
+    try:
+        config = TTLoraConfig(
+            **{name: getattr(lora, name) for name in KEPT},
+            dropout=lora.lora_dropout,
+            **({"shape_pattern": shape} if isinstance(shape, dict) else {"shape": shape}),
+        )
+        sizes = {name: [B.shape[0], A.shape[1]] for name, (A, B) in factors.items()}
+        dims = {name: resolve_update(config, name, *sizes[name]).shape for name in factors}
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    write_shapes(config, dims, sizes)
+    exact = {name: TensorTrain.from_factors(A, B, dims[name].dims) for name, (A, B) in factors.items()}
+    rounded = {
+        name: train if r is None and not tolerance else train.round(r, tolerance) for name, train in exact.items()
+    }
+    write_ranks(config, {name: train.shape for name, train in rounded.items()})
+    tensors = {key: adapter.load(key) for key in adapter.others}
+    modules = []
+    for name, train in rounded.items():
+        before = sum(info.parameters for info in adapter.modules[name].values())
+        key = f"{MODEL_PREFIX}{name}.ttlora_cores"
+        tensors[key], module = approximate(config, name, train, dtype, of=exact[name], parameters=before)
+        modules.append(module)
+    return TrainAdapter(config, tensors, modules)
+
+
+def _require_plain(adapter: Adapter) -> Any:
+    lora = adapter.config
+    if lora.peft_type != PeftType.LORA:
+        raise UserError(
+            f"{adapter.folder} is an adapter of {lora.peft_type.value}, and ttlora import takes those of LORA"
+        )
+    if lora.init_lora_weights not in PLAIN_STARTS:
+        raise UserError(
+            f"{adapter.folder} has init_lora_weights={lora.init_lora_weights!r}, which changes the base weights too: "
+            "save it as a plain LoRA adapter first (path_initial_model_for_weight_conversion of PEFT)"
+        )
+    for field in dataclasses.fields(lora):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        value = getattr(lora, field.name)
+        if field.name not in (*KEPT, *READ) and value and value != default:
+            raise UserError(
+                f"{adapter.folder} has {field.name}={value!r}: its update is not that of plain LoRA, and cannot be "
+                "imported"
+            )
+    return lora
+
+
+def _factors(adapter: Adapter, lora: Any, name: str) -> tuple[Tensor, Tensor]:
+    """``A`` and ``s B`` of a module, in float64."""
+    tensors = _by_role(adapter.modules[name], name)
+    wanted = {"A.weight", "B.weight"}
+    if extra := tensors.keys() - wanted:
+        raise UserError(f"'{name}' has lora_{min(extra)}, which is no part of plain LoRA on a linear layer")
+    if missing := wanted - tensors.keys():
+        raise UserError(f"'{name}' has no lora_{min(missing)}: {adapter.weights_file} is damaged")
+    infos = [adapter.modules[name][tensors[role]] for role in sorted(wanted)]
+    if (
+        any(len(info.shape) != 2 or info.dtype not in FLOATING for info in infos)
+        or 0 in infos[0].shape + infos[1].shape
+    ):
+        shown = " and ".join(f"{info.dtype} of sizes {list(info.shape)}" for info in infos)
+        raise UserError(f"the factors of '{name}' are {shown}, not two matrices: only linear layers can be imported")
+    (r, _), (_, columns) = (info.shape for info in infos)
+    told = lora.rank_pattern.get(get_pattern_key(list(lora.rank_pattern), name), lora.r)
+    if not r == columns == told:
+        raise UserError(f"the factors of '{name}' have the ranks {r} and {columns}, and the config says {told}")
+    A, B = (adapter.load(tensors[role]).double() for role in sorted(wanted))
+    if not (torch.isfinite(A).all() and torch.isfinite(B).all()):
+        raise UserError(f"the factors of '{name}' are not finite: the training diverged, or the file is damaged")
+    alpha = lora.alpha_pattern.get(get_pattern_key(list(lora.alpha_pattern), name), lora.lora_alpha)
+    return A, B * (alpha / (math.sqrt(r) if lora.use_rslora else r))
+
+
+def _by_role(tensors: Mapping[str, Any], name: str) -> dict[str, str]:
+    """What stands after ``<module>.lora_``, to the key."""
+    return {key.removeprefix(MODEL_PREFIX).removeprefix(f"{name}.lora_"): key for key in tensors}

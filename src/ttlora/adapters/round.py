@@ -1,0 +1,169 @@
+"""An adapter at smaller TT-ranks, and what that costs."""
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ttlora.adapters.read import Adapter, experts_of, require_tt_lora
+from ttlora.errors import UserError
+from ttlora.tensor_train import TensorTrain, TTShape
+from ttlora.tuners.tt_lora import TTLoraConfig, saved_update
+
+
+@dataclass(frozen=True)
+class Approximation:
+    """An update that stands for another one.
+
+    Attributes:
+        name: The module's name.
+        shape: Dims and ranks of its train.
+        parameters_before: How many numbers held the update before.
+        norm: Frobenius norm of the update before, ``‖ΔW‖``.
+        error: ``‖ΔW - ΔW'‖``, the rounding to the file's number format included.
+    """
+
+    name: str
+    shape: TTShape
+    parameters_before: int
+    norm: float
+    error: float
+
+    @property
+    def relative_error(self) -> float:
+        """``‖ΔW - ΔW'‖ / ‖ΔW‖``; 0 where both are zero."""
+        return self.error / self.norm if self.norm else 0.0
+
+
+@dataclass(frozen=True)
+class TrainAdapter:
+    """A TT-LoRA adapter that was made from another adapter.
+
+    Attributes:
+        config: Its config.
+        tensors: Its tensors by their key in the file.
+        modules: How near each update is to what it was made from.
+    """
+
+    config: TTLoraConfig
+    tensors: Mapping[str, Tensor]
+    modules: Sequence[Approximation]
+
+    @property
+    def relative_error(self) -> float:
+        """``√Σ ‖ΔW - ΔW'‖² / √Σ ‖ΔW‖²`` over all modules."""
+        norm = sum(module.norm**2 for module in self.modules) ** 0.5
+        return sum(module.error**2 for module in self.modules) ** 0.5 / norm if norm else 0.0
+
+
+def round_adapter(adapter: Adapter, r: int | None = None, tolerance: float = 0.0) -> TrainAdapter:
+    """The adapter at smaller TT-ranks (Oseledets 2011, Algorithm 2), in the number format it was saved in.
+
+    Args:
+        adapter: A checked folder of a TT-LoRA adapter.
+        r: Bound on the TT-ranks; ranks below it stay. None: the ranks that ``tolerance`` needs.
+        tolerance: Bound on the relative error of each module's update, as long as ``r`` does not bind.
+
+    Raises:
+        UserError: It is of another method, its cores are not finite, or no rank is above ``r``.
+    """
+    config = require_tt_lora(adapter, "round")
+    keys = {name: key for name, (key,) in adapter.modules.items()}
+    trains = {}
+    for name, key in keys.items():
+        trains[name] = saved_update(config, name).acting_train(adapter.load(key).double())
+        if not torch.isfinite(trains[name].flat).all():
+            raise UserError(f"the cores of '{name}' are not finite: the training diverged, or the file is damaged")
+    largest = max(max(train.shape.ranks) for train in trains.values())
+    if r is not None and r >= largest:
+        raise UserError(f"--r is {r}, and the adapter's largest TT-rank is {largest}: there is nothing to round")
+    config = copy.deepcopy(config)
+    rounded = {name: train.round(_bounds(train.shape, r), tolerance) for name, train in trains.items()}
+    write_ranks(config, {name: train.shape for name, train in rounded.items()})
+    tensors = {key: adapter.load(key) for key in adapter.others}
+    modules = []
+    for name, key in keys.items():
+        before = adapter.modules[name][key].parameters
+        dtype = adapter.load(key).dtype
+        tensors[key], module = approximate(config, name, rounded[name], dtype, of=trains[name], parameters=before)
+        modules.append(module)
+    return TrainAdapter(config, tensors, modules)
+
+
+def _bounds(shape: TTShape, r: int | None) -> list[int]:
+    return [rank if r is None else min(rank, r) for rank in shape.ranks[1:-1]]
+
+
+def write_ranks(config: TTLoraConfig, shapes: Mapping[str, TTShape]) -> None:
+    """Let a config with sizes and dims give each module at least the ranks of its shape: by one ``r`` if that is exact.
+
+    Args:
+        config: The config; its ranks are replaced.
+        shapes: Module name to its shape.
+    """
+    config.rank_pattern = {}
+    config.r = max(max(shape.ranks) for shape in shapes.values())
+    try:
+        if all(saved_update(config, name).shape == shape for name, shape in shapes.items()):
+            return
+    except ValueError:
+        pass  # one rank for all bonds would make a train larger than its matrix
+    # the longest name first: a pattern hits every name that ends with it
+    for name in sorted(shapes, key=len, reverse=True):
+        config.rank_pattern[re.escape(name)] = _asked_ranks(config, name, shapes[name])
+
+
+def _asked_ranks(config: TTLoraConfig, name: str, shape: TTShape) -> list[int]:
+    """The inner ranks as a config names them: of those on both sides of the experts' index it knows one."""
+    ranks = list(shape.ranks)
+    if experts_of(config, name) is not None:
+        assert shape.boundary is not None, "the expert's index stands at the boundary"
+        at = shape.boundary - 1
+        ranks[at : at + 2] = [max(ranks[at : at + 2])]
+    return ranks[1:-1]
+
+
+def approximate(
+    config: TTLoraConfig, name: str, train: TensorTrain, dtype: torch.dtype, of: TensorTrain, parameters: int
+) -> tuple[Tensor, Approximation]:
+    """The entries to save for a module whose update is to be the matrix of ``train``, and how near they come.
+
+    Args:
+        config: The config of the adapter to be saved.
+        name: The module's name.
+        train: A train whose ranks are at most those of the config.
+        dtype: Number format of the entries.
+        of: The train that is approximated.
+        parameters: How many numbers held it before.
+    """
+    update = saved_update(config, name)
+    entries = update.entries_of(_fitted(train, update.shape)).to(dtype)
+    held = update.acting_train(entries.double())
+    error = _norm(of + TensorTrain(held.shape, _negated(held)))
+    return entries, Approximation(name, update.shape, parameters, _norm(of), error)
+
+
+def _fitted(train: TensorTrain, shape: TTShape) -> TensorTrain:
+    """The same matrix in a train of ``shape``, whose ranks are at least those that the matrix needs."""
+    if any(rank > bound for rank, bound in zip(train.shape.ranks, shape.ranks, strict=True)):
+        train = train.round(shape.ranks[1:-1])
+    cores = [core.new_zeros(sizes) for core, sizes in zip(train.cores, shape.core_shapes, strict=True)]
+    for core, filled in zip(train.cores, cores, strict=True):
+        left, _, right = core.shape
+        filled[:left, :, :right] = core
+    return TensorTrain.from_cores(shape.out_features, shape.in_features, cores)
+
+
+def _negated(train: TensorTrain) -> Tensor:
+    flat = train.flat.clone()
+    flat[: train.shape.core_sizes[0]] *= -1
+    return flat
+
+
+def _norm(train: TensorTrain) -> float:
+    # of the one core that is not orthonormal: the Gram matrices of `TensorTrain.norm` would lose half of the digits,
+    # and a difference has few to lose
+    return float(torch.linalg.vector_norm(train.orthogonalised(0).cores[0]))

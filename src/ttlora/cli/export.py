@@ -1,0 +1,66 @@
+"""`ttlora export`: a TT-LoRA adapter as a plain LoRA adapter."""
+
+import json as json_format
+from typing import Literal
+
+from ttlora.cli.plan import format_size
+
+# What vLLM takes without --max-lora-rank, and with it.
+VLLM_RANKS = (16, 32, 64, 128, 256, 320, 512)
+
+
+def export(
+    adapter: str,
+    *,
+    output: str,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    json: bool = False,
+) -> None:
+    """Write a TT-LoRA adapter as a standard LoRA adapter, for vLLM, SGLang, llama.cpp and all else that reads those.
+
+    The update stays exactly the same, and the base model is not needed.
+
+    Args:
+        adapter: A folder with a saved TT-LoRA adapter, or the output folder of ttlora train.
+        output: Folder for the LoRA adapter; empty or not there yet.
+        dtype: Number format of the factors; float32 is exact.
+        json: Print one JSON object.
+
+    Raises:
+        UserError: There is no such adapter, or it holds what cannot go into a LoRA adapter, or the output is in use.
+    """
+    import torch
+
+    from ttlora.adapters.export import to_lora
+    from ttlora.adapters.read import WEIGHTS_NAME, read_adapter
+    from ttlora.adapters.write import require_free, write_adapter
+
+    path = require_free(output)
+    content = read_adapter(adapter)
+    lora = to_lora(content, getattr(torch, dtype))
+    write_adapter(path, lora.config, lora.tensors)
+    size = (path / WEIGHTS_NAME).stat().st_size
+    if json:
+        summary = {
+            "output": str(path),
+            "base_model": lora.config.base_model_name_or_path,
+            "r": lora.config.r,
+            "dtype": dtype,
+            "bytes": size,
+            "parameters": sum(tensor.numel() for tensor in lora.tensors.values()),
+            "modules": [{"name": name, "rank": rank} for name, rank in lora.ranks.items()],
+        }
+        print(json_format.dumps(summary, indent=2))
+        return
+    print(f"LoRA of rank {lora.config.r} for {len(lora.ranks)} modules, {format_size(size)} of {dtype}: {path}")
+    if note := _vllm_note(lora.config.r):
+        print(note)
+
+
+def _vllm_note(r: int) -> str:
+    if r <= VLLM_RANKS[0]:
+        return ""
+    enough = next((rank for rank in VLLM_RANKS if rank >= r), None)
+    if enough is None:
+        return f"vLLM takes ranks up to {VLLM_RANKS[-1]}: merge instead, or round the adapter first"
+    return f"vLLM needs --max-lora-rank {enough} for it"

@@ -1,0 +1,48 @@
+"""`ttlora import`: a plain LoRA adapter as a TT-LoRA adapter."""
+
+from typing import Literal
+
+from ttlora.cli.changes import require_approximation, write_and_report
+
+
+def import_(
+    lora: str,
+    *,
+    output: str,
+    shape: str = "auto",
+    r: int | None = None,
+    tolerance: float | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    json: bool = False,
+) -> None:
+    """Write a LoRA adapter as a TT-LoRA adapter, and tell how far each update is from the one before.
+
+    Without r and tolerance the updates stay the same, but a trained LoRA holds more than a small train can: the exact
+    train is the larger of the two. With r or tolerance it is cut to a smaller one that is close.
+
+    Args:
+        lora: A folder with a saved LoRA adapter of PEFT.
+        output: Folder for the TT-LoRA adapter; empty or not there yet.
+        shape: Dims of the tensor trains, such as 16,16,16,16,16,16, or by module, such as "q_proj=64,64,64,64
+            v_proj=16,64,64,64", or auto.
+        r: Largest TT-rank.
+        tolerance: Largest relative error of each update, such as 0.1.
+        dtype: Number format of the cores; errors are told with its rounding.
+        json: Print one JSON object.
+
+    Raises:
+        UserError: There is no such adapter, or it is a variant of LoRA that cannot be imported, or the output is in
+            use.
+    """
+    require_approximation(r, tolerance)
+
+    import torch
+
+    from ttlora.adapters.convert import from_lora
+    from ttlora.adapters.read import read_adapter
+    from ttlora.adapters.write import require_free
+    from ttlora.finetune.recipe import parse_shape
+
+    path = require_free(output)
+    result = from_lora(read_adapter(lora), parse_shape(shape), r, tolerance or 0.0, getattr(torch, dtype))
+    write_and_report(result, path, json)
