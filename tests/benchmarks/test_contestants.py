@@ -1,6 +1,7 @@
 """Every benchmark at a toy size: who takes part, that they do the same work, and which bars are shown."""
 
 import gc
+from dataclasses import replace
 
 import export
 import inference
@@ -205,9 +206,25 @@ def test_save_and_load():
 
 
 def test_export():
-    cases, bars = shown([export.convert(llama2_7b_layers(1, torch.float32, hidden_size=32, intermediate_size=8))])
-    assert cases == {"one matrix": ["PEFT's convert_to_lora"]}
-    assert not bars
+    model = llama2_7b_layers(2, torch.float32, hidden_size=32, intermediate_size=8)
+    cases, bars = shown(rows := [export.measure(model, rounds=2), export.convert(model)])
+    assert cases == {"4 matrices": ["ttlora export"], "1 matrix, once": ["PEFT's convert_to_lora"]}
+    assert bars == {("4 matrices", "ttlora export"): [("s for the adapter", 2.0)]}
+    assert rows[0].figures["seconds_a_matrix"] == rows[0].figures["seconds"] / 4
+
+
+def test_exported_logits_are_compared(monkeypatch):
+    (bar,) = export.reproduce(llama(torch.float32, **SIZES)).bars
+    assert bar.met
+
+    def altered(adapter):
+        lora = to_lora(adapter)
+        return replace(lora, tensors={key: 1.001 * tensor for key, tensor in lora.tensors.items()})
+
+    to_lora = export.to_lora
+    monkeypatch.setattr(export, "to_lora", altered)
+    (bar,) = export.reproduce(llama(torch.float32, **SIZES)).bars
+    assert not bar.met
 
 
 def test_llama2_7b_layers_are_those():
