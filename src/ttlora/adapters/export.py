@@ -87,8 +87,9 @@ def to_lora(adapter: Adapter, dtype: torch.dtype = torch.float32) -> Lora:
 
 def _require_plain(adapter: Adapter, config: TTLoraConfig) -> None:
     way_out = "; ttlora merge writes the whole model with it"
-    if adapter.others:
-        names = [key.removeprefix(MODEL_PREFIX) for key in adapter.others]
+    # the weight under an adapted layer is frozen; PEFT saves a copy of it where the layer is the model's output
+    names = [key.removeprefix(MODEL_PREFIX) for key in adapter.others if not key.endswith(".base_layer.weight")]
+    if names:
         shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         raise UserError(
             f"{adapter.folder} cannot go into a plain LoRA adapter, which has no place for what was trained beside the "

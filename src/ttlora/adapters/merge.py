@@ -1,6 +1,5 @@
 """A model with an adapter's update added to its weights: an ordinary model of transformers, which needs no PEFT."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -39,6 +38,7 @@ def load_base(adapter: Adapter, name: str, local_files_only: bool = False) -> tu
     Raises:
         UserError: There is no such model, or none of that class, or the trained head fits none of its sizes.
     """
+    _require_mergeable(adapter)
     try:
         config = AutoConfig.from_pretrained(name, local_files_only=local_files_only)
         model_class = _model_class(adapter.config, config)
@@ -75,16 +75,19 @@ def _fit_head(adapter: Adapter, model_class: Any, config: Any) -> None:
     if not head:
         return
     rows = {info.shape[0] for info in head.values() if info.shape}
+    build = getattr(model_class, "from_config", None) or model_class._from_config
+    misfits: list[list[str]] = []
     for labels in (config.num_labels, *sorted(rows)):
         if labels != config.num_labels:
             config.num_labels = labels
         with torch.device("meta"):
-            build = getattr(model_class, "from_config", None) or model_class._from_config
             shapes = {key: tuple(tensor.shape) for key, tensor in build(config).state_dict().items()}
-        if all(shapes.get(key) == info.shape for key, info in head.items()):
+        misfits.append([key for key, info in head.items() if shapes.get(key) != info.shape])
+        if not misfits[-1]:
             return
+    key = min(misfits, key=len)[0]
     raise UserError(
-        f"{adapter.folder} does not fit the model: it has no place for {_first_misfit(head, shapes)}, which was "
+        f"{adapter.folder} does not fit the model, which has no place for '{key}' of sizes {list(head[key].shape)}, "
         "trained with the adapter"
     )
 
@@ -94,9 +97,10 @@ def _trained(adapter: Adapter) -> dict[str, TensorInfo]:
     return {key.removeprefix(MODEL_PREFIX).replace(".base_layer.", "."): info for key, info in adapter.others.items()}
 
 
-def _first_misfit(head: Mapping[str, TensorInfo], shapes: Mapping[str, tuple[int, ...]]) -> str:
-    key = next((key for key in head if key not in shapes), min(head))
-    return f"'{key}' of sizes {list(head[key].shape)}"
+def _require_mergeable(adapter: Adapter) -> None:
+    if adapter.config.is_prompt_learning:
+        method = adapter.config.peft_type.value
+        raise UserError(f"{adapter.folder} is an adapter of {method}, which updates no weights: it cannot be merged")
 
 
 def merge_adapter(adapter: Adapter, model: Any) -> Any:
@@ -111,9 +115,8 @@ def merge_adapter(adapter: Adapter, model: Any) -> Any:
     Raises:
         UserError: The adapter does not fit the model, cannot be merged, or is not finite.
     """
-    method, dtypes = adapter.config.peft_type.value, {name: weight.dtype for name, weight in model.named_parameters()}
-    if adapter.config.is_prompt_learning:
-        raise UserError(f"{adapter.folder} is an adapter of {method}, which updates no weights: it cannot be merged")
+    _require_mergeable(adapter)
+    dtypes = {name: weight.dtype for name, weight in model.named_parameters()}
     try:
         adapted = get_peft_model(model, adapter.config)
     except (ValueError, TypeError) as error:
@@ -124,7 +127,7 @@ def merge_adapter(adapter: Adapter, model: Any) -> Any:
     except ValueError as error:
         raise UserError(f"{adapter.folder} cannot be merged: {' '.join(str(error).split())}") from None
     except (AttributeError, NotImplementedError):
-        raise UserError(f"adapters of {method} cannot be merged") from None
+        raise UserError(f"adapters of {adapter.config.peft_type.value} cannot be merged") from None
     for name, weight in merged.named_parameters():
         weight.data = weight.data.to(dtypes[name])
     _untie(merged)
@@ -132,8 +135,8 @@ def merge_adapter(adapter: Adapter, model: Any) -> Any:
 
 
 def _load(adapter: Adapter, adapted: PeftModel) -> None:
-    wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     saved = load_file(adapter.weights_file)
+    wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     for key, tensor in wanted.items():
         if key not in saved or saved[key].shape != tensor.shape:
             sizes = f"is {list(saved[key].shape)} in it" if key in saved else "is not in it"
@@ -141,7 +144,11 @@ def _load(adapter: Adapter, adapted: PeftModel) -> None:
                 f"{adapter.folder} does not fit the model: {key.removeprefix(MODEL_PREFIX)} {sizes} and "
                 f"{list(tensor.shape)} in the model"
             )
-    if extra := saved.keys() - wanted.keys():
+    extra = saved.keys() - wanted.keys()
+    if extra:
+        # PEFT saves embeddings with the adapter where it thinks that they may have been resized
+        extra -= get_peft_model_state_dict(adapted, save_embedding_layers=True).keys()
+    if extra:
         raise UserError(
             f"{adapter.folder} does not fit the model, which has no {min(extra).removeprefix(MODEL_PREFIX)}"
         )
