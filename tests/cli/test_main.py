@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import command
 
 from ttlora.cli import main as cli
 from ttlora.cli.main import COMMANDS, main
@@ -83,10 +84,9 @@ def test_traceback_of_a_bug_can_be_had(monkeypatch):
 
 
 def test_reader_that_leaves_early_is_no_error():
-    code = "import sys; from ttlora.cli.main import main; sys.exit(main(['--help']))"
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command("--help"), stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, "")
 

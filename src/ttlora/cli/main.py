@@ -1,6 +1,7 @@
 """The command `ttlora`: finds the subcommand, reads its flags, and turns what goes wrong into one line."""
 
 import importlib
+import logging
 import os
 import sys
 import warnings
@@ -108,6 +109,9 @@ def _call(name: str, arguments: list[str]) -> int:
     from ttlora.cli.flags import parse
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for library in ("torchao", "torch.utils._pytree"):
+        # where torchao is installed, transformers imports it, and it reports on builds that nobody asked for
+        logging.getLogger(library).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         if not sys.warnoptions:
             warnings.simplefilter("ignore")

@@ -81,25 +81,24 @@ class TTShape:
             out_features: Rows of one expert's matrix.
             in_features: Columns of one expert's matrix.
             dims: Dims of one expert's matrix, as for `build`; ``E`` is put in between rows and columns.
-            r: One TT-rank for all bonds, or the ``d - 1`` inner ones of one expert's matrix.
+            r: One TT-rank for all bonds, or the ``d - 1`` inner ones of one expert's matrix, or all ``d``.
 
         Raises:
             ValueError: As `build`, or rows and columns share one of the dims.
         """
-        one = cls.build(out_features, in_features, dims, r)
+        one = cls.build(out_features, in_features, dims, 1)
         if one.boundary is None:
             raise ValueError(
                 f"shape {list(one.dims)} has a dim that runs over rows and columns: the expert's index has no place "
                 f"between them; use dims of which the first multiply to {out_features}"
             )
-        at, ranks = one.boundary, (1, *_inner_ranks(r, one.order), 1)
+        at = one.boundary
+        dims = (*one.dims[:at], experts, *one.dims[at:])
+        if isinstance(r, int) or len(r) == len(dims) - 1:
+            return cls.build(out_features * experts, in_features, dims, r)
+        ranks = (1, *_inner_ranks(r, one.order), 1)
         # the bond at the boundary stands on both sides of the expert's index
-        return cls.build(
-            out_features * experts,
-            in_features,
-            (*one.dims[:at], experts, *one.dims[at:]),
-            (*ranks[: at + 1], *ranks[at:])[1:-1],
-        )
+        return cls.build(out_features * experts, in_features, dims, (*ranks[: at + 1], *ranks[at:])[1:-1])
 
     @property
     def order(self) -> int:

@@ -190,9 +190,9 @@ def write_shapes(config: TTLoraConfig, shapes: dict[str, TTShape], sizes: dict[s
         shapes: Module name to the shape of its train, for all modules that the config adapts.
         sizes: Module name to ``[out, in]`` or ``[experts, out, in]``.
     """
-    written: dict[str, Any] = {"weight_sizes": _by_pattern(sizes)}
+    written: dict[str, Any] = {"weight_sizes": by_pattern(sizes)}
     if config.shape == "auto" or "auto" in config.shape_pattern.values():
-        patterns = _by_pattern({name: _asked_dims(shape, sizes[name]) for name, shape in shapes.items()})
+        patterns = by_pattern({name: _asked_dims(shape, sizes[name]) for name, shape in shapes.items()})
         dims = list(patterns.values())
         if dims and not config.shape_pattern and all(other == dims[0] for other in dims):
             written["shape"] = dims[0]
@@ -226,7 +226,7 @@ def as_asked(config: TTLoraConfig) -> TTLoraConfig:
     return asked
 
 
-def _by_pattern(values: dict[str, list[int]]) -> dict[str, list[int]]:
+def by_pattern(values: dict[str, list[int]]) -> dict[str, list[int]]:
     """The values by the last part of the module's name where all that share it agree, or else by the whole name."""
     by_part: dict[str, list[list[int]]] = {}
     for name, value in values.items():

@@ -1,6 +1,6 @@
 """A transformer whose target modules are updated by tensor trains."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -15,7 +15,9 @@ from peft.utils import (
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from ttlora.tensor_train import TensorTrain
 from ttlora.tuners.tt_lora.attention import TTLoraMultiheadAttention
+from ttlora.tuners.tt_lora.combine import config_of_sum, relative_error, weighted_sum
 from ttlora.tuners.tt_lora.config import TTLoraConfig, as_asked, write_shapes
 from ttlora.tuners.tt_lora.conv import TTLoraConv
 from ttlora.tuners.tt_lora.embedding import TTLoraEmbedding
@@ -71,18 +73,77 @@ class TTLoraModel(BaseTuner):
         given = self.peft_config[adapter_name]
         config = self.peft_config[adapter_name] = as_asked(given)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
-        shapes, sizes = {}, {}
-        for name, module in model.named_modules():
-            if isinstance(module, TTLoraLayer) and adapter_name in module.ttlora_update:
-                full_name = name
-                if isinstance(module, ParamWrapper):
-                    full_name = f"{name.replace('.base_layer', '')}.{module.parameter_name}"
-                shapes[full_name] = module.ttlora_update[adapter_name].shape
-                sizes[full_name] = module.weight_sizes
-        write_shapes(config, shapes, sizes)
+        layers = {name: layer for name, layer in self._layers() if adapter_name in layer.ttlora_update}
+        write_shapes(
+            config,
+            {name: layer.ttlora_update[adapter_name].shape for name, layer in layers.items()},
+            {name: layer.weight_sizes for name, layer in layers.items()},
+        )
         if config == given:
             # the object that the user holds, as long as it says the same
             self.peft_config[adapter_name] = given
+
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        adapter_name: str,
+        r: int | None = None,
+        tolerance: float = 0.0,
+    ) -> dict[str, float]:
+        """Add an adapter whose update is ``Σ w_a ΔW_a`` (Oseledets 2011, Sections 3 and 4).
+
+        Without `r` and `tolerance` it is exact, and its TT-ranks are the sums of the adapters'.
+
+        Args:
+            adapters: Names of adapters of this model.
+            weights: A weight for each.
+            adapter_name: Name of the new adapter; it is not made active.
+            r: Bound on the new TT-ranks.
+            tolerance: Bound on the relative error of each module's update, as long as `r` does not bind.
+
+        Returns:
+            Module name to the relative error ``‖ΔW - Σ w_a ΔW_a‖ / ‖Σ w_a ΔW_a‖``.
+
+        Raises:
+            ValueError: An adapter is not there, the new name is taken, the numbers of adapters and weights differ, the
+                adapters have different shapes, or they train more than cores.
+        """
+        if not adapters or len(adapters) != len(weights) or len(set(adapters)) != len(adapters):
+            raise ValueError(f"{len(weights)} weights for the adapters {list(adapters)}: one is needed for each")
+        if unknown := [name for name in adapters if name not in self.peft_config]:
+            raise ValueError(f"there is no adapter {unknown[0]!r}: there are {', '.join(self.peft_config)}")
+        if adapter_name in self.peft_config:
+            raise ValueError(f"there is an adapter {adapter_name!r} already: delete it or choose another name")
+        trains: dict[str, TensorTrain] = {}
+        errors: dict[str, float] = {}
+        for name, layer in self._layers():
+            if any(adapter in layer.ttlora_cores for adapter in adapters):
+                exact = weighted_sum(layer, dict(zip(adapters, weights, strict=True)))
+                trains[name] = exact if r is None and not tolerance else exact.round(r, tolerance)
+                errors[name] = relative_error(trains[name], exact)
+        shapes = {name: train.shape for name, train in trains.items()}
+        inner = {name for name in trains if name.endswith(".base_layer.out_proj")}
+        configs = [self.peft_config[name] for name in adapters]
+        self.peft_config[adapter_name] = config_of_sum(configs, shapes, set(trains) - inner)
+        try:
+            self.inject_adapter(self.model, adapter_name)
+        except Exception:
+            del self.peft_config[adapter_name]
+            raise
+        for name, layer in self._layers():
+            if name in trains:
+                cores = layer.ttlora_cores[adapter_name]
+                cores.data = layer.ttlora_update[adapter_name].entries_of(trains[name]).to(cores)
+        return errors
+
+    def _layers(self) -> Iterator[tuple[str, TTLoraLayer]]:
+        """The adapted layers by the name that the config's patterns know: for a parameter, its own."""
+        for name, module in self.model.named_modules():
+            if isinstance(module, ParamWrapper):
+                yield f"{name.replace('.base_layer', '')}.{module.parameter_name}", module
+            elif isinstance(module, TTLoraLayer):
+                yield name, module
 
     def _create_and_replace(
         self,
