@@ -176,7 +176,7 @@ def test_import_at_a_rank(lora, tmp_path, ttlora, monkeypatch):
 
 def test_round(tt, tmp_path, ttlora):
     results = {}
-    for flag, value in (("--r", 2), ("--tolerance", 0.3)):
+    for flag, value in (("--r", 2), ("--tolerance", 0.6)):
         outcome = ttlora("round", tt, "--output", tmp_path / flag, flag, value, "--json")
         assert (outcome.status, outcome.err) == (0, "")
         results[flag] = json.loads(outcome.out)
@@ -186,7 +186,7 @@ def test_round(tt, tmp_path, ttlora):
             module["ranks"] for module in results[flag]["modules"]
         ]
     assert all(max(module["ranks"]) == 2 for module in results["--r"]["modules"])
-    assert all(module["relative_error"] <= 0.3 for module in results["--tolerance"]["modules"])
+    assert all(module["relative_error"] <= 0.6 for module in results["--tolerance"]["modules"])
     assert "relative error" in ttlora("round", tt, "--output", tmp_path / "table", "--r", 3).out
 
 
