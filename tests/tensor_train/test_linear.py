@@ -15,7 +15,8 @@ def operands(batch, out_features, in_features, r, bias=True):
     return x, weight, b, A, B
 
 
-@pytest.mark.parametrize("batch", [(), (0,), (5,), (2, 3), (2, 1, 3)])
+# from 28 rows on the updated weight is formed
+@pytest.mark.parametrize("batch", [(), (0,), (5,), (2, 3), (2, 1, 3), (28,), (3, 40)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_it_is_the_layer_with_the_updated_weight(batch, bias):
     x, weight, b, A, B = operands(batch, 7, 4, 2, bias)
@@ -29,8 +30,9 @@ def test_it_is_the_layer_with_the_updated_weight(batch, bias):
         torch.testing.assert_close(got, wanted)
 
 
-def test_gradients_are_numerically_right():
-    x, weight, b, A, B = operands((3,), 4, 5, 2)
+@pytest.mark.parametrize("rows", [3, 20])
+def test_gradients_are_numerically_right(rows):
+    x, weight, b, A, B = operands((rows,), 4, 5, 2)
     assert gradcheck(lambda x, A, B: low_rank_linear(x, weight, b, A, B), (x, A, B))
     assert gradgradcheck(lambda x, A, B: low_rank_linear(x, weight, b, A, B), (x, A, B))
 
@@ -59,3 +61,12 @@ def test_inputs_that_do_not_lie_in_one_piece():
     torch.testing.assert_close(y, F.linear(strided, weight + B @ A, b))
     y.transpose(0, 1).square().sum().backward()
     assert strided.grad.shape == strided.shape
+
+
+def test_half_precision_keeps_small_updates_however_many_rows():
+    weight, signs = torch.ones(4, 4, dtype=torch.bfloat16), torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.bfloat16)
+    A, B = 1e-3 * signs[None], torch.ones(4, 1, dtype=torch.bfloat16)
+    assert torch.equal(weight + B @ A, weight)
+    x = signs.repeat(64, 1)
+    assert (F.linear(x, weight) == 0).all()
+    assert (low_rank_linear(x, weight, None, A, B) > 3e-3).all()

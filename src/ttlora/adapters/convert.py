@@ -84,7 +84,7 @@ def from_lora(
         dims = {name: resolve_update(config, name, *sizes[name]).shape for name in factors}
     except ValueError as error:
         raise UserError(str(error)) from None
-    write_shapes(config, dims, sizes)
+    write_shapes(config, dims, sizes, dict.fromkeys(sizes, "linear"))
     exact = {name: TensorTrain.from_factors(A, B, dims[name].dims) for name, (A, B) in factors.items()}
     rounded = {
         name: train if r is None and not tolerance else train.round(r, tolerance) for name, train in exact.items()

@@ -5,6 +5,10 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
+
+# Rows per output or input from which on it is faster (benchmarks/layer.py).
+FORMING_ROWS = 4
 
 
 def low_rank_linear(
@@ -16,8 +20,9 @@ def low_rank_linear(
 ) -> Float[Tensor, "*batch out"]:
     """``x (W + B A)ᵀ + b`` with gradients for ``x``, ``A`` and ``B``; ``W`` and ``b`` are frozen.
 
-    The low-rank terms are added into the products with ``W`` where they lie, forward and backward: what an update of
-    low rank costs is memory traffic, and a separate sum is one more pass over the layer's output.
+    What an update of low rank costs is memory traffic. Its terms are added into the products with ``W`` where they lie,
+    forward and backward, since a separate sum is one more pass over the layer's output; with many rows ``W + B A`` is
+    formed instead, for the time of one product.
 
     Args:
         x: Input.
@@ -35,26 +40,38 @@ def low_rank_linear(
 class _LowRankLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor) -> Tensor:
+        ctx.forms_weight = _pays_to_form(rows, weight)
+        if ctx.forms_weight:
+            ctx.save_for_backward(rows, weight, A, B)
+            return F.linear(rows, torch.addmm(weight, B, A), bias)
         y = rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
         hidden = rows @ A.T
         y.addmm_(hidden, B.T)
-        ctx.save_for_backward(rows, hidden, weight, A, B)
+        ctx.save_for_backward(rows, weight, A, B, hidden)
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, Tensor | None, Tensor | None]:
-        rows, hidden, weight, A, B = ctx.saved_tensors
+        rows, weight, A, B, *hidden = ctx.saved_tensors
         dy = gradients[0]
-        if torch.is_grad_enabled():  # with create_graph: a second derivative runs through what was kept
-            hidden = rows @ A.T
         needs_x, _, _, needs_A, needs_B = ctx.needs_input_grad
         dx = dA = dB = None
         dhidden = dy @ B
         if needs_x:
-            dx = (dy @ weight).addmm_(dhidden, A)
+            dx = dy @ torch.addmm(weight, B, A) if ctx.forms_weight else (dy @ weight).addmm_(dhidden, A)
         if needs_A:
             dA = dhidden.T @ rows
         if needs_B:
+            # with create_graph, a second derivative runs through what was kept: it is computed again
+            kept = hidden[0] if hidden and not torch.is_grad_enabled() else rows @ A.T
             # this order lets the product run along dy's rows
-            dB = (hidden.T @ dy).T
+            dB = (kept.T @ dy).T
         return dx, None, None, dA, dB
+
+
+def _pays_to_form(rows: Tensor, weight: Tensor) -> bool:
+    """Whether ``W + B A`` is cheaper than two thin products: it has to be written once, they pass over all rows.
+
+    In half precision the sum would round small updates away.
+    """
+    return weight.dtype.itemsize >= 4 and len(rows) >= FORMING_ROWS * max(weight.shape)

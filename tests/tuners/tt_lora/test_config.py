@@ -138,7 +138,7 @@ class TestWrittenShapes:
     def write(self, config, **sizes):
         sizes = {name.replace("__", "."): list(size) for name, size in sizes.items()}
         shapes = {name: TTShape.build(*size) for name, size in sizes.items()}
-        write_shapes(config, shapes, sizes)
+        write_shapes(config, shapes, sizes, dict.fromkeys(shapes, "linear"))
         return shapes
 
     def test_one_shape_for_all(self):

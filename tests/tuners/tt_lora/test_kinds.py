@@ -5,7 +5,8 @@ import warnings
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
+from safetensors import safe_open
 from torch import nn
 from transformers import (
     GptOssConfig,
@@ -18,7 +19,7 @@ from transformers import (
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
 from ttlora import TTLoraConfig
-from ttlora.tuners.tt_lora import TTLoraLayer
+from ttlora.tuners.tt_lora import TTLoraLayer, saved_kind, saved_update
 
 KINDS = {
     "embedding": (lambda: nn.Embedding(30, 12), lambda: torch.randint(0, 30, (4, 7))),
@@ -355,6 +356,29 @@ def test_the_config_says_which_experts_it_was_made_for(tmp_path):
     assert config.weight_sizes == {"down_proj": [4, 16, 24], "gate_up_proj": [4, 48, 16]}
     with pytest.raises(ValueError, match=r"is 8 x 48 x 16, but this adapter was made for .* 4 x 48"):
         PeftModel.from_pretrained(mixtral(8), tmp_path)
+
+
+def test_a_saved_adapter_says_by_itself_what_its_cores_mean(tmp_path):
+    config = TTLoraConfig(
+        target_modules=["embed_tokens", "q_proj"], target_parameters=PARAMETERS, init_weights=False,
+        shape_pattern={"q_proj": [4, 4, 16]}, rank_pattern={"down_proj": 2, "gate_up_proj": 3},
+    )  # fmt: skip
+    model = get_peft_model(mixtral(), config)
+    model.save_pretrained(tmp_path)
+    saved = PeftConfig.from_pretrained(tmp_path)
+    assert saved.target_parameters == ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"]
+    kinds = set()
+    with safe_open(tmp_path / "adapter_model.safetensors", framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118
+            if ".ttlora_cores" in key:
+                module = key.removeprefix("base_model.model.").removesuffix(".ttlora_cores")
+                update, layer = saved_update(saved, module), model.base_model.model.get_submodule(module)
+                assert update == layer.ttlora_update["default"]
+                torch.testing.assert_close(
+                    update.acting_train(file.get_tensor(key)).norm(), layer.get_delta_weight("default").norm()
+                )
+                kinds.add((saved_kind(saved, module), layer.kind))
+    assert kinds == {("parameter", "parameter"), ("embedding", "embedding"), ("linear", "linear")}
 
 
 def test_a_parameter_cannot_be_dropped_or_mixed():

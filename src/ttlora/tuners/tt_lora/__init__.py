@@ -3,7 +3,7 @@
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import register_peft_method
 
-from ttlora.tuners.tt_lora.config import TTLORA, TTLoraConfig, resolve_update, saved_update
+from ttlora.tuners.tt_lora.config import TTLORA, TTLoraConfig, resolve_update, saved_kind, saved_update
 from ttlora.tuners.tt_lora.layer import TTLoraLayer
 from ttlora.tuners.tt_lora.model import DEFAULT_TARGET_MODULES, TTLoraModel
 
@@ -16,5 +16,6 @@ __all__ = [
     "TTLoraLayer",
     "TTLoraModel",
     "resolve_update",
+    "saved_kind",
     "saved_update",
 ]

@@ -22,6 +22,7 @@ class TTLoraMultiheadAttention(TTLoraLayer):
             for it in front of a weight.
     """
 
+    kind = "attention"
     parameter_name = "in_proj_weight"
 
     def __init__(

@@ -15,6 +15,7 @@ from ttlora.tuners.peft_type import add_peft_type
 
 TTLORA = add_peft_type("TTLORA")
 LARGEST_ORDER = 256
+KINDS = ("linear", "embedding", "convolution", "attention", "parameter")
 SCALINGS = ("alpha", "alpha/r", "alpha/sqrt(r)")
 
 
@@ -51,6 +52,7 @@ class TTLoraConfig(PeftConfig):
         bias: Which biases train: "none", "all" or "ttlora_only".
         weight_sizes: ``[out, in]`` of the adapted weights by module name, or ``[experts, out, in]``, written when the
             adapter is made: the file of cores and the config then say all about the update.
+        weight_kinds: What kinds of layers were adapted, where not all are linear; written with `weight_sizes`.
 
     Raises:
         ValueError: A value is not one of those above.
@@ -83,6 +85,10 @@ class TTLoraConfig(PeftConfig):
         default_factory=dict, metadata={"help": "sizes of the adapted weights, written when the adapter is made"}
     )
 
+    weight_kinds: dict[str, str] = field(
+        default_factory=dict, metadata={"help": "kinds of the adapted layers, written when the adapter is made"}
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
         # what `write_shapes` wrote for a model: field to the value before and the one written
@@ -98,7 +104,7 @@ class TTLoraConfig(PeftConfig):
             raise ValueError("layers_pattern needs target_modules as a list of names, not as a regular expression")
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("layers_pattern names the list of layers for layers_to_transform, which is missing")
-        for name in ("shape_pattern", "rank_pattern", "alpha_pattern", "weight_sizes"):
+        for name in ("shape_pattern", "rank_pattern", "alpha_pattern", "weight_sizes", "weight_kinds"):
             _check_patterns(name, getattr(self, name))
         for r in (self.r, *self.rank_pattern.values()):
             _check_rank(r)
@@ -117,6 +123,11 @@ class TTLoraConfig(PeftConfig):
             self.core_size = None
         if self.core_size is not None and (not _is_number(self.core_size) or self.core_size <= 0):
             raise ValueError(f"core_size={self.core_size!r} is neither a positive number nor None")
+        targets = self.target_parameters
+        if targets is not None and not (isinstance(targets, list) and all(isinstance(name, str) for name in targets)):
+            raise ValueError(f"target_parameters={targets!r} is not a list of names")
+        if unknown := [kind for kind in self.weight_kinds.values() if kind not in KINDS]:
+            raise ValueError(f"weight_kinds has {unknown[0]!r}, which is none of {', '.join(KINDS)}")
         for size in self.weight_sizes.values():
             if not isinstance(size, list | tuple) or len(size) not in (2, 3) or not all(map(_is_size, size)):
                 raise ValueError(f"weight_sizes has {size!r}, and not [out, in] or [experts, out, in]")
@@ -170,17 +181,42 @@ def resolve_update(
 def saved_update(config: TTLoraConfig, module_name: str) -> Update:
     """What the cores of a module mean, from the config of a saved adapter alone.
 
+    Args:
+        config: The saved config.
+        module_name: The module's name in the file of cores, without PEFT's prefix.
+
     Raises:
         ValueError: The config does not say how large the weight is, or its shape or ranks do not fit.
     """
-    sizes = _look_up(config.weight_sizes, module_name, None)
+    name = saved_name(config, module_name)
+    sizes = _look_up(config.weight_sizes, name, None)
     if sizes is None:
-        raise ValueError(f"the config does not say the size of {module_name}: it is not that of a saved adapter")
+        raise ValueError(f"the config does not say the size of {name}: it is not that of a saved adapter")
     *experts, out_features, in_features = sizes
-    return resolve_update(config, module_name, out_features, in_features, *experts)
+    return resolve_update(config, name, out_features, in_features, *experts)
 
 
-def write_shapes(config: TTLoraConfig, shapes: dict[str, TTShape], sizes: dict[str, list[int]]) -> None:
+def saved_name(config: TTLoraConfig, module: str) -> str:
+    """The name by which a config's patterns know a module of a saved adapter.
+
+    The wrappers of several parameters of one module are saved inside one another, as ``module``, ``module.base_layer``
+    and so on, in the order of the saved config's ``target_parameters``.
+    """
+    path, depth = module.replace(".base_layer", ""), module.count(".base_layer")
+    targets = [target.rpartition(".") for target in config.target_parameters or ()]
+    parameters = [parameter for owner, _, parameter in targets if f".{path}".endswith(f".{owner}")]
+    return f"{path}.{parameters[depth]}" if depth < len(parameters) else path
+
+
+def saved_kind(config: TTLoraConfig, module: str) -> str:
+    """What a module of a saved adapter is: "linear", "embedding", "convolution", "attention" or "parameter"."""
+    kind: str = _look_up(config.weight_kinds, saved_name(config, module), "linear")
+    return kind
+
+
+def write_shapes(
+    config: TTLoraConfig, shapes: dict[str, TTShape], sizes: dict[str, list[int]], kinds: dict[str, str]
+) -> None:
     """Write the sizes of the weights, and what every "auto" came to, into the config of an adapter.
 
     It then says by itself what the saved cores mean, and no later choice of "auto" changes the adapter.
@@ -189,8 +225,11 @@ def write_shapes(config: TTLoraConfig, shapes: dict[str, TTShape], sizes: dict[s
         config: The adapter's config.
         shapes: Module name to the shape of its train, for all modules that the config adapts.
         sizes: Module name to ``[out, in]`` or ``[experts, out, in]``.
+        kinds: Module name to the kind of its layer.
     """
     written: dict[str, Any] = {"weight_sizes": by_pattern(sizes)}
+    if any(kind != "linear" for kind in kinds.values()):
+        written["weight_kinds"] = by_pattern(kinds)
     if config.shape == "auto" or "auto" in config.shape_pattern.values():
         patterns = by_pattern({name: _asked_dims(shape, sizes[name]) for name, shape in shapes.items()})
         dims = list(patterns.values())
@@ -226,9 +265,9 @@ def as_asked(config: TTLoraConfig) -> TTLoraConfig:
     return asked
 
 
-def by_pattern(values: dict[str, list[int]]) -> dict[str, list[int]]:
+def by_pattern(values: dict[str, Any]) -> dict[str, Any]:
     """The values by the last part of the module's name where all that share it agree, or else by the whole name."""
-    by_part: dict[str, list[list[int]]] = {}
+    by_part: dict[str, list[Any]] = {}
     for name, value in values.items():
         by_part.setdefault(name.rpartition(".")[2], []).append(value)
     agreed = {part for part, found in by_part.items() if all(value == found[0] for value in found)}

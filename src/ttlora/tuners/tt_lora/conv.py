@@ -21,6 +21,8 @@ class TTLoraConv(TTLoraLayer):
     times the kernel's sizes). ``A`` acts as a convolution to ``r`` channels and ``B`` as one of size 1.
     """
 
+    kind = "convolution"
+
     def _matrix_sizes(self) -> tuple[int, int]:
         weight: Tensor = getattr(self.get_base_layer(), self.parameter_name)
         return weight.shape[0], math.prod(weight.shape[1:])

@@ -18,6 +18,8 @@ class TTLoraEmbedding(TTLoraLayer):
     update is merged: the adapter changes the embedding alone.
     """
 
+    kind = "embedding"
+
     def _matrix_sizes(self) -> tuple[int, int]:
         base_layer: Any = self.get_base_layer()
         return base_layer.embedding_dim, base_layer.num_embeddings

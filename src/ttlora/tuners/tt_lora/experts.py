@@ -34,6 +34,8 @@ class ParamWrapper(TTLoraLayer):
             place for it in front of a parameter.
     """
 
+    kind = "parameter"
+
     def __init__(
         self,
         base_layer: nn.Module,

@@ -38,6 +38,8 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
     adapter_layer_names = ("ttlora_cores",)
     other_param_names = ("ttlora_dropout", "ttlora_update")
 
+    # what the base layer is, as saved configs say it
+    kind = "linear"
     # the base layer's parameter that is updated
     parameter_name = "weight"
     # how many experts' weights that parameter stacks, if it does

@@ -78,7 +78,14 @@ class TTLoraModel(BaseTuner):
             config,
             {name: layer.ttlora_update[adapter_name].shape for name, layer in layers.items()},
             {name: layer.weight_sizes for name, layer in layers.items()},
+            {name: layer.kind for name, layer in layers.items()},
         )
+        if config.target_parameters:
+            # from the outermost wrapper inwards, so that a saved config tells them apart
+            def place(target: str) -> int:
+                return next((at for at, name in enumerate(layers) if f".{name}".endswith(f".{target}")), len(layers))
+
+            config.target_parameters = sorted(config.target_parameters, key=place)
         if config == given:
             # the object that the user holds, as long as it says the same
             self.peft_config[adapter_name] = given
@@ -123,7 +130,7 @@ class TTLoraModel(BaseTuner):
                 trains[name] = exact if r is None and not tolerance else exact.round(r, tolerance)
                 errors[name] = relative_error(trains[name], exact)
         shapes = {name: train.shape for name, train in trains.items()}
-        inner = {name for name in trains if name.endswith(".base_layer.out_proj")}
+        inner = {f"{name}.out_proj" for name, layer in self._layers() if isinstance(layer, TTLoraMultiheadAttention)}
         configs = [self.peft_config[name] for name in adapters]
         self.peft_config[adapter_name] = config_of_sum(configs, shapes, set(trains) - inner)
         try:
@@ -138,10 +145,11 @@ class TTLoraModel(BaseTuner):
         return errors
 
     def _layers(self) -> Iterator[tuple[str, TTLoraLayer]]:
-        """The adapted layers by the name that the config's patterns know: for a parameter, its own."""
-        for name, module in self.model.named_modules():
+        """The adapted layers by the names that the config's patterns know, for a parameter its own."""
+        for path, module in self.model.named_modules():
+            name = path.replace(".base_layer", "")
             if isinstance(module, ParamWrapper):
-                yield f"{name.replace('.base_layer', '')}.{module.parameter_name}", module
+                yield f"{name}.{module.parameter_name}", module
             elif isinstance(module, TTLoraLayer):
                 yield name, module
 
