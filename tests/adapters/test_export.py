@@ -162,9 +162,14 @@ def forge(folder: Path, sizes: dict[str, list[int]], **values: Any) -> Path:
     return folder
 
 
-def test_experts_and_embeddings_cannot_go(tmp_path: Path) -> None:
-    refused(forge(tmp_path / "a", {"layers.0.experts": [4, 8, 8]}), "'layers.0.experts' stacks 4 experts")
-    refused(forge(tmp_path / "b", {"model.embed_tokens": [8, 99]}), "'model.embed_tokens' is an embedding")
+@pytest.mark.parametrize("kind", ["embedding", "convolution", "attention", "parameter"])
+def test_other_layers_than_linear_ones_cannot_go(tmp_path: Path, kind: str) -> None:
+    folder = forge(tmp_path, {"model.part": [8, 9], "model.q_proj": [8, 8]}, weight_kinds={"part": kind})
+    refused(folder, "'model.part' cannot go", f"of the kind '{kind}'", "ttlora merge")
+
+
+def test_experts_cannot_go(tmp_path: Path) -> None:
+    refused(forge(tmp_path, {"layers.0.experts": [4, 8, 8]}), "'layers.0.experts' cannot go", "'stack of 4 experts'")
 
 
 def test_cores_that_are_not_finite(tmp_path: Path) -> None:

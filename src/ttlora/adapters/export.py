@@ -25,21 +25,7 @@ from torch.nn import functional as F
 
 from ttlora.adapters.read import MODEL_PREFIX, Adapter, experts_of, require_tt_lora
 from ttlora.errors import UserError
-from ttlora.tuners.tt_lora import TTLoraConfig, saved_update
-
-# The cores do not say what kind of layer they update. A name of a convolution says nothing; PEFT refuses to load it.
-EMBEDDINGS = {
-    "embed_in",
-    "embed_positions",
-    "embed_tokens",
-    "position_embeddings",
-    "shared",
-    "token_type_embeddings",
-    "tok_embeddings",
-    "word_embeddings",
-    "wpe",
-    "wte",
-}
+from ttlora.tuners.tt_lora import TTLoraConfig, saved_kind, saved_update
 
 
 @dataclass(frozen=True)
@@ -96,14 +82,13 @@ def _require_plain(adapter: Adapter, config: TTLoraConfig) -> None:
             f"updates: {shown}{way_out}"
         )
     for name in adapter.modules:
+        kind = saved_kind(config, name)
         if experts := experts_of(config, name):
+            kind = f"stack of {experts} experts"
+        if kind != "linear":
             raise UserError(
-                f"'{name}' stacks {experts} experts in one parameter, for which a plain LoRA adapter has no "
-                f"place{way_out}"
-            )
-        if name.rpartition(".")[2] in EMBEDDINGS:
-            raise UserError(
-                f"'{name}' is an embedding, and plain LoRA adapters for serving hold linear layers alone{way_out}"
+                f"'{name}' cannot go into a plain LoRA adapter for serving, which holds linear layers alone: it is a "
+                f"module of the kind '{kind}'{way_out}"
             )
 
 

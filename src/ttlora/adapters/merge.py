@@ -130,7 +130,6 @@ def merge_adapter(adapter: Adapter, model: Any) -> Any:
         raise UserError(f"adapters of {adapter.config.peft_type.value} cannot be merged") from None
     for name, weight in merged.named_parameters():
         weight.data = weight.data.to(dtypes[name])
-    _untie(merged)
     return merged
 
 
@@ -153,10 +152,3 @@ def _load(adapter: Adapter, adapted: PeftModel) -> None:
             f"{adapter.folder} does not fit the model, which has no {min(extra).removeprefix(MODEL_PREFIX)}"
         )
     set_peft_model_state_dict(adapted, saved)
-
-
-def _untie(model: Any) -> None:
-    """An update of the embeddings alone ends their tie to the output layer, and the saved config has to say so."""
-    outputs = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    if outputs is not None and model.config.tie_word_embeddings:
-        model.config.tie_word_embeddings = model.get_input_embeddings().weight is outputs.weight

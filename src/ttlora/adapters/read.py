@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ttlora.errors import UserError
 from ttlora.tuners.tt_lora import TTLoraConfig, saved_update
+from ttlora.tuners.tt_lora.config import saved_name
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -127,7 +128,7 @@ def require_tt_lora(adapter: Adapter, command: str) -> TTLoraConfig:
 
 def experts_of(config: TTLoraConfig, module: str) -> int | None:
     """How many experts' weights a module of a saved adapter stacks; None: it is one weight."""
-    sizes = config.weight_sizes[get_pattern_key(list(config.weight_sizes), module)]
+    sizes = config.weight_sizes[get_pattern_key(list(config.weight_sizes), saved_name(config, module))]
     return sizes[0] if len(sizes) == 3 else None
 
 

@@ -1,7 +1,6 @@
 """An adapter at smaller TT-ranks, and what that costs."""
 
 import copy
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from ttlora.adapters.read import Adapter, experts_of, require_tt_lora
 from ttlora.errors import UserError
 from ttlora.tensor_train import TensorTrain, TTShape
 from ttlora.tuners.tt_lora import TTLoraConfig, saved_update
+from ttlora.tuners.tt_lora.config import by_pattern, saved_name
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,9 @@ def write_ranks(config: TTLoraConfig, shapes: Mapping[str, TTShape]) -> None:
             return
     except ValueError:
         pass  # one rank for all bonds would make a train larger than its matrix
+    ranks = {saved_name(config, name): _asked_ranks(config, name, shape) for name, shape in shapes.items()}
     # the longest name first: a pattern hits every name that ends with it
-    for name in sorted(shapes, key=len, reverse=True):
-        config.rank_pattern[re.escape(name)] = _asked_ranks(config, name, shapes[name])
+    config.rank_pattern = dict(by_pattern({name: ranks[name] for name in sorted(ranks, key=len, reverse=True)}))
 
 
 def _asked_ranks(config: TTLoraConfig, name: str, shape: TTShape) -> list[int]:

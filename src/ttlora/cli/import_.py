@@ -17,8 +17,8 @@ def import_(
 ) -> None:
     """Write a LoRA adapter as a TT-LoRA adapter, and tell how far each update is from the one before.
 
-    Without r and tolerance the updates stay the same, but a trained LoRA holds more than a small train can: the exact
-    train is the larger of the two. With r or tolerance it is cut to a smaller one that is close.
+    Without r and tolerance the updates stay the same. A trained LoRA holds more than a small train can, so the exact
+    train is no smaller than it. With r or tolerance the train is smaller, and near the LoRA or not: read the error.
 
     Args:
         lora: A folder with a saved LoRA adapter of PEFT.
