@@ -233,8 +233,6 @@ class TestAttention:
         model = get_peft_model(Attention(), self.config).eval()
         with pytest.raises(TypeError, match="no mixed adapter batches"):
             model(torch.randn(2, 5, 12), adapter_names=["default", "__base__"])
-        with pytest.raises(ValueError, match=r"dropout=0\.1; set it to 0"):
-            get_peft_model(Attention(), TTLoraConfig(target_modules=["attention"], dropout=0.1))
         other = nn.Sequential(nn.MultiheadAttention(12, 3, kdim=8, vdim=8))
         with pytest.raises(ValueError, match="kdim or vdim"):
             get_peft_model(other, TTLoraConfig(target_modules=["0"]))

@@ -4,10 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ttlora.tuners.tt_lora.config import TTLoraConfig
-from ttlora.tuners.tt_lora.layer import TTLoraLayer
+from ttlora.tuners.tt_lora.layer import TTLoraLayer, call_with
 from ttlora.tuners.tt_lora.linear import TTLoraLinear
 
 
@@ -15,11 +14,11 @@ class TTLoraMultiheadAttention(TTLoraLayer):
     """Attention with ``W + ΔW`` for its fused input projection and for its output projection.
 
     The fused weight of query, key and value has one train; the output projection is an adapted layer of its own, named
-    as in the base layer. PyTorch's attention takes whole weights and no layers, so both sums are formed in every call.
+    as in the base layer. PyTorch's attention takes whole weights and no layers, so both sums are formed in every call;
+    there is no input of an adapter that could be dropped, and a config's dropout has no effect here, as in LoRA.
 
     Raises:
-        ValueError: Query, key and value have weights of their own, or the config asks for dropout: there is no place
-            for it in front of a weight.
+        ValueError: Query, key and value have weights of their own.
     """
 
     kind = "attention"
@@ -36,10 +35,6 @@ class TTLoraMultiheadAttention(TTLoraLayer):
 
     def update_layer(self, adapter_name: str, config: TTLoraConfig, module_name: str) -> None:
         """Add an adapter to both projections."""
-        if config.dropout:
-            raise ValueError(
-                f"{module_name}: nn.MultiheadAttention has no place for dropout={config.dropout}; set it to 0"
-            )
         super().update_layer(adapter_name, config, module_name)
         if isinstance(self.out_proj, TTLoraLinear):
             self.out_proj.update_layer(adapter_name, config, f"{module_name}.out_proj")
@@ -97,7 +92,7 @@ class TTLoraMultiheadAttention(TTLoraLayer):
             "in_proj_weight": _updated(self, active),
             "out_proj.base_layer.weight": _updated(self.out_proj, active),
         }
-        return functional_call(self.base_layer, weights, (x, *args), kwargs)
+        return call_with(self.base_layer, weights, (x, *args), kwargs)
 
     def _check_adapter_names(self, x: Tensor, adapter_names: list[str]) -> None:
         raise TypeError("nn.MultiheadAttention takes one weight for all rows: no mixed adapter batches")

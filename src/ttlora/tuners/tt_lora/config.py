@@ -35,7 +35,8 @@ class TTLoraConfig(PeftConfig):
         rank_pattern: Likewise for `r`.
         alpha_pattern: Likewise for `alpha`.
         scaling: What multiplies ``ΔW``: "alpha" (the paper's), "alpha/r" or "alpha/sqrt(r)", with its largest rank.
-        dropout: Probability with which entries of the adapter's input are dropped in training.
+        dropout: Probability with which entries of the adapter's input are dropped in training; embeddings and
+            ``nn.MultiheadAttention`` have no such input, and parameters refuse it.
         init_weights: True: the update is exactly zero at the start. False: a random update, for tests. "paper": the
             cores of a Gaussian ``ΔW`` by TT-SVD, which changes the model before the first step and takes a dense SVD.
         core_size: ``ε``, the root mean square of the cores' entries at the start (see ``ttlora.tensor_train.update``).

@@ -5,10 +5,9 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ttlora.tuners.tt_lora.config import TTLoraConfig
-from ttlora.tuners.tt_lora.layer import TTLoraLayer, without_autocast
+from ttlora.tuners.tt_lora.layer import TTLoraLayer, call_with, without_autocast
 
 
 class ParamWrapper(TTLoraLayer):
@@ -114,7 +113,7 @@ class ParamWrapper(TTLoraLayer):
         path, layer = self.parameter_name, self.base_layer
         while isinstance(layer, ParamWrapper):
             path, layer = f"base_layer.{path}", layer.base_layer
-        return functional_call(self.base_layer, {path: weight}, (x, *args), kwargs)
+        return call_with(self.base_layer, {path: weight}, (x, *args), kwargs)
 
     def _check_adapter_names(self, x: Tensor, adapter_names: list[str]) -> None:
         raise ValueError(f"parameter {self.parameter_name} serves all rows alike: no mixed adapter batches")

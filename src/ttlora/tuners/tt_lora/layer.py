@@ -9,6 +9,7 @@ from jaxtyping import Float
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ttlora.tensor_train import Update
 from ttlora.tensor_train.start import gaussian_update, random_update, zero_update
@@ -250,6 +251,28 @@ def _start(update: Update, config: TTLoraConfig) -> Float[Tensor, "parameters"]:
     if config.init_weights == "paper" and not config.inference_mode:
         return gaussian_update(update.shape, PAPER_STD)
     return zero_update(update) if config.init_weights else random_update(update)
+
+
+def call_with(module: nn.Module, tensors: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a module with other tensors in the place of some of its parameters.
+
+    Args:
+        module: The module.
+        tensors: Path of a parameter below `module` to what it is to be.
+        args: For the call.
+        kwargs: For the call.
+    """
+    owners = {path: module.get_submodule(path.rpartition(".")[0]) for path in tensors}
+    names = {path: path.rpartition(".")[2] for path in tensors}
+    # FSDP keeps what it gathers as a plain attribute, which is found before the parameter of that name
+    held = {path: vars(owner)[names[path]] for path, owner in owners.items() if names[path] in vars(owner)}
+    for path in held:
+        vars(owners[path])[names[path]] = tensors[path]
+    try:
+        return functional_call(module, {path: tensors[path] for path in tensors if path not in held}, args, kwargs)
+    finally:
+        for path, tensor in held.items():
+            vars(owners[path])[names[path]] = tensor
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
