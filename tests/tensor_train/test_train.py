@@ -1,7 +1,7 @@
 import pytest
 import tensorly
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from strategies import trains
 from tensorly.decomposition import tensor_train as tensorly_tt_svd
@@ -184,3 +184,17 @@ def test_orthogonalising_changes_no_entry(train, data):
         unfolding = core.flatten(0, 1) if index < center else core.flatten(1).T
         if index != center:
             torch.testing.assert_close(unfolding.T @ unfolding, torch.eye(unfolding.shape[1], dtype=core.dtype))
+
+
+@given(trains(), st.floats(0.01, 0.9))
+def test_rounded_ranks_are_ranks_that_unfoldings_can_have(train, tolerance):
+    shape = train.round(tolerance=tolerance).shape
+    assert TTShape.build(shape.out_features, shape.in_features, shape.dims, shape.ranks[1:-1]) == shape
+
+
+@given(trains(), st.floats(1e-9, 1e-3))
+def test_the_norm_of_a_small_difference_keeps_its_digits(train, step):
+    assume(train.norm() > 0)
+    other = TensorTrain(train.shape, train.flat.clone())
+    other.flat[: train.shape.core_sizes[0]] *= 1 + step
+    assert (other - train).norm().item() == pytest.approx(step * train.norm().item(), rel=1e-4)

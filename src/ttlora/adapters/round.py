@@ -142,28 +142,13 @@ def approximate(
     update = saved_update(config, name)
     entries = update.entries_of(_fitted(train, update.shape)).to(dtype)
     held = update.acting_train(entries.double())
-    error = _norm(of + TensorTrain(held.shape, _negated(held)))
-    return entries, Approximation(name, update.shape, parameters, _norm(of), error)
+    return entries, Approximation(name, update.shape, parameters, of.norm().item(), (of - held).norm().item())
 
 
 def _fitted(train: TensorTrain, shape: TTShape) -> TensorTrain:
     """The same matrix in a train of ``shape``, whose ranks are at least those that the matrix needs."""
-    if any(rank > bound for rank, bound in zip(train.shape.ranks, shape.ranks, strict=True)):
-        train = train.round(shape.ranks[1:-1])
     cores = [core.new_zeros(sizes) for core, sizes in zip(train.cores, shape.core_shapes, strict=True)]
     for core, filled in zip(train.cores, cores, strict=True):
         left, _, right = core.shape
         filled[:left, :, :right] = core
     return TensorTrain.from_cores(shape.out_features, shape.in_features, cores)
-
-
-def _negated(train: TensorTrain) -> Tensor:
-    flat = train.flat.clone()
-    flat[: train.shape.core_sizes[0]] *= -1
-    return flat
-
-
-def _norm(train: TensorTrain) -> float:
-    # of the one core that is not orthonormal: the Gram matrices of `TensorTrain.norm` would lose half of the digits,
-    # and a difference has few to lose
-    return float(torch.linalg.vector_norm(train.orthogonalised(0).cores[0]))

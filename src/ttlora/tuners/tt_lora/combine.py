@@ -5,8 +5,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import torch
-
 from ttlora.tensor_train import TensorTrain, TTShape
 from ttlora.tuners.tt_lora.config import TTLoraConfig, by_pattern
 from ttlora.tuners.tt_lora.layer import TTLoraLayer
@@ -34,19 +32,6 @@ def weighted_sum(layer: TTLoraLayer, weights: Mapping[str, float]) -> TensorTrai
     shape = total.shape
     possible = TTShape.build(shape.out_features, shape.in_features, shape.dims, shape.ranks[1:-1]).ranks
     return total if possible == shape.ranks else total.round(possible[1:-1])
-
-
-def relative_error(train: TensorTrain, exact: TensorTrain) -> float:
-    """``‖ΔW - ΔW_exact‖ / ‖ΔW_exact‖`` of two trains of the same dims; 0 where both are zero."""
-    difference = exact + TensorTrain(train.shape, _negated(train))
-    # from orthonormal cores: the Gram matrices of a difference of near equals would lose half the digits
-    distance = torch.linalg.vector_norm(difference.orthogonalised(0).cores[0]).item()
-    return distance / norm if (norm := exact.norm().item()) else distance
-
-
-def _negated(train: TensorTrain) -> torch.Tensor:
-    first = train.shape.core_sizes[0]
-    return torch.cat([-train.flat[:first], train.flat[first:]])
 
 
 def config_of_sum(configs: Sequence[TTLoraConfig], shapes: Mapping[str, TTShape], targets: set[str]) -> TTLoraConfig:

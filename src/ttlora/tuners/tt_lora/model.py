@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ttlora.tensor_train import TensorTrain
 from ttlora.tuners.tt_lora.attention import TTLoraMultiheadAttention
-from ttlora.tuners.tt_lora.combine import config_of_sum, relative_error, weighted_sum
+from ttlora.tuners.tt_lora.combine import config_of_sum, weighted_sum
 from ttlora.tuners.tt_lora.config import TTLoraConfig, as_asked, write_shapes
 from ttlora.tuners.tt_lora.conv import TTLoraConv
 from ttlora.tuners.tt_lora.embedding import TTLoraEmbedding
@@ -128,7 +128,8 @@ class TTLoraModel(BaseTuner):
             if any(adapter in layer.ttlora_cores for adapter in adapters):
                 exact = weighted_sum(layer, dict(zip(adapters, weights, strict=True)))
                 trains[name] = exact if r is None and not tolerance else exact.round(r, tolerance)
-                errors[name] = relative_error(trains[name], exact)
+                norm, distance = exact.norm().item(), (trains[name] - exact).norm().item()
+                errors[name] = distance / norm if norm else distance
         shapes = {name: train.shape for name, train in trains.items()}
         inner = {f"{name}.out_proj" for name, layer in self._layers() if isinstance(layer, TTLoraMultiheadAttention)}
         configs = [self.peft_config[name] for name in adapters]
