@@ -12,8 +12,13 @@ os.environ.update(
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+# how long an example takes says something about the machine alone
+settings.register_profile("ttlora", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ttlora")
 
 GOOD = ["fine", "lovely", "great", "bright", "warm"]
 BAD = ["dull", "awful", "poor", "bleak", "cold"]
