@@ -84,7 +84,9 @@ def _announce(
     report: ProgressReport, base: Base, task: Task, training: Split, validation: Split, recipe: Recipe
 ) -> None:
     outside, head = count_parameters(base.model, base.head)
-    frozen = sum(weight.numel() for weight in base.model.parameters()) - outside - head
+    # PEFT keeps the untrained head beside the one that trains
+    weights = (weight for name, weight in base.model.named_parameters() if ".original_module." not in name)
+    frozen = sum(weight.numel() for weight in weights) - outside - head
     report.say(
         f"{recipe.method} on {Path(recipe.model).name}: {outside:,} parameters train in the model and {head:,} in its "
         f"head, {frozen:,} are frozen"
