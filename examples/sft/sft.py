@@ -8,8 +8,8 @@ MODEL is a folder or a name on the hub. Each line of the data is an object in on
     {"prompt": "what it is given", "completion": "what it shall answer"}
     {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
 
-TRL comes with `make install`. The output folder holds the adapter and the tokenizer; at the end the adapter is loaded
-anew and says something.
+TRL is a package of its own: `pip install trl`. The output folder holds the adapter and the tokenizer; at the end the
+adapter is loaded anew and says something.
 """
 
 import argparse

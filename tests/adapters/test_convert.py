@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from answers import assert_refused, causal, outputs
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import (
     AutoModel,
-    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
@@ -21,13 +22,6 @@ from ttlora.adapters.read import read_adapter
 from ttlora.adapters.write import write_adapter
 from ttlora.errors import UserError
 from ttlora.tuners.tt_lora import TTLoraLayer
-
-TOKENS = torch.arange(4, 20).reshape(2, 8)
-
-
-def outputs(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        return model.eval()(input_ids=TOKENS)[0]
 
 
 def lora(base: Any, folder: Path, **options: Any) -> PeftModel:
@@ -41,10 +35,6 @@ def convert(folder: Path, output: Path, **options: Any) -> Any:
     result = from_lora(read_adapter(folder), **options)
     write_adapter(output, result.config, result.tensors)
     return result
-
-
-def causal(llama: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -119,14 +109,6 @@ def test_it_trains_on(bert: Path, tmp_path: Path) -> None:
     assert all(0.001 < size < 10 for size in sizes), "neither tiny nor huge"
 
 
-def refused(folder: Path, *parts: str) -> None:
-    with pytest.raises(UserError) as error:
-        from_lora(read_adapter(folder))
-    assert "\n" not in str(error.value)
-    for part in parts:
-        assert part in str(error.value)
-
-
 @pytest.mark.parametrize(
     ("options", "part"),
     [
@@ -139,17 +121,17 @@ def refused(folder: Path, *parts: str) -> None:
 )
 def test_variants_that_are_no_plain_lora(bert: Path, tmp_path: Path, options: dict[str, Any], part: str) -> None:
     lora(AutoModel.from_pretrained(bert), tmp_path, **options)
-    refused(tmp_path, part)
+    assert_refused(from_lora, tmp_path, part)
 
 
 def test_a_start_that_changes_the_base_weights(bert: Path, tmp_path: Path) -> None:
     get_peft_model(AutoModel.from_pretrained(bert), LoraConfig(init_lora_weights="pissa")).save_pretrained(tmp_path)
-    refused(tmp_path, "init_lora_weights='pissa', which changes the base weights too")
+    assert_refused(from_lora, tmp_path, "init_lora_weights='pissa', which changes the base weights too")
 
 
 def test_another_method(bert: Path, tmp_path: Path) -> None:
     get_peft_model(AutoModel.from_pretrained(bert), TTLoraConfig()).save_pretrained(tmp_path)
-    refused(tmp_path, "is an adapter of TTLORA, and ttlora import takes those of LORA")
+    assert_refused(from_lora, tmp_path, "is an adapter of TTLORA, and ttlora import takes those of LORA")
 
 
 KEY = "base_model.model.encoder.layer.0.attention.self.query.lora_A.weight"
@@ -170,10 +152,24 @@ def test_damaged_factors(bert: Path, tmp_path: Path, tensor: torch.Tensor | None
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     del tensors[KEY]
     save_file(tensors if tensor is None else {**tensors, KEY: tensor}, tmp_path / "adapter_model.safetensors")
-    refused(tmp_path, "layer.0.attention.self.query", part)
+    assert_refused(from_lora, tmp_path, "layer.0.attention.self.query", part)
 
 
 def test_a_shape_that_does_not_fit(bert: Path, tmp_path: Path) -> None:
     lora(AutoModel.from_pretrained(bert), tmp_path)
     with pytest.raises(UserError, match="has the product 15"):
         from_lora(read_adapter(tmp_path), shape=[3, 5])
+
+
+@pytest.mark.parametrize("flags", [{}, {"tolerance": 1e-3}])
+@pytest.mark.parametrize(("sizes", "r"), [((16, 6), 8), ((6, 16), 8), ((32, 32), 40)])
+def test_a_rank_above_that_of_the_weight(tmp_path: Path, sizes: Any, r: int, flags: Any) -> None:
+    model = get_peft_model(
+        nn.Sequential(nn.Linear(*sizes)), LoraConfig(r=r, target_modules=["0"], init_lora_weights=False)
+    )
+    model.save_pretrained(tmp_path / "lora")
+    result = convert(tmp_path / "lora", tmp_path / "tt", **flags)
+    loaded = PeftModel.from_pretrained(nn.Sequential(nn.Linear(*sizes)), tmp_path / "tt")
+    found, wanted = (each.base_model.model[0].get_delta_weight("default") for each in (loaded, model))
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+    assert max(result.modules[0].shape.ranks) <= min(sizes)

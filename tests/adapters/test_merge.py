@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from answers import outputs
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -25,13 +26,6 @@ from ttlora.adapters.read import read_adapter
 from ttlora.adapters.round import round_adapter
 from ttlora.adapters.write import write_adapter
 from ttlora.errors import UserError
-
-TOKENS = torch.arange(4, 20).reshape(2, 8)
-
-
-def outputs(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        return model.eval()(input_ids=TOKENS)[0]
 
 
 def save(base: Any, folder: Path, config: Any) -> torch.Tensor:

@@ -23,9 +23,10 @@ from peft import LoraConfig
 from torch import Tensor
 from torch.nn import functional as F
 
-from ttlora.adapters.read import MODEL_PREFIX, Adapter, experts_of, require_tt_lora
+from ttlora.adapters.read import MODEL_PREFIX, Adapter, require_tt_lora
 from ttlora.errors import UserError
 from ttlora.tuners.tt_lora import TTLoraConfig, saved_kind, saved_update
+from ttlora.tuners.tt_lora.config import saved_sizes
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,7 @@ def to_lora(adapter: Adapter, dtype: torch.dtype = torch.float32) -> Lora:
     tensors = {}
     for name, update in updates.items():
         (key,) = adapter.modules[name]
-        cores = adapter.load(key)
-        A, B = update.factors(cores.float() if cores.dtype.itemsize < 4 else cores)
+        A, B = update.factors(adapter.load(key))
         missing = r - ranks[name]
         tensors[f"{MODEL_PREFIX}{name}.lora_A.weight"] = F.pad(A, (0, 0, 0, missing)).to(dtype)
         tensors[f"{MODEL_PREFIX}{name}.lora_B.weight"] = F.pad(B, (0, missing)).to(dtype)
@@ -83,8 +83,8 @@ def _require_plain(adapter: Adapter, config: TTLoraConfig) -> None:
         )
     for name in adapter.modules:
         kind = saved_kind(config, name)
-        if experts := experts_of(config, name):
-            kind = f"stack of {experts} experts"
+        if len(sizes := saved_sizes(config, name)) == 3:
+            kind = f"stack of {sizes[0]} experts"
         if kind != "linear":
             raise UserError(
                 f"'{name}' cannot go into a plain LoRA adapter for serving, which holds linear layers alone: it is a "

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from ttlora.adapters.read import MODEL_PREFIX, Adapter, TensorInfo
-from ttlora.errors import UserError
+from ttlora.errors import UserError, one_line
 
 CLASSES = {
     "CAUSAL_LM": "AutoModelForCausalLM",
@@ -54,7 +54,7 @@ def load_base(adapter: Adapter, name: str, local_files_only: bool = False) -> tu
     except UserError:
         raise
     except Exception as error:  # a missing file, a damaged file, a missing library: each with an error of its own
-        raise UserError(f"model {name} cannot be loaded: {' '.join(str(error).split())}") from None
+        raise UserError(f"model {name} cannot be loaded: {one_line(error)}") from None
     missing = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     return model, sorted(missing - _trained(adapter).keys())
 
@@ -120,12 +120,12 @@ def merge_adapter(adapter: Adapter, model: Any) -> Any:
     try:
         adapted = get_peft_model(model, adapter.config)
     except (ValueError, TypeError) as error:
-        raise UserError(f"{adapter.folder} does not fit the model: {' '.join(str(error).split())}") from None
+        raise UserError(f"{adapter.folder} does not fit the model: {one_line(error)}") from None
     _load(adapter, adapted)
     try:
         merged = adapted.merge_and_unload(safe_merge=True)
     except ValueError as error:
-        raise UserError(f"{adapter.folder} cannot be merged: {' '.join(str(error).split())}") from None
+        raise UserError(f"{adapter.folder} cannot be merged: {one_line(error)}") from None
     except (AttributeError, NotImplementedError):
         raise UserError(f"adapters of {adapter.config.peft_type.value} cannot be merged") from None
     for name, weight in merged.named_parameters():

@@ -9,13 +9,11 @@ from typing import Any
 
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
-from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ttlora.errors import UserError
+from ttlora.errors import UserError, one_line
 from ttlora.tuners.tt_lora import TTLoraConfig, saved_update
-from ttlora.tuners.tt_lora.config import saved_name
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -126,12 +124,6 @@ def require_tt_lora(adapter: Adapter, command: str) -> TTLoraConfig:
     return adapter.config
 
 
-def experts_of(config: TTLoraConfig, module: str) -> int | None:
-    """How many experts' weights a module of a saved adapter stacks; None: it is one weight."""
-    sizes = config.weight_sizes[get_pattern_key(list(config.weight_sizes), saved_name(config, module))]
-    return sizes[0] if len(sizes) == 3 else None
-
-
 def _find_folder(path: Path) -> Path:
     for folder in (path, path / "adapter"):
         if (folder / CONFIG_NAME).is_file():
@@ -151,7 +143,7 @@ def _read_config(file: Path) -> Any:
     try:
         values = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} is damaged: {_line(error)}") from error
+        raise UserError(f"{file} is damaged: {one_line(error)}") from error
     method = values.get("peft_type") if isinstance(values, dict) else None
     if method not in list(PEFT_TYPE_TO_CONFIG_MAPPING):
         raise UserError(f"{file} names the method {method!r}, which neither ttlora nor this version of PEFT knows")
@@ -162,7 +154,7 @@ def _read_config(file: Path) -> Any:
             raise ValueError(f"base_model_name_or_path={base!r} is no name of a model")
         return config
     except Exception as error:  # values of a wrong type make configs stumble in any way
-        raise UserError(f"{file} is no config of {method}: {_line(error)}") from error
+        raise UserError(f"{file} is no config of {method}: {one_line(error)}") from error
 
 
 def _read_header(file: Path) -> dict[str, TensorInfo]:
@@ -176,7 +168,7 @@ def _read_header(file: Path) -> dict[str, TensorInfo]:
             slices = {key: content.get_slice(key) for key in content.keys()}  # noqa: SIM118, the file is no mapping
             infos = {key: TensorInfo(part.get_dtype(), tuple(part.get_shape())) for key, part in slices.items()}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is damaged or cut short ({_line(error)}); fetch or train it again") from error
+        raise UserError(f"{file} is damaged or cut short ({one_line(error)}); fetch or train it again") from error
     # a terminal obeys control characters, and keys are shown
     if unprintable := [key for key in infos if not key.isprintable()]:
         raise UserError(f"{file} names a tensor {unprintable[0]!r}, which is no name of a module")
@@ -189,7 +181,7 @@ def _check_cores(file: Path, config: TTLoraConfig, module: str, key: str, info: 
     try:
         shape = saved_update(config, module).shape
     except ValueError as error:
-        raise UserError(f"{file.with_name(CONFIG_NAME)}: {_line(error)}") from error
+        raise UserError(f"{file.with_name(CONFIG_NAME)}: {one_line(error)}") from error
     if info.shape != (shape.parameters,):
         raise UserError(
             f"{file}: the cores of '{module}' have {info.parameters:,} entries, but shape {list(shape.dims)} of ranks "
@@ -200,7 +192,3 @@ def _check_cores(file: Path, config: TTLoraConfig, module: str, key: str, info: 
 def _with_numbers(key: str) -> list[tuple[int, str]]:
     """For sorting: layer 2 comes before layer 10."""
     return [(int(part), "") if part.isdecimal() and len(part) < 10 else (0, part) for part in key.split(".")]
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ttlora.adapters.read import Adapter, experts_of, require_tt_lora
+from ttlora.adapters.read import Adapter, require_tt_lora
 from ttlora.errors import UserError
 from ttlora.tensor_train import TensorTrain, TTShape
 from ttlora.tuners.tt_lora import TTLoraConfig, saved_update
@@ -98,7 +98,7 @@ def _bounds(shape: TTShape, r: int | None) -> list[int]:
 
 
 def write_ranks(config: TTLoraConfig, shapes: Mapping[str, TTShape]) -> None:
-    """Let a config with sizes and dims give each module at least the ranks of its shape: by one ``r`` if that is exact.
+    """Let a config with sizes and dims give each module the ranks of its shape: by one ``r`` if that does it.
 
     Args:
         config: The config; its ranks are replaced.
@@ -111,19 +111,9 @@ def write_ranks(config: TTLoraConfig, shapes: Mapping[str, TTShape]) -> None:
             return
     except ValueError:
         pass  # one rank for all bonds would make a train larger than its matrix
-    ranks = {saved_name(config, name): _asked_ranks(config, name, shape) for name, shape in shapes.items()}
-    # the longest name first: a pattern hits every name that ends with it
-    config.rank_pattern = dict(by_pattern({name: ranks[name] for name in sorted(ranks, key=len, reverse=True)}))
-
-
-def _asked_ranks(config: TTLoraConfig, name: str, shape: TTShape) -> list[int]:
-    """The inner ranks as a config names them: of those on both sides of the experts' index it knows one."""
-    ranks = list(shape.ranks)
-    if experts_of(config, name) is not None:
-        assert shape.boundary is not None, "the expert's index stands at the boundary"
-        at = shape.boundary - 1
-        ranks[at : at + 2] = [max(ranks[at : at + 2])]
-    return ranks[1:-1]
+    config.rank_pattern = by_pattern(
+        {saved_name(config, name): list(shape.ranks[1:-1]) for name, shape in shapes.items()}
+    )
 
 
 def approximate(
@@ -134,21 +124,12 @@ def approximate(
     Args:
         config: The config of the adapter to be saved.
         name: The module's name.
-        train: A train whose ranks are at most those of the config.
+        train: A train of the ranks that the config gives the module.
         dtype: Number format of the entries.
         of: The train that is approximated.
         parameters: How many numbers held it before.
     """
     update = saved_update(config, name)
-    entries = update.entries_of(_fitted(train, update.shape)).to(dtype)
+    entries = update.entries_of(train).to(dtype)
     held = update.acting_train(entries.double())
     return entries, Approximation(name, update.shape, parameters, of.norm().item(), (of - held).norm().item())
-
-
-def _fitted(train: TensorTrain, shape: TTShape) -> TensorTrain:
-    """The same matrix in a train of ``shape``, whose ranks are at least those that the matrix needs."""
-    cores = [core.new_zeros(sizes) for core, sizes in zip(train.cores, shape.core_shapes, strict=True)]
-    for core, filled in zip(train.cores, cores, strict=True):
-        left, _, right = core.shape
-        filled[:left, :, :right] = core
-    return TensorTrain.from_cores(shape.out_features, shape.in_features, cores)

@@ -48,10 +48,8 @@ def merge(adapter: str, *, output: str, model: str | None = None, json: bool = F
     if tokenizer is None:
         print(f"model {name} comes without a tokenizer, so there is none in {path}", file=sys.stderr)
     size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
-    dtype, trained = (
-        str(merged.dtype).removeprefix("torch."),
-        [key.removeprefix(MODEL_PREFIX) for key in content.others],
-    )
+    dtype = str(merged.dtype).removeprefix("torch.")
+    trained = [key.removeprefix(MODEL_PREFIX) for key in content.others]
     if json:
         summary = {
             "output": str(path),

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from ttlora.errors import UserError
+from ttlora.errors import UserError, one_line
 from ttlora.finetune.hub import require_on_hub
 from ttlora.finetune.tasks import Task
 
@@ -84,7 +84,7 @@ def _load(name: str, task: Task, seed: int, dtype: torch.dtype | None, weights: 
             **options,
         )
     except Exception as error:  # a missing file, a damaged file, a missing library: each with an error of its own
-        raise UserError(f"model {source} cannot be loaded for classification: {' '.join(str(error).split())}") from None
+        raise UserError(f"model {source} cannot be loaded for classification: {one_line(error)}") from None
     if model.dtype == torch.float16:
         model = model.to(torch.bfloat16)
     return Base(name, model, tokenizer, _find_head(name, model, report))

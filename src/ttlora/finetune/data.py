@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from ttlora.errors import UserError
+from ttlora.errors import UserError, one_line
 from ttlora.finetune.hub import require_on_hub
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import FILE_METRICS, Kind, Label, Task, find_task
@@ -124,9 +124,7 @@ def _open_hub(hub: tuple[str, str], split: str) -> tuple[str, Iterable[tuple[str
     try:
         rows = datasets.load_dataset(name, config, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(
-            f"{name} could not be fetched from the hub: {' '.join(str(error).split())}; {way_out}"
-        ) from None
+        raise UserError(f"{name} could not be fetched from the hub: {one_line(error)}; {way_out}") from None
     return name, ((f"row {number}", row) for number, row in enumerate(rows, 1))
 
 
@@ -162,7 +160,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
     try:
         frame = pd.read_parquet(path, dtype_backend="pyarrow")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no Parquet file: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path} is no Parquet file: {one_line(error)}") from None
     rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
     for number, row in enumerate(rows, 1):
         yield f"row {number}", {str(column): value for column, value in row.items()}

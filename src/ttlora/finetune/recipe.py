@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 import yaml
 
-from ttlora.errors import UserError
+from ttlora.errors import UserError, one_line
 
 Shape = Literal["auto"] | list[int] | dict[str, list[int]]
 
@@ -138,7 +138,7 @@ class Recipe:
         except FileNotFoundError:
             raise UserError(f"{path} is not there: {path.parent} holds no run of ttlora") from None
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"{path} is no recipe: {' '.join(str(error).split())}") from None
+            raise UserError(f"{path} is no recipe: {one_line(error)}") from None
         if not isinstance(content, dict) or (unknown := content.keys() - {field.name for field in fields(cls)}):
             raise UserError(
                 f"{path} is no recipe of this version of ttlora"

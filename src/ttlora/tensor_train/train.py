@@ -151,7 +151,7 @@ class TensorTrain:
         # read backwards, the cores of the columns are those of the rows of the transpose
         backwards = A.reshape(-1, *columns).permute(*range(len(columns), -1, -1))
         of_columns = [core.permute(2, 1, 0) for core in reversed(_split_rows(backwards, columns[::-1]))]
-        return cls.from_cores(shape.out_features, shape.in_features, [*of_rows, *of_columns])
+        return cls.from_cores(shape.out_features, shape.in_features, [*of_rows, *of_columns]).clipped()
 
     def __add__(self, other: "TensorTrain") -> "TensorTrain":
         """The exact train of the sum of two matrices; its TT-ranks are the sums of theirs (Oseledets 2011, Section 4).
@@ -200,6 +200,12 @@ class TensorTrain:
             cores[index - 1] = cores[index - 1] @ R.mT
         return type(self).from_cores(self.shape.out_features, self.shape.in_features, cores)
 
+    def clipped(self) -> "TensorTrain":
+        """The same matrix at ranks that its unfoldings can have, as `TTShape.build` clips them."""
+        shape = self.shape
+        possible = TTShape.build(shape.out_features, shape.in_features, shape.dims, shape.ranks[1:-1])
+        return self if shape == possible else self.orthogonalised(shape.order - 1).orthogonalised(0)
+
     def round(self, r: int | Sequence[int] | None = None, tolerance: float = 0.0) -> "TensorTrain":
         """The train of the same dims and lower ranks that is quasi-optimally close (Oseledets 2011, Algorithm 2).
 
@@ -221,10 +227,8 @@ class TensorTrain:
             U, S, Vh = _truncated_svd(cores[index].reshape(left * k, right), bound, allowed)
             cores[index] = U.reshape(left, k, -1)
             cores[index + 1] = torch.tensordot(S[:, None] * Vh, cores[index + 1], dims=1)
-        rounded = type(self).from_cores(shape.out_features, shape.in_features, cores)
-        possible = TTShape.build(shape.out_features, shape.in_features, shape.dims, rounded.shape.ranks[1:-1])
         # a bond that was kept may be wider than what later, narrower ones leave for it
-        return rounded if rounded.shape == possible else rounded.orthogonalised(0)
+        return type(self).from_cores(shape.out_features, shape.in_features, cores).clipped()
 
 
 def _contract_rows(

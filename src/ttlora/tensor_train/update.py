@@ -75,11 +75,13 @@ class Update:
     def factors(
         self, flat: Float[Tensor, "*batch parameters"]
     ) -> tuple[Float[Tensor, "*batch r in"], Float[Tensor, "*batch out r"]]:
-        """``A`` and ``B`` with ``ΔW = B A``, in the dtype of the entries.
+        """``A`` and ``B`` with ``ΔW = B A``, in the dtype of the entries, or in float32 if that is narrower.
 
         Args:
             flat: The entries ``θ``, or those of several adapters stacked.
         """
+        # products of many cores lose too much in half precision, and they are small
+        flat = flat.float() if flat.dtype.itemsize < 4 else flat
         if self.shape.boundary is not None and flat.dim() == 1 and flat.requires_grad:
             factors: tuple[Tensor, Tensor] = _AlignedFactors.apply(flat, self)  # type: ignore[no-untyped-call]
             return factors

@@ -17,7 +17,7 @@ import ttlora
 from ttlora import TTLoraConfig
 from ttlora.tensor_train import TTShape
 from ttlora.tuners.peft_type import add_peft_type
-from ttlora.tuners.tt_lora import DEFAULT_TARGET_MODULES, TTLoraLayer, resolve_update
+from ttlora.tuners.tt_lora import DEFAULT_TARGET_MODULES, TTLoraLayer, resolve_update, saved_update
 from ttlora.tuners.tt_lora.config import as_asked, write_shapes
 
 
@@ -161,6 +161,14 @@ class TestWrittenShapes:
             assert resolve_update(config, name, shape.out_features, shape.in_features).shape == shape
         with pytest.raises(ValueError, match="was made for a model in which it is 8 x 16"):
             resolve_update(config, "l.1.q", 16, 16)
+
+    def test_a_name_that_another_one_ends_with(self, tmp_path):
+        config = TTLoraConfig()
+        shapes = self.write(config, fc=(16, 16), layer__fc=(8, 16), v=(4, 4))
+        # as saved, in the order of the alphabet
+        config.save_pretrained(tmp_path)
+        saved = TTLoraConfig.from_pretrained(tmp_path)
+        assert {name: saved_update(saved, name).shape for name in shapes} == shapes
 
     def test_shapes_that_were_given_stay_as_they_are(self):
         config = TTLoraConfig(shape=[4, 4, 16], shape_pattern={"v": [8, 16]})

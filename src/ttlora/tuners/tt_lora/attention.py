@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ttlora.tuners.tt_lora.config import TTLoraConfig
@@ -40,7 +39,7 @@ class TTLoraMultiheadAttention(TTLoraLayer):
             self.out_proj.update_layer(adapter_name, config, f"{module_name}.out_proj")
 
     def _matrix_sizes(self) -> tuple[int, int]:
-        weight: Tensor | None = getattr(self.get_base_layer(), self.parameter_name)
+        weight = self.base_parameter
         if weight is None:
             raise ValueError(
                 "nn.MultiheadAttention with kdim or vdim of its own cannot be adapted: it has no fused weight"
@@ -89,20 +88,10 @@ class TTLoraMultiheadAttention(TTLoraLayer):
 
     def _adapted_forward(self, x: Tensor, active: list[str], *args: Any, **kwargs: Any) -> Any:
         weights = {
-            "in_proj_weight": _updated(self, active),
-            "out_proj.base_layer.weight": _updated(self.out_proj, active),
+            "in_proj_weight": self.updated_weight(active),
+            "out_proj.base_layer.weight": self.out_proj.updated_weight(active),
         }
         return call_with(self.base_layer, weights, (x, *args), kwargs)
 
     def _check_adapter_names(self, x: Tensor, adapter_names: list[str]) -> None:
         raise TypeError("nn.MultiheadAttention takes one weight for all rows: no mixed adapter batches")
-
-
-def _updated(layer: TTLoraLayer, active: list[str]) -> Tensor:
-    """``W + ΔW`` of the active adapters, in the dtype of ``W``."""
-    weight: Tensor = getattr(layer.get_base_layer(), layer.parameter_name)
-    for adapter in active:
-        if adapter in layer.ttlora_cores:
-            A, B = layer.factors(adapter)
-            weight = torch.addmm(weight, B.to(weight.dtype), A.to(weight.dtype))
-    return weight

@@ -1,7 +1,6 @@
 """A weighted sum of adapters as one adapter."""
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -29,9 +28,7 @@ def weighted_sum(layer: TTLoraLayer, weights: Mapping[str, float]) -> TensorTrai
     total = trains[0]
     for train in trains[1:]:
         total = total + train
-    shape = total.shape
-    possible = TTShape.build(shape.out_features, shape.in_features, shape.dims, shape.ranks[1:-1]).ranks
-    return total if possible == shape.ranks else total.round(possible[1:-1])
+    return total.clipped()
 
 
 def config_of_sum(configs: Sequence[TTLoraConfig], shapes: Mapping[str, TTShape], targets: set[str]) -> TTLoraConfig:
@@ -52,11 +49,9 @@ def config_of_sum(configs: Sequence[TTLoraConfig], shapes: Mapping[str, TTShape]
         raise ValueError("adapters that train biases have no sum")
     config = copy.copy(first)
     config._written = {}
-    config.alpha = first.alpha if first.alpha and math.isfinite(first.alpha) else 1.0
+    config.alpha = first.alpha or 1.0
     config.alpha_pattern, config.scaling, config.dropout, config.init_weights = {}, "alpha", 0.0, True
-    config.core_size = first.core_size
-    ranks = by_pattern({name: list(shape.ranks[1:-1]) for name, shape in shapes.items()})
-    config.rank_pattern = dict(ranks)
+    config.rank_pattern = by_pattern({name: list(shape.ranks[1:-1]) for name, shape in shapes.items()})
     same = ("target_modules", "target_parameters", "exclude_modules", "layers_to_transform", "layers_pattern")
     if any(getattr(other, name) != getattr(first, name) for other in configs for name in same):
         if any(other.target_parameters for other in configs):

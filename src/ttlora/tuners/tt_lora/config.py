@@ -189,12 +189,8 @@ def saved_update(config: TTLoraConfig, module_name: str) -> Update:
     Raises:
         ValueError: The config does not say how large the weight is, or its shape or ranks do not fit.
     """
-    name = saved_name(config, module_name)
-    sizes = _look_up(config.weight_sizes, name, None)
-    if sizes is None:
-        raise ValueError(f"the config does not say the size of {name}: it is not that of a saved adapter")
-    *experts, out_features, in_features = sizes
-    return resolve_update(config, name, out_features, in_features, *experts)
+    *experts, out_features, in_features = saved_sizes(config, module_name)
+    return resolve_update(config, saved_name(config, module_name), out_features, in_features, *experts)
 
 
 def saved_name(config: TTLoraConfig, module: str) -> str:
@@ -207,6 +203,19 @@ def saved_name(config: TTLoraConfig, module: str) -> str:
     targets = [target.rpartition(".") for target in config.target_parameters or ()]
     parameters = [parameter for owner, _, parameter in targets if f".{path}".endswith(f".{owner}")]
     return f"{path}.{parameters[depth]}" if depth < len(parameters) else path
+
+
+def saved_sizes(config: TTLoraConfig, module: str) -> list[int]:
+    """The sizes of a saved module's weight: ``[out, in]`` or ``[experts, out, in]``.
+
+    Raises:
+        ValueError: The config does not say them.
+    """
+    name = saved_name(config, module)
+    sizes: list[int] | None = _look_up(config.weight_sizes, name, None)
+    if sizes is None:
+        raise ValueError(f"the config does not say the size of {name}: it is not that of a saved adapter")
+    return sizes
 
 
 def saved_kind(config: TTLoraConfig, module: str) -> str:
@@ -267,13 +276,20 @@ def as_asked(config: TTLoraConfig) -> TTLoraConfig:
 
 
 def by_pattern(values: dict[str, Any]) -> dict[str, Any]:
-    """The values by the last part of the module's name where all that share it agree, or else by the whole name."""
+    """The values by the last part of the module's name where all that share it agree, or else by the whole name.
+
+    A pattern hits every name that ends with it; a whole name is held to its beginning, or ``fc`` would be ``layer.fc``.
+    """
     by_part: dict[str, list[Any]] = {}
     for name, value in values.items():
         by_part.setdefault(name.rpartition(".")[2], []).append(value)
     agreed = {part for part, found in by_part.items() if all(value == found[0] for value in found)}
-    parts = {name: name.rpartition(".")[2] for name in values}
-    return {re.escape(parts[name] if parts[name] in agreed else name): value for name, value in values.items()}
+
+    def pattern(name: str) -> str:
+        part = name.rpartition(".")[2]
+        return re.escape(part) if part in agreed else f"^{re.escape(name)}"
+
+    return {pattern(name): value for name, value in values.items()}
 
 
 def _look_up(pattern: dict[str, Any], module_name: str, default: Any) -> Any:

@@ -24,12 +24,11 @@ class TTLoraConv(TTLoraLayer):
     kind = "convolution"
 
     def _matrix_sizes(self) -> tuple[int, int]:
-        weight: Tensor = getattr(self.get_base_layer(), self.parameter_name)
-        return weight.shape[0], math.prod(weight.shape[1:])
+        channels, *kernel = self.base_parameter.shape
+        return channels, math.prod(kernel)
 
     def _as_stored(self, delta: Float[Tensor, "out in"]) -> Tensor:
-        weight: Tensor = getattr(self.get_base_layer(), self.parameter_name)
-        return delta.reshape(weight.shape)
+        return delta.reshape(self.base_parameter.shape)
 
     def _update(self, x: Tensor, factors: tuple[Tensor, Tensor], dtype: torch.dtype, dropout: nn.Module) -> Tensor:
         A, B = factors

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from ttlora.tuners.tt_lora.config import TTLoraConfig
@@ -54,16 +53,11 @@ class ParamWrapper(TTLoraLayer):
         super().update_layer(adapter_name, config, module_name)
 
     @property
-    def target(self) -> nn.Parameter:
-        """The parameter that is updated."""
-        return getattr(self.get_base_layer(), self.parameter_name)
-
-    @property
     def _is_transposed(self) -> bool:
         return self.experts is not None and bool(getattr(self.get_base_layer(), "is_transposed", False))
 
     def _matrix_sizes(self) -> tuple[int, int]:
-        sizes = tuple(self.target.shape)
+        sizes = tuple(self.base_parameter.shape)
         if len(sizes) not in (2, 3):
             raise ValueError(f"parameter {self.parameter_name} has the sizes {list(sizes)}: a train needs two or three")
         self.experts = sizes[0] if len(sizes) == 3 else None
@@ -72,13 +66,12 @@ class ParamWrapper(TTLoraLayer):
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # PEFT looks at the base layer's weight, which need not be there
-        cores = self.ttlora_cores[adapter_name]
+        cores, weight = self.ttlora_cores[adapter_name], self.base_parameter
         if not cores.is_meta:
-            dtype = self.target.dtype if self.target.dtype.is_floating_point else cores.dtype
-            self.ttlora_cores[adapter_name] = cores.to(self.target.device if device is None else device, dtype=dtype)
+            dtype = weight.dtype if weight.dtype.is_floating_point else cores.dtype
+            self.ttlora_cores[adapter_name] = cores.to(weight.device if device is None else device, dtype=dtype)
 
-    def _stacked_factors(self, adapter: str) -> tuple[Tensor, Tensor]:
-        """``A`` and ``B`` such that ``W + A B`` or ``W + B A`` is meant, one for each expert, in the weight's form."""
+    def _stored_factors(self, adapter: str) -> tuple[Tensor, Tensor]:
         A, B = self.factors(adapter)
         if self.experts is None:
             return B, A
@@ -89,7 +82,7 @@ class ParamWrapper(TTLoraLayer):
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """The adapter's dense update, as the parameter is stored, in the dtype of the cores."""
-        left, right = self._stacked_factors(adapter)
+        left, right = self._stored_factors(adapter)
         with without_autocast(left.device):
             return (left @ right).to(self.ttlora_cores[adapter].dtype)
 
@@ -104,22 +97,10 @@ class ParamWrapper(TTLoraLayer):
         return self.get_base_layer()
 
     def _adapted_forward(self, x: Tensor, active: list[str], *args: Any, **kwargs: Any) -> Any:
-        weight: Tensor = self.target
-        with without_autocast(weight.device):
-            for adapter in active:
-                left, right = (factor.to(weight.dtype) for factor in self._stacked_factors(adapter))
-                # in one product: a dense update beside the weights of all experts would double them
-                weight = _add_product(weight, left, right)
         path, layer = self.parameter_name, self.base_layer
         while isinstance(layer, ParamWrapper):
             path, layer = f"base_layer.{path}", layer.base_layer
-        return call_with(self.base_layer, {path: weight}, (x, *args), kwargs)
+        return call_with(self.base_layer, {path: self.updated_weight(active)}, (x, *args), kwargs)
 
     def _check_adapter_names(self, x: Tensor, adapter_names: list[str]) -> None:
         raise ValueError(f"parameter {self.parameter_name} serves all rows alike: no mixed adapter batches")
-
-
-def _add_product(
-    weight: Float[Tensor, "*experts m n"], left: Float[Tensor, "*experts m r"], right: Float[Tensor, "*experts r n"]
-) -> Float[Tensor, "*experts m n"]:
-    return torch.addmm(weight, left, right) if weight.dim() == 2 else torch.baddbmm(weight, left, right)

@@ -83,8 +83,6 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
     def factors(self, adapter_name: str) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
         """``A`` and ``B`` of the adapter, its scale included: the update is ``B A``, in float32 or wider."""
         cores = self._fetched_cores(adapter_name)
-        # Products of many cores lose too much in half precision, and they are small.
-        cores = cores.float() if cores.dtype.itemsize < 4 else cores
         with without_autocast(cores.device):
             return self.ttlora_update[adapter_name].factors(cores)
 
@@ -112,21 +110,43 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         """``ΔW`` in the form in which the base layer stores its weight."""
         return delta
 
+    @property
+    def base_parameter(self) -> Tensor:
+        """The base layer's parameter that is updated, as the base layer holds it."""
+        parameter: Tensor = getattr(self.get_base_layer(), self.parameter_name)
+        return parameter
+
     def get_base_weight(self) -> Tensor:
         """The weight that is updated, dequantised if it is quantised."""
         if self.quantization_backend is not None:
             return super().get_base_weight()
-        return getattr(self.get_base_layer(), self.parameter_name).data
+        return self.base_parameter.data
 
     def set_base_weight(self, weight_data: Tensor) -> None:
         """Put another weight in its place."""
         if self.quantization_backend is not None:
             super().set_base_weight(weight_data)
             return
-        base_layer = self.get_base_layer()
-        before = getattr(base_layer, self.parameter_name)
         # a new parameter: the old one may be tied to another layer, which has no share in the update
-        setattr(base_layer, self.parameter_name, nn.Parameter(weight_data, requires_grad=before.requires_grad))
+        weight = nn.Parameter(weight_data, requires_grad=self.base_parameter.requires_grad)
+        setattr(self.get_base_layer(), self.parameter_name, weight)
+
+    def updated_weight(self, active: list[str]) -> Tensor:
+        """``W + ΔW`` of the active adapters, in the dtype of ``W``, for layers that take whole weights."""
+        weight = self.base_parameter
+        with without_autocast(weight.device):
+            for adapter in active:
+                if adapter in self.ttlora_cores:
+                    left, right = (factor.to(weight.dtype) for factor in self._stored_factors(adapter))
+                    # in one product: a dense update beside the weights of all experts would double them
+                    add_product = torch.addmm if weight.dim() == 2 else torch.baddbmm
+                    weight = add_product(weight, left, right)
+        return weight
+
+    def _stored_factors(self, adapter: str) -> tuple[Tensor, Tensor]:
+        """Two factors whose product is ``ΔW`` in the form in which the base layer stores its weight."""
+        A, B = self.factors(adapter)
+        return B, A
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add the update to the base weight.

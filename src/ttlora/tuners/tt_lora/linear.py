@@ -68,7 +68,7 @@ class TTLoraLinear(TTLoraLayer):
         result = self._base_result(x, *args, **kwargs)
         cores = torch.stack([self.ttlora_cores[name] for name in used])
         with without_autocast(cores.device):
-            A, B = self.ttlora_update[used[0]].factors(cores.float() if cores.dtype.itemsize < 4 else cores)
+            A, B = self.ttlora_update[used[0]].factors(cores)
         place = {name: index for index, name in enumerate(used)}
         rows = [row for row, name in enumerate(adapter_names) if name in place]
         adapters = [place[adapter_names[row]] for row in rows]
