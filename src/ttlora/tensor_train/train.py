@@ -54,15 +54,15 @@ class TensorTrain:
         """
         i, j = self.shape.span
         cores = self.cores
+        *_, left = contract_rows(self.flat, cores[:i])
+        *_, right = contract_columns(self.flat, cores[j:])
         if i == j:
-            return _contract_columns(self.flat, cores[j:]), _contract_rows(self.flat, cores[:i])
+            return right, left
 
         batch = self.flat.shape[:-1]
-        left = _contract_rows(self.flat, cores[:i])
-        right = _contract_columns(self.flat, cores[j:])
         rows = self.shape.out_features // left.shape[-2]
         columns = self.shape.in_features // right.shape[-1]
-        middle = _contract_rows(self.flat, cores[i:j])
+        *_, middle = contract_rows(self.flat, cores[i:j])
         if left.shape[-1] * rows <= columns * right.shape[-2]:
             A = (middle @ right).reshape(*batch, -1, self.shape.in_features)
             return A, _kronecker(left, torch.eye(rows, dtype=left.dtype, device=left.device))
@@ -231,30 +231,38 @@ class TensorTrain:
         return type(self).from_cores(shape.out_features, shape.in_features, cores).clipped()
 
 
-def _contract_rows(
+def contract_rows(
     flat: Tensor, cores: Sequence[Float[Tensor, "*batch left k right"]]
-) -> Float[Tensor, "*batch rows right"]:
-    """Contract neighbouring cores from the left: row ``(a, j_1, ..., j_n)``, ``a`` the first bond."""
+) -> list[Float[Tensor, "*batch rows right"]]:
+    """Neighbouring cores contracted from the left, one more in each product: row ``(a, j_1, ..., j_n)``.
+
+    Args:
+        flat: Says what the product of no cores is like.
+        cores: ``C_i ... C_j``; the first bond ``a`` is read as part of the rows.
+    """
     if not cores:
-        return flat.new_ones(*flat.shape[:-1], 1, 1)
-    product = cores[0].flatten(-3, -2)
+        return [flat.new_ones(*flat.shape[:-1], 1, 1)]
+    products = [cores[0].flatten(-3, -2)]
     for core in cores[1:]:
-        *batch, left, k, right = core.shape
-        product = (product @ core.reshape(*batch, left, k * right)).reshape(*batch, -1, right)
-    return product
+        products.append((products[-1] @ core.flatten(-2)).unflatten(-1, core.shape[-2:]).flatten(-3, -2))
+    return products
 
 
-def _contract_columns(
+def contract_columns(
     flat: Tensor, cores: Sequence[Float[Tensor, "*batch left k right"]]
-) -> Float[Tensor, "*batch left columns"]:
-    """Contract neighbouring cores from the right: column ``(j_1, ..., j_n)``."""
+) -> list[Float[Tensor, "*batch left columns"]]:
+    """Neighbouring cores contracted from the right, one more in each product: column ``(j_1, ..., j_n)``.
+
+    Args:
+        flat: Says what the product of no cores is like.
+        cores: ``C_i ... C_j``; the last bond is read as part of the columns.
+    """
     if not cores:
-        return flat.new_ones(*flat.shape[:-1], 1, 1)
-    product = cores[-1].flatten(-2)
+        return [flat.new_ones(*flat.shape[:-1], 1, 1)]
+    products = [cores[-1].flatten(-2)]
     for core in reversed(cores[:-1]):
-        *batch, left, k, right = core.shape
-        product = (core.reshape(*batch, left * k, right) @ product).reshape(*batch, left, -1)
-    return product
+        products.append((core.flatten(-3, -2) @ products[-1]).unflatten(-2, core.shape[-3:-1]).flatten(-2))
+    return products
 
 
 def _kronecker(

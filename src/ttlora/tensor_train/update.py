@@ -19,7 +19,6 @@ then moves the acting cores as if there were no gains.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ttlora.tensor_train.shape import TTShape
-from ttlora.tensor_train.train import TensorTrain
+from ttlora.tensor_train.train import TensorTrain, contract_columns, contract_rows
 
 LORA_ROW_NORM = 1 / math.sqrt(3)
 
@@ -82,7 +81,7 @@ class Update:
         """
         # products of many cores lose too much in half precision, and they are small
         flat = flat.float() if flat.dtype.itemsize < 4 else flat
-        if self.shape.boundary is not None and flat.dim() == 1 and flat.requires_grad:
+        if self.shape.boundary is not None and flat.requires_grad:
             factors: tuple[Tensor, Tensor] = _AlignedFactors.apply(flat, self)  # type: ignore[no-untyped-call]
             return factors
         if self.core_size is not None and flat.requires_grad:
@@ -143,56 +142,54 @@ class _AlignedFactors(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, flat: Tensor, update: Update) -> tuple[Tensor, Tensor]:
-        ctx.update = update
-        ctx.save_for_backward(flat)
-        A, B = TensorTrain(update.shape, flat).factors()
-        return A * update.column_scale, B * update.row_scale
+        contraction = _Contraction(update.shape, flat)
+        # not as saved tensors: checkpointing counts those, and a layer whose factors came from outside when it first
+        # ran builds them itself when it runs again
+        ctx.update, ctx.flat, ctx.contraction = update, flat, contraction
+        return contraction.of_columns[-1] * update.column_scale, contraction.of_rows[-1] * update.row_scale
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        update, (flat,) = ctx.update, ctx.saved_tensors
-        dA, dB = gradients
-        cores, bond = TensorTrain(update.shape, flat).cores, update.shape.span[1]
-        of_rows = _rows_backward(cores[:bond], dB * update.row_scale)
-        of_columns = _columns_backward(cores[bond:], dA * update.column_scale)
-        pieces = [*of_rows, *of_columns]
+        update, flat = ctx.update, ctx.flat
+        # with create_graph, a second derivative runs through the products: they are computed again
+        contraction = _Contraction(update.shape, flat) if torch.is_grad_enabled() else ctx.contraction
+        pieces = contraction.backward(*gradients)
+        scales = [update.row_scale] * len(contraction.rows) + [update.column_scale] * len(contraction.columns)
         if update.core_size is not None:
-            pieces = [piece / gain**2 for piece, gain in zip(pieces, update.gains, strict=True)]
-        return torch.cat([piece.reshape(-1) for piece in pieces]), None
+            scales = [scale / gain**2 for scale, gain in zip(scales, update.gains, strict=True)]
+        batch = flat.dim() - 1
+        return torch.cat([piece.flatten(batch) for piece in torch._foreach_mul(pieces, scales)], -1), None
 
 
-def _rows_backward(cores: Sequence[Tensor], gradient: Float[Tensor, "rows right"]) -> list[Tensor]:
-    """Gradients of the cores that `contract_rows` contracts, from that of their product."""
-    if len(cores) < 2:
-        return [gradient] * len(cores)
-    products = [cores[0].reshape(-1, cores[0].shape[2])]
-    for core in cores[1:-1]:
-        left, k, right = core.shape
-        products.append((products[-1] @ core.reshape(left, k * right)).reshape(-1, right))
-    found = []
-    for core, product in zip(reversed(cores[1:]), reversed(products), strict=True):
-        left, k, right = core.shape
-        gradient = gradient.reshape(-1, k * right)
-        found.append(product.T @ gradient)
-        gradient = gradient @ core.reshape(left, k * right).T
-    return [gradient, *reversed(found)]
+class _Contraction:
+    """The products that contract an aligned train, kept for their gradients.
 
+    Args:
+        shape: An aligned shape.
+        flat: The cores, end to end, or those of several trains stacked.
+    """
 
-def _columns_backward(cores: Sequence[Tensor], gradient: Float[Tensor, "left columns"]) -> list[Tensor]:
-    """Gradients of the cores that `contract_columns` contracts, from that of their product."""
-    if len(cores) < 2:
-        return [gradient] * len(cores)
-    products = [cores[-1].reshape(cores[-1].shape[0], -1)]
-    for core in reversed(cores[1:-1]):
-        left, k, right = core.shape
-        products.append((core.reshape(left * k, right) @ products[-1]).reshape(left, -1))
-    found = []
-    for core, product in zip(cores[:-1], reversed(products), strict=True):
-        left, k, right = core.shape
-        gradient = gradient.reshape(left * k, -1)
-        found.append(gradient @ product.T)
-        gradient = core.reshape(left * k, right).T @ gradient
-    return [*found, gradient]
+    def __init__(self, shape: TTShape, flat: Float[Tensor, "*batch parameters"]) -> None:
+        cores, bond = TensorTrain(shape, flat).cores, shape.span[0]
+        self.rows, self.columns = cores[:bond], cores[bond:]
+        self.of_rows, self.of_columns = contract_rows(flat, self.rows), contract_columns(flat, self.columns)
+
+    def backward(
+        self, dA: Float[Tensor, "*batch r in"], dB: Float[Tensor, "*batch out r"]
+    ) -> list[Tensor]:
+        """The gradients of the cores, in their order, from those of the last product of either side."""
+        of_rows, gradient = [], dB
+        for core, product in zip(self.rows[:0:-1], self.of_rows[-2::-1], strict=True):
+            gradient = gradient.reshape(*product.shape[:-1], -1)
+            of_rows.append(product.mT @ gradient)
+            gradient = gradient @ core.flatten(-2).mT
+        of_rows.append(gradient)
+        of_columns, gradient = [], dA
+        for core, product in zip(self.columns[:-1], self.of_columns[-2::-1], strict=True):
+            gradient = gradient.reshape(*gradient.shape[:-2], -1, product.shape[-1])
+            of_columns.append(gradient @ product.mT)
+            gradient = core.flatten(-3, -2).mT @ gradient
+        return [*reversed(of_rows[: len(self.rows)]), *of_columns, *([gradient] if self.columns else [])]
 
 
 class _Balance(torch.autograd.Function):

@@ -59,6 +59,8 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._active_adapter = adapter_name
+        # while the whole model runs: see `built_together`
+        self.built_factors: dict[str, tuple[Tensor, Tensor]] = {}
         self.update_layer(adapter_name, config, module_name)
 
     def update_layer(self, adapter_name: str, config: TTLoraConfig, module_name: str) -> None:
@@ -75,6 +77,13 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     @property
+    def acting_adapters(self) -> list[str]:
+        """The adapters whose updates a forward adds to the base layer."""
+        if self.disable_adapters or self.merged:
+            return []
+        return [adapter for adapter in self.active_adapters if adapter in self.ttlora_cores]
+
+    @property
     def weight_sizes(self) -> list[int]:
         """``[out, in]`` of the weight, or ``[experts, out, in]``."""
         sizes = [self.out_features, self.in_features]
@@ -82,6 +91,13 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
 
     def factors(self, adapter_name: str) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
         """``A`` and ``B`` of the adapter, its scale included: the update is ``B A``, in float32 or wider."""
+        built = self.built_factors.get(adapter_name)
+        # a compiled layer is traced once and has to build its own, and so has one that learns where they were built
+        # without a graph
+        if built is not None and not torch.compiler.is_compiling():
+            learns = torch.is_grad_enabled() and self.ttlora_cores[adapter_name].requires_grad
+            if built[0].requires_grad or not learns:
+                return built
         cores = self._fetched_cores(adapter_name)
         with without_autocast(cores.device):
             return self.ttlora_update[adapter_name].factors(cores)
@@ -214,12 +230,10 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
             self._check_adapter_names(x, adapter_names)
         if self.disable_adapters and self.merged:
             self.unmerge()
-        active = [adapter for adapter in self.active_adapters if adapter in self.ttlora_cores]
-        if self.disable_adapters or self.merged or (not active and adapter_names is None):
-            return self.base_layer(x, *args, **kwargs)
-        if adapter_names is not None:
+        if adapter_names is not None and not self.disable_adapters and not self.merged:
             return self._mixed_forward(x, adapter_names, *args, **kwargs)
-        return self._adapted_forward(x, active, *args, **kwargs)
+        acting = self.acting_adapters
+        return self._adapted_forward(x, acting, *args, **kwargs) if acting else self.base_layer(x, *args, **kwargs)
 
     def _adapted_forward(self, x: Tensor, active: list[str], *args: Any, **kwargs: Any) -> Any:
         result = self._base_result(x, *args, **kwargs)

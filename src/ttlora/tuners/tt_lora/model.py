@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
@@ -24,6 +25,7 @@ from ttlora.tuners.tt_lora.embedding import TTLoraEmbedding
 from ttlora.tuners.tt_lora.experts import ParamWrapper
 from ttlora.tuners.tt_lora.layer import TTLoraLayer
 from ttlora.tuners.tt_lora.linear import TTLoraLinear
+from ttlora.tuners.tt_lora.together import built_together
 
 # Query and value, as in the paper (Section IV-A), for model types that PEFT's own table leaves out or sees otherwise.
 DEFAULT_TARGET_MODULES: dict[str, Any] = {
@@ -196,9 +198,13 @@ class TTLoraModel(BaseTuner):
     def _enable_peft_forward_hooks(
         self, *_: Any, adapter_names: list[str] | None = None, num_beams: int | None = None, **__: Any
     ) -> Iterator[None]:
-        """Hand the names of a mixed batch to the adapted layers, each once for every beam."""
+        """Build all factors at once, or hand the names of a mixed batch to the layers, each once for every beam."""
         if adapter_names is None:
-            yield
+            if torch.compiler.is_compiling():
+                yield
+                return
+            with built_together(layer for layer in self.modules() if isinstance(layer, TTLoraLayer)):
+                yield
             return
         if self.training:
             raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
