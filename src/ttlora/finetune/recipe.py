@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -22,19 +23,30 @@ class Recipe:
         model: Base model: a local folder, or a name on the Hugging Face hub.
         task: A named task, such as glue/sst2; or file, with --train and --validation.
         output: Folder for the adapter, the result record, the recipe and the log.
-        method: What is trained: tt-lora, lora, head (only the task's head) or full (the whole model).
+        method: What is trained: tt-lora, lora, head (only the task's head), full (the whole model), or another; a wrong
+            name prints them all.
         data: Folder with a named task's data, as DATA/sst2/train.jsonl; without it they come from the hub.
         train: Training rows of task file: JSONL, CSV or Parquet.
         validation: Validation rows of task file.
         text_column: Column with the text, for task file (default: text).
         text_pair_column: Column with the second text of a pair, for task file.
         label_column: Column with the label, for task file (default: label).
-        label_kind: Whether labels are classes or numbers, for task file (default: seen from the labels).
+        label_kind: What the label column of task file holds: classes, numbers, which of the choice columns is right, or
+            the text to be generated; text: there is none, and the model learns the text itself (default: classes or
+            numbers, as seen from the labels).
+        choice_columns: Columns with the choices, as ending1,ending2, for task file with label kind choice.
+        scoring: Whether a causal model answers by a trained head, or by the likelihood of each answer after a prompt
+            (default: head).
+        prompt: The prompt of task file for scoring by prompt, such as "{review} All in all, it was" (default: the
+            texts, and "Answer:").
+        answers: What follows the prompt for each label, as "0=terrible 1=great" (default: the labels).
+        max_new_tokens: Most tokens that a generated answer has.
         targets: Linear modules to adapt, as q_proj,v_proj, or all-linear (default: query and value of self-attention).
         r: Rank (default: 5 for tt-lora, 8 for lora); for tt-lora also one for each bond, as 4,5,4.
         shape: Tensor-train dims, as 16,24,24,16, or by module, as "q_proj=64,64 v_proj=16,64" (default: auto).
         alpha: Scale of the update (default: 16 for lora, TTLoraConfig's for tt-lora).
         dropout: Dropout on the adapter's input, a probability (default: 0).
+        settings: Other fields of the method's PEFT config, as "num_virtual_tokens=20 encoder_hidden_size=128".
         epochs: Most epochs to train.
         patience: Epochs without a lower validation loss after which training stops.
         batch_size: Rows a step.
@@ -63,12 +75,18 @@ class Recipe:
     text_column: str | None = None
     text_pair_column: str | None = None
     label_column: str | None = None
-    label_kind: Literal["classification", "regression"] | None = None
+    label_kind: Literal["classification", "regression", "choice", "generation", "text"] | None = None
+    choice_columns: str | list[str] | None = None
+    scoring: Literal["head", "prompt"] = "head"
+    prompt: str | None = None
+    answers: str | dict[str, str] | None = None
+    max_new_tokens: int = 64
     targets: str | list[str] | None = None
     r: int | list[int] | str | None = None
     shape: str | list[int] | dict[str, list[int]] | None = None
     alpha: float | None = None
     dropout: float | None = None
+    settings: str | dict[str, Any] | None = None
     epochs: int = 20
     patience: int = 5
     batch_size: int = 32
@@ -87,13 +105,19 @@ class Recipe:
         for name in ("model", "task", "output", "method"):
             if not getattr(self, name):
                 raise UserError(f"{_flag(name)} is empty")
-        if isinstance(self.targets, str):
-            self._set("targets", [target.strip() for target in self.targets.split(",") if target.strip()])
+        for name in ("targets", "choice_columns"):
+            if isinstance(names := getattr(self, name), str):
+                self._set(name, [part.strip() for part in names.split(",") if part.strip()])
+        for name in ("settings", "answers"):
+            if isinstance(pairs := getattr(self, name), str):
+                self._set(name, _pairs(_flag(name), pairs))
+        if isinstance(self.answers, dict):
+            self._set("answers", {str(label): str(answer) for label, answer in self.answers.items()})
         if isinstance(self.r, str):
             self._set("r", _integers("--r", self.r))
         if isinstance(self.shape, str) and self.shape != "auto":
             self._set("shape", parse_shape(self.shape))
-        for name in ("epochs", "patience", "batch_size", "max_length", "max_train_examples", "threads"):
+        for name in ("epochs", "patience", "batch_size", "max_length", "max_new_tokens", "max_train_examples", "threads"):
             self._require(name, lambda value: value >= 1, "at least 1")
         for rank in self.r if isinstance(self.r, list) else [self.r]:
             if isinstance(rank, int) and rank < 1:
@@ -175,6 +199,20 @@ def parse_shape(text: str) -> Shape:
             raise UserError(f"--shape is {text!r}: cannot read {part!r} (wanted: q_proj=64,64 v_proj=16,64)")
         shapes[module] = _integers("--shape", dims)
     return shapes
+
+
+def _pairs(flag: str, text: str) -> dict[str, Any]:
+    """Names with values, as in ``a=1 b=text c="two words"``; values are read as YAML."""
+    pairs = {}
+    try:
+        for part in shlex.split(text):
+            name, equals, value = part.partition("=")
+            if not name or not equals or name in pairs:
+                raise ValueError(f"cannot read {part!r}")
+            pairs[name] = yaml.safe_load(value)
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{flag} is {text!r}: {one_line(error)} (wanted: name=value name=value)") from None
+    return pairs
 
 
 def _integers(flag: str, text: str) -> list[int]:

@@ -1,0 +1,1 @@
+"""Result records as tables, figures and one page."""
