@@ -1,0 +1,173 @@
+"""A transformer with bottleneck adapters behind its target modules."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper, resolve_quantization_backend
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from ttlora.tuners.bottleneck.config import BottleneckConfig, write_shape
+from ttlora.tuners.bottleneck.layer import BottleneckLinear
+from ttlora.tuners.bottleneck.norms import train_norms
+from ttlora.tuners.bottleneck.projection import TrainLinear
+
+BERT_LIKE = (
+    "bert", "camembert", "deberta", "deberta-v2", "electra", "ernie", "roberta", "xlm-roberta", "xlm-roberta-xl",
+)  # fmt: skip
+LLAMA_LIKE = (
+    "cohere", "gemma", "gemma2", "gemma3", "gemma3_text", "granite", "llama", "mistral", "olmo", "olmo2", "phi3",
+    "qwen2", "qwen3", "smollm3",
+)  # fmt: skip
+
+# The output projections of attention and feed-forward (Houlsby et al. 2019, Figure 2). The names end so that no head
+# has one of them.
+DEFAULT_TARGET_MODULES = {
+    **{model_type: ["output.dense"] for model_type in BERT_LIKE},
+    **{model_type: ["o_proj", "down_proj"] for model_type in LLAMA_LIKE},
+    "albert": ["attention.dense", "ffn_output"],
+    "bloom": ["self_attention.dense", "mlp.dense_4h_to_h"],
+    "distilbert": ["attention.out_lin", "ffn.lin2"],
+    "gpt2": ["attn.c_proj", "mlp.c_proj"],
+    "gpt_neox": ["attention.dense", "mlp.dense_4h_to_h"],
+    "modernbert": ["attn.Wo", "mlp.Wo"],
+    "mpnet": ["attn.o", "output.dense"],
+    "opt": ["self_attn.out_proj", "fc2"],
+    "phi": ["self_attn.dense", "mlp.fc2"],
+    "t5": ["SelfAttention.o", "EncDecAttention.o", "DenseReluDense.wo"],
+}
+
+
+def default_targets(model_type: str, tensorised: bool) -> list[str] | None:
+    """Behind which modules the adapters stand by default, or None if that is not known for the type of the model.
+
+    Args:
+        model_type: As in the model's config.
+        tensorised: LoRETTA's adapters stand behind the feed-forward alone in Llama and its like.
+    """
+    if tensorised and model_type in LLAMA_LIKE:
+        return ["down_proj"]
+    return DEFAULT_TARGET_MODULES.get(model_type)
+
+
+class BottleneckModel(BaseTuner):
+    """Puts `BottleneckLinear` in the place of the target modules of a model; made by ``get_peft_model``.
+
+    Args:
+        model: The model to adapt.
+        peft_config: A `BottleneckConfig`.
+        adapter_name: The adapter's name.
+
+    Raises:
+        ValueError: No module matches the targets, or a size does not fit.
+        TypeError: A target is not linear.
+    """
+
+    prefix = "bottleneck_"
+    tuner_layer_cls = BottleneckLinear
+    target_module_mapping = DEFAULT_TARGET_MODULES
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Put adapters behind the target modules, and write their shape into the adapter's config."""
+        # a copy: what is resolved for this model is not to bind the next one
+        config = self.peft_config[adapter_name] = copy.copy(self.peft_config[adapter_name])
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        layers = [layer for layer in model.modules() if isinstance(layer, BottleneckLinear)]
+        ups = [layer.bottleneck_up[adapter_name] for layer in layers if adapter_name in layer.bottleneck_up]
+        shapes = [up.update.shape for up in ups if isinstance(up, TrainLinear)]
+        write_shape(config, {shape.out_features: shape.dims for shape in shapes})
+        if config.train_layer_norms:
+            train_norms(model, adapter_name, adapter_name in self.active_adapters, config.inference_mode)
+
+    def _prepare_adapter_config(self, peft_config: BottleneckConfig, model_config: dict[str, Any]) -> BottleneckConfig:
+        if peft_config.target_modules is None:
+            model_type = model_config["model_type"]
+            targets = default_targets(model_type, tensorised=peft_config.tt_rank is not None)
+            if targets is None:
+                raise ValueError(
+                    f"no default targets are known for models of type '{model_type}': set target_modules to the names "
+                    "of the output projections of attention and feed-forward"
+                )
+            peft_config.target_modules = set(targets)
+        return peft_config
+
+    def _create_and_replace(
+        self,
+        peft_config: BottleneckConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+        **_: Any,
+    ) -> None:
+        if isinstance(target, BottleneckLinear):
+            target.update_layer(adapter_name, peft_config, current_key)
+            return
+        base_layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+        if not _is_linear(base_layer):
+            raise TypeError(
+                f"Target module {current_key} is not supported: {type(base_layer).__name__} is neither "
+                "`torch.nn.Linear` (quantised or not) nor `transformers.pytorch_utils.Conv1D`."
+            )
+        layer = BottleneckLinear(target, adapter_name, peft_config, current_key)
+        self._replace_module(parent, target_name, layer, target)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # PEFT would give a norm that is unloaded the weight of its trained copy
+        setattr(parent, child_name, new_module)
+
+    def _check_merge_allowed(self) -> None:
+        raise ValueError(
+            "bottleneck adapters cannot be merged: their non-linearity fits into no weight; keep the adapter beside "
+            "the model, or take it off with unload()"
+        )
+
+    @contextmanager
+    def _enable_peft_forward_hooks(
+        self, *_: Any, adapter_names: list[str] | None = None, num_beams: int | None = None, **__: Any
+    ) -> Iterator[None]:
+        """Hand the names of a mixed batch to the layers, each once for every beam."""
+        if adapter_names is None:
+            yield
+            return
+        if self.training:
+            raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
+        if unknown := set(adapter_names) - set(self.peft_config) - {"__base__"}:
+            raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(sorted(unknown))}")
+
+        names_in_beams = [name for name in adapter_names for _ in range(num_beams or 1)]
+        # the encoder of an encoder-decoder model sees each row once, however many beams the decoder follows
+        has_decoder = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
+        in_encoder = set(self.model.get_encoder().modules()) if has_decoder else set()
+        handles = [
+            module.register_forward_pre_hook(
+                partial(_set_adapter_names, names=adapter_names if module in in_encoder else names_in_beams),
+                with_kwargs=True,
+            )
+            for module in self.modules()
+            if isinstance(module, BottleneckLinear | AuxiliaryTrainingWrapper)
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _set_adapter_names(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: list[str]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args, {**kwargs, "adapter_names": names}
+
+
+def _is_linear(layer: nn.Module) -> bool:
+    if isinstance(layer, nn.Linear | Conv1D):
+        return True
+    backend = resolve_quantization_backend(layer)
+    return backend is not None and backend.layer_type == "linear"
