@@ -1,0 +1,113 @@
+"""How many parameters each method of a comparison trains, counted on models without weights."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from ttlora.errors import UserError
+from ttlora.experiments.printed import PUBLISHED, Printed, find_printed
+from ttlora.experiments.runs import PlannedRun
+from ttlora.finetune.base import Base
+from ttlora.finetune.methods import count_parameters, find_method
+from ttlora.finetune.recipe import Recipe
+from ttlora.finetune.tasks import Task, find_task
+from ttlora.plan.skeleton import build_skeleton
+
+LORA_R = 8
+
+
+@dataclass(frozen=True)
+class Count:
+    """What a method trains in a model.
+
+    Attributes:
+        model: The model's label.
+        method: The method's label.
+        adapter: Trained parameters outside the head.
+        head: Trained parameters of the head.
+        full: All parameters of the model, head included.
+        lora: Trained parameters, outside the head, of LoRA r=8 on the default targets.
+        printed: What the paper prints for this method and model, or None.
+    """
+
+    model: str
+    method: str
+    adapter: int
+    head: int
+    full: int
+    lora: int
+    printed: Printed | None
+
+    @property
+    def as_printed(self) -> int:
+        """What the paper counts: the adapter, or the whole model where that trains."""
+        return self.full if self.adapter + self.head == self.full else self.adapter
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """What of a task decides how a model ends; where classes are known from data alone, there are two."""
+
+    outputs: int
+    is_causal: bool
+
+    @classmethod
+    def of(cls, task: Task) -> "_Ending":
+        outputs = 1 if task.kind in ("regression", "choice") else len(task.labels or task.answers) or 2
+        return cls(outputs, task.is_causal)
+
+
+def count_all(runs: Sequence[PlannedRun]) -> list[Count]:
+    """The counts of every method on every model, on the first task that the method is run on.
+
+    Each is counted on the model itself, on the meta device, adapted as a run would adapt it.
+
+    Raises:
+        UserError: A method does not fit a model.
+    """
+    first: dict[tuple[str, str], PlannedRun] = {}
+    for run in runs:
+        first.setdefault((run.model, run.method), run)
+    count_lora = cache(_count_lora)
+    return [_count(run, count_lora) for run in first.values()]
+
+
+def _count(run: PlannedRun, count_lora: Callable[[str, _Ending], int]) -> Count:
+    recipe = run.recipe
+    ending = _Ending.of(replace(find_task(recipe), scoring=recipe.scoring))
+    base = _skeleton(recipe.model, ending)
+    full = sum(weight.numel() for weight in base.model.parameters())
+    try:
+        adapter, head = _count_trained(base, recipe)
+    except UserError as error:
+        raise UserError(f"{run.method} on {run.model}: {error}") from None
+    printed = find_printed(recipe.model, recipe.method, recipe.r)
+    return Count(run.model, run.method, adapter, head, full, count_lora(recipe.model, ending), printed)
+
+
+def _count_lora(model: str, ending: _Ending) -> int:
+    recipe = Recipe(model=model, task="-", output="-", method="lora", r=LORA_R)
+    return _count_trained(_skeleton(model, ending), find_method("lora").complete(recipe))[0]
+
+
+def _count_trained(base: Base, recipe: Recipe) -> tuple[int, int]:
+    return count_parameters(find_method(recipe.method).adapt(base, recipe), base.head)
+
+
+def _skeleton(name: str, ending: _Ending) -> Base:
+    """A model as `ttlora.finetune.base.load_base` gives it, without weights and tokenizer."""
+    config = build_skeleton(PUBLISHED.get(name, name)).config
+    config.num_labels = ending.outputs
+    auto = AutoModelForCausalLM if ending.is_causal else AutoModelForSequenceClassification
+    try:
+        with torch.device("meta"):
+            model = auto.from_config(config)
+    except ValueError:
+        kind = "causal model" if ending.is_causal else "model with a head"
+        raise UserError(f"model {name} is a {config.model_type}, of which there is no {kind}") from None
+    body = model.base_model_prefix
+    beside = [child for child, module in model.named_children() if child != body and list(module.parameters())]
+    return Base(name, model, None, () if ending.is_causal else tuple(beside))

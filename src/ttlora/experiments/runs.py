@@ -1,0 +1,117 @@
+"""The runs of a comparison: every method on every task of every model with every seed, each with its recipe."""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ttlora.errors import UserError
+from ttlora.experiments.comparison import Comparison, Entry
+from ttlora.finetune.methods import OPEN_KEYS, find_method
+from ttlora.finetune.recipe import Recipe
+from ttlora.finetune.tasks import find_task
+
+MOST_RUNS = 100_000
+LONGEST_PART = 48
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run of a comparison.
+
+    Attributes:
+        name: Name of its folder: the same as long as its recipe is, and another one when that changes.
+        model: The model's label.
+        task: The task's label.
+        method: The method's label.
+        recipe: What is done, with the method's defaults; its output is the run's folder.
+    """
+
+    name: str
+    model: str
+    task: str
+    method: str
+    recipe: Recipe
+
+    @property
+    def title(self) -> str:
+        """What the run is called in lines for people."""
+        return f"{self.model} {self.task} {self.method} seed {self.recipe.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.recipe.output)
+
+
+def plan_runs(comparison: Comparison, directory: Path) -> list[PlannedRun]:
+    """The runs of a comparison, in the order in which they are done: all that have the first seed, then the others.
+
+    Args:
+        comparison: What is compared.
+        directory: Takes a folder for each run.
+
+    Raises:
+        UserError: A method or a task is not known, keys do not go together, or two runs are the same.
+    """
+    runs: dict[str, PlannedRun] = {}
+    for model, task, method, seed in _combinations(comparison):
+        run = _plan(comparison, model, task, method, seed, directory)
+        if other := runs.get(run.name):
+            raise UserError(f"{comparison.path}: {other.title} and {run.title} are the same run: leave one of them out")
+        runs[run.name] = run
+    return list(runs.values())
+
+
+def _combinations(comparison: Comparison) -> Iterator[tuple[Entry, Entry, Entry, int]]:
+    seeds = [method.seeds or comparison.seeds for method in comparison.methods]
+    count = len(comparison.models) * len(comparison.tasks) * sum(map(len, seeds))
+    if count > MOST_RUNS:
+        raise UserError(f"{comparison.path} asks for {count:,} runs: {MOST_RUNS:,} are the most")
+    for number in range(max(map(len, seeds))):
+        for model in comparison.models:
+            for task in comparison.tasks:
+                for method, its_seeds in zip(comparison.methods, seeds, strict=True):
+                    if number < len(its_seeds):
+                        yield model, task, method, its_seeds[number]
+
+
+def _plan(comparison: Comparison, model: Entry, task: Entry, method: Entry, seed: int, directory: Path) -> PlannedRun:
+    try:
+        way = find_method(method.name)
+    except UserError as error:
+        raise UserError(f"{method.place}: {error}") from None
+    inherited = {**comparison.shared, **model.keys, **task.keys}
+    # a rank that all runs share is for the methods that have one
+    keys = {key: value for key, value in inherited.items() if key not in OPEN_KEYS or key in way.defaults}
+    keys |= method.keys
+    try:
+        recipe = Recipe(
+            model=model.name, task=task.name, method=method.name, seed=seed, output="-", resume=True, **keys
+        )
+        find_task(recipe)
+        recipe = way.complete(recipe)
+    except UserError as error:
+        place = task.place if str(error).startswith("no task") else comparison.path
+        raise UserError(f"{place}: {method.label} on {task.label}: {error}") from None
+    name = _name(recipe)
+    recipe = replace(recipe, output=str((directory / name).absolute()))
+    return PlannedRun(name, model.label, task.label, method.label, recipe)
+
+
+def _name(recipe: Recipe) -> str:
+    """Model, task, method, rank and seed, and a fingerprint of the whole recipe."""
+    rank = f"-r{recipe.r}" if isinstance(recipe.r, int) else ""
+    parts = [Path(recipe.model).name, recipe.task, recipe.method + rank, f"seed{recipe.seed}", _fingerprint(recipe)]
+    return "_".join(re.sub(r"[^A-Za-z0-9.]+", "-", part)[:LONGEST_PART] for part in parts)
+
+
+def _fingerprint(recipe: Recipe) -> str:
+    """A few digits that tell a recipe from another; keys at their defaults, such as those yet to come, do not count."""
+    defaults: dict[str, Any] = {item.name: item.default for item in fields(Recipe)}
+    content = {key: value for key, value in recipe.as_dict().items() if key != "output" and value != defaults[key]}
+    return hashlib.sha256(yaml.safe_dump(content).encode()).hexdigest()[:8]
