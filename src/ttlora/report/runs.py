@@ -1,0 +1,171 @@
+"""What there is to report: finished runs, failed runs, and what could not be read, found under files and folders."""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ttlora.errors import UserError
+from ttlora.record import Record
+
+RESULT = "result.json"
+FAILED = "failed.json"
+LOG = "log.jsonl"
+MOST_BYTES = 50 * 2**20
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        record: Its result record.
+        path: The record's file.
+        modified: When the file was last written, in seconds.
+        log: Entries of the log beside it, oldest first; empty where there is none.
+    """
+
+    record: Record
+    path: Path
+    modified: float
+    log: tuple[Mapping[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that did not come to its end, with its names and its error as one line each."""
+
+    method: str
+    model: str
+    task: str
+    seed: str
+    error: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """All that was found.
+
+    Attributes:
+        runs: Finished runs.
+        failures: Failed runs.
+        damaged: One line for each file that could not be read.
+    """
+
+    runs: tuple[Run, ...]
+    failures: tuple[Failure, ...]
+    damaged: tuple[str, ...]
+
+
+def find_runs(results: Sequence[str | Path]) -> Found:
+    """Read every result record that the user names.
+
+    Args:
+        results: Result records, or folders that are searched for them.
+
+    Raises:
+        UserError: One of `results` is not there, or no record can be read.
+    """
+    runs: list[Run] = []
+    failures: list[Failure] = []
+    damaged: list[str] = []
+    for path in _find_files(results):
+        try:
+            if path.name == FAILED:
+                failures.append(_read_failure(path))
+                continue
+            _require_small(path)
+            record, modified = Record.read(path), path.stat().st_mtime
+        except (OSError, ValueError, RecursionError) as error:
+            damaged.append(printable(str(error) if isinstance(error, ValueError) else f"{path}: {error}"))
+            continue
+        try:
+            log = _read_log(path.with_name(LOG))
+        except (OSError, ValueError, RecursionError) as error:
+            damaged.append(printable(f"{path.with_name(LOG)} is no log of a run, so there is no curve: {error}"))
+            log = ()
+        runs.append(Run(record, path, modified, log))
+    if not runs:
+        raise UserError(_nothing(results, failures, damaged))
+    return Found(tuple(runs), tuple(failures), tuple(damaged))
+
+
+def printable(text: str, longest: int = 300) -> str:
+    """Text from a file as one line without control characters, cut where it is very long."""
+    line = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+    return line if len(line) <= longest else line[: longest - 1] + "…"
+
+
+def _find_files(results: Sequence[str | Path]) -> Iterator[Path]:
+    """Records and failures, each once; a failure beside a record has been mended since."""
+    seen = set()
+    for name in results:
+        path = Path(name).expanduser()
+        if not path.exists():
+            raise UserError(f"{name} is not there: name result.json files, or folders that hold them")
+        for file in [path] if path.is_file() else _search(path):
+            if file.resolve() not in seen:
+                seen.add(file.resolve())
+                yield file
+
+
+def _search(folder: Path) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder):
+        folders.sort()
+        if RESULT in files:
+            yield Path(parent, RESULT)
+        elif FAILED in files:
+            yield Path(parent, FAILED)
+
+
+def _require_small(path: Path) -> None:
+    size = path.stat().st_size
+    if size > MOST_BYTES:
+        raise ValueError(f"{path} has {size:,} bytes, which no run of ttlora writes")
+
+
+def _read_failure(path: Path) -> Failure:
+    _require_small(path)
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} tells of no failed run: {error}") from None
+    if not isinstance(content, dict) or not {"method", "model", "task", "seed", "error"} <= content.keys():
+        raise ValueError(f"{path} tells of no failed run: it needs method, model, task, seed and error")
+    method = content.get("label") or content["method"]
+    values = (method, *(content[key] for key in ("model", "task", "seed", "error")))
+    return Failure(*(printable(str(value)) for value in values))
+
+
+def _read_log(path: Path) -> tuple[Mapping[str, float], ...]:
+    if not path.is_file():
+        return ()
+    _require_small(path)
+    entries = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+    for entry in entries:
+        if not isinstance(entry, dict) or not _is_number(entry.get("epoch")):
+            raise ValueError(f"{printable(str(entry), 60)} names no epoch")
+    return tuple(_numbers(entry) for entry in entries)
+
+
+def _numbers(entry: Mapping[str, Any]) -> Mapping[str, float]:
+    return {name: value for name, value in entry.items() if _is_number(value)}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _nothing(results: Iterable[str | Path], failures: Sequence[Failure], damaged: Sequence[str]) -> str:
+    where = ", ".join(map(str, results))
+    if damaged:
+        return f"no result record in {where} can be read: {damaged[0]}"
+    if failures:
+        first = failures[0]
+        return (
+            f"all {len(failures)} runs in {where} failed, the first ({first.method}, {first.task}) with: {first.error}"
+        )
+    return f"there is no {RESULT} in {where}: name the output folders of ttlora train or ttlora compare"
