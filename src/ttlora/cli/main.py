@@ -31,6 +31,7 @@ COMMANDS = {
     "train": Command("fine-tune a model with TT-LoRA or another method"),
     "evaluate": Command("measure a finished run again, from its saved adapter", "directory"),
     "predict": Command("label new rows with a finished run", "directory"),
+    "report": Command("compare finished runs: tables, figures, one page", "results"),
     "inspect": Command("show what an adapter holds: shapes, ranks, parameters, norms", "adapter"),
     "merge": Command("write the base model with an adapter's update added", "adapter"),
     "export": Command("write an adapter as plain LoRA, for serving engines", "adapter"),
