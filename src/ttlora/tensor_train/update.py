@@ -62,6 +62,11 @@ class Update:
         object.__setattr__(self, "row_scale", self.scale * math.prod(gains[:j]))
 
     @property
+    def parameters(self) -> int:
+        """The length of the flat vector."""
+        return self.shape.parameters
+
+    @property
     def zero_core(self) -> int:
         """Index ``z`` of the core that starts at zero: the last of the rows, or the first of the middle block."""
         i, j = self.shape.span

@@ -38,6 +38,9 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
 
     adapter_layer_names = ("ttlora_cores",)
     other_param_names = ("ttlora_dropout", "ttlora_update")
+    ttlora_cores: nn.ParameterDict
+    ttlora_dropout: nn.ModuleDict
+    ttlora_update: dict[str, Update]
 
     # what the base layer is, as saved configs say it
     kind = "linear"
@@ -53,9 +56,11 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         self.base_layer = base_layer
         self.quantization_backend = resolve_quantization_backend(self.get_base_layer(), **quantization)
         self.out_features, self.in_features = self._matrix_sizes()
-        self.ttlora_cores = nn.ParameterDict()
-        self.ttlora_dropout = nn.ModuleDict()
-        self.ttlora_update: dict[str, Update] = {}
+        # by their names: another method's layers have them under its own
+        (cores,), (dropout, update) = self.adapter_layer_names, self.other_param_names
+        setattr(self, cores, nn.ParameterDict())
+        setattr(self, dropout, nn.ModuleDict())
+        setattr(self, update, {})
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._active_adapter = adapter_name
@@ -69,12 +74,23 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         Raises:
             ValueError: The config's shape or ranks do not fit the weight.
         """
-        update = resolve_update(config, module_name, self.out_features, self.in_features, self.experts)
+        update = self._resolve_update(config, module_name)
         self.ttlora_update[adapter_name] = update
         self.ttlora_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
-        self.ttlora_cores[adapter_name] = nn.Parameter(_start(update, config))
+        self.ttlora_cores[adapter_name] = nn.Parameter(self._start(update, config))
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _resolve_update(self, config: TTLoraConfig, module_name: str) -> Update:
+        """What the cores of an adapter mean."""
+        return resolve_update(config, module_name, self.out_features, self.in_features, self.experts)
+
+    def _start(self, update: Update, config: TTLoraConfig) -> Float[Tensor, "parameters"]:
+        """Where its cores start."""
+        # A loaded adapter brings its cores along, and the paper's start takes seconds a layer.
+        if config.init_weights == "paper" and not config.inference_mode:
+            return gaussian_update(update.shape, PAPER_STD)
+        return zero_update(update) if config.init_weights else random_update(update)
 
     @property
     def acting_adapters(self) -> list[str]:
@@ -278,13 +294,6 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
             raise ValueError(
                 "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
             )
-
-
-def _start(update: Update, config: TTLoraConfig) -> Float[Tensor, "parameters"]:
-    # A loaded adapter brings its cores along, and the paper's start takes seconds a layer.
-    if config.init_weights == "paper" and not config.inference_mode:
-        return gaussian_update(update.shape, PAPER_STD)
-    return zero_update(update) if config.init_weights else random_update(update)
 
 
 def call_with(module: nn.Module, tensors: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -27,7 +27,7 @@ def built_together(layers: Iterable[TTLoraLayer]) -> Iterator[None]:
     for layer in layers:
         for adapter in layer.acting_adapters:
             cores, update = layer.ttlora_cores[adapter], layer.ttlora_update[adapter]
-            if type(cores) is nn.Parameter and not cores.is_meta and cores.shape == (update.shape.parameters,):
+            if type(cores) is nn.Parameter and not cores.is_meta and cores.shape == (update.parameters,):
                 alike[update, cores.device, cores.dtype, cores.requires_grad].append((layer, adapter))
     try:
         for (update, device, *_), places in alike.items():

@@ -1,0 +1,101 @@
+"""A transformer whose target modules are updated by a LoRA of tensor trains."""
+
+import copy
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import get_quantization_kwargs, resolve_quantization_backend
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from ttlora.tuners.bottleneck.norms import TrainedNorm, train_norms
+from ttlora.tuners.loretta_rep.config import LorettaRepConfig, write_shapes
+from ttlora.tuners.loretta_rep.layer import LorettaRepLinear
+from ttlora.tuners.tt_lora.model import DEFAULT_TARGET_MODULES, TTLoraModel
+
+
+class LorettaRepModel(BaseTuner):
+    """Puts `LorettaRepLinear` in the place of the target modules of a model; made by ``get_peft_model``.
+
+    Args:
+        model: The model to adapt.
+        peft_config: A `LorettaRepConfig`.
+        adapter_name: The adapter's name.
+
+    Raises:
+        ValueError: No module matches the targets, or a size does not fit.
+        TypeError: A target is not linear.
+    """
+
+    prefix = "loretta_rep_"
+    tuner_layer_cls = LorettaRepLinear
+    target_module_mapping = DEFAULT_TARGET_MODULES
+
+    # they know layers by their class, of which ours is one
+    _enable_peft_forward_hooks: Any = TTLoraModel._enable_peft_forward_hooks
+    _replace_module: Any = TTLoraModel._replace_module
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Adapt the target modules, and write sizes and shapes into the adapter's config."""
+        # a copy: what is resolved for this model is not to bind the next one
+        config = self.peft_config[adapter_name] = copy.copy(self.peft_config[adapter_name])
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        layers = {
+            name.replace(".base_layer", ""): layer
+            for name, layer in model.named_modules()
+            if isinstance(layer, LorettaRepLinear)
+        }
+        updates = {name: layer.loretta_rep_update.get(adapter_name) for name, layer in layers.items()}
+        write_shapes(config, {name: update for name, update in updates.items() if update is not None})
+        if config.train_layer_norms:
+            train_norms(model, adapter_name, adapter_name in self.active_adapters, config.inference_mode)
+
+    def _create_and_replace(
+        self,
+        peft_config: LorettaRepConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+        **_: Any,
+    ) -> None:
+        if isinstance(target, LorettaRepLinear):
+            target.update_layer(adapter_name, peft_config, current_key)
+            return
+        base_layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+        backend = resolve_quantization_backend(base_layer)
+        if not isinstance(base_layer, nn.Linear | Conv1D) and (backend is None or backend.layer_type != "linear"):
+            raise TypeError(
+                f"Target module {current_key} is not supported: {type(base_layer).__name__} is neither "
+                "`torch.nn.Linear` (quantised or not) nor `transformers.pytorch_utils.Conv1D`."
+            )
+        quantization = get_quantization_kwargs(self.model)
+        layer = LorettaRepLinear(target, adapter_name, peft_config, current_key, **quantization)
+        self._replace_module(parent, target_name, layer, target)
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> Any:
+        if merge:
+            self._put_trained_norms_in(self.active_adapters if adapter_names is None else adapter_names)
+        return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+
+    def _put_trained_norms_in(self, adapter_names: list[str]) -> None:
+        """Let the trained copies stay when the wrappers of the norms go."""
+        for norm in self.model.modules():
+            if isinstance(norm, TrainedNorm):
+                trained = [name for name in adapter_names if name in norm.modules_to_save]
+                if len(trained) > 1:
+                    raise ValueError(
+                        f"the adapters {', '.join(trained)} cannot be merged into one model: each has LayerNorms of "
+                        "its own; merge one of them"
+                    )
+                for name in trained:
+                    dtype = next(norm.original_module.parameters()).dtype
+                    norm.original_module = norm.modules_to_save[name].to(dtype)
