@@ -1,22 +1,34 @@
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, MPNetConfig, MPNetModel
 
 from ttlora import TTLoraConfig
 from ttlora.errors import UserError
 from ttlora.finetune.base import load_base
-from ttlora.finetune.methods import METHODS, count_parameters, find_method
+from ttlora.finetune.methods import METHODS, count_parameters, find_method, virtual_tokens
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
 
 TASK = Task("file", ("text",), labels=(0, 1))
+CAUSAL = Task("file", ("text",), scoring="prompt", labels=(0, 1), prompt="{text}")
 IDS = torch.tensor([[2, 5, 6, 3]])
+HEAD = 32 * 2 + 2
+
+# types of PEFT of different kinds: shared random projections, seeds, banks of vectors, wavelets, scales, rotations
+OTHERS = ["vera", "tinylora", "unilora", "vblora", "waveft", "ia3", "boft", "fourierft", "randlora"]
+# so that they fit a width of 32
+SMALL = {
+    "vblora": {"settings": "num_vectors=8 vector_length=16"},
+    "waveft": {"settings": "n_frequency=50"},
+    "fourierft": {"settings": "n_frequency=50"},
+    "vera": {"r": 8},
+}
 
 
-def adapt(folder, method: str, **keys):
+def adapt(folder, method: str, task: Task = TASK, **keys):
     recipe = find_method(method).complete(Recipe(model=str(folder), task="file", output="o", method=method, **keys))
-    base = load_base(str(folder), TASK, dtype=find_method(method).base_dtype)
+    base = load_base(str(folder), task, dtype=find_method(method).base_dtype)
     return base, find_method(method).adapt(base, recipe)
 
 
@@ -24,19 +36,46 @@ def trained_names(model) -> set[str]:
     return {name.removeprefix("base_model.model.") for name, weight in model.named_parameters() if weight.requires_grad}
 
 
+def save(method: str, model, folder) -> None:
+    """As a run does: from a checkpoint to the adapter's folder."""
+    find_method(method).save(model, folder)
+    for name, final_name in find_method(method).files.items():
+        (folder / name).rename(folder / final_name)
+
+
+def randomise(model) -> None:
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.normal_(std=0.3)
+
+
 def test_counts_of_every_method(bert):
     counts = {}
     for method in METHODS:
         base, model = adapt(bert, method)
         counts[method] = count_parameters(model, base.head)
-    whole = sum(weight.numel() for weight in load_base(str(bert), TASK).model.parameters())
-    head = 32 * 2 + 2
+        if isinstance(model, PeftModel):
+            assert sum(counts[method]) == model.get_nb_trainable_parameters()[0]
+    assert {inside for _, inside in counts.values()} == {HEAD}
+    outside = {method: count for method, (count, _) in counts.items()}
+    body = load_base(str(bert), TASK).model.bert
+    norms = 5 * 2 * 32
     # r 8, two factors of 32, query and value of two layers
-    assert counts["lora"] == (8 * (32 + 32) * 4, head)
-    assert counts["head"] == (0, head)
-    assert counts["full"] == (whole - head, head)
-    assert counts["tt-lora"][1] == head
-    assert 0 < counts["tt-lora"][0] < counts["lora"][0]
+    assert outside["lora"] == 8 * (32 + 32) * 4
+    # 32 x 8 as [4, 8, 8]
+    assert outside["loretta-rep"] == 4 * 2 * (4 * 4 + 4 * 8 * 5 + 5 * 8) + norms
+    # two layers, each with one behind attention and one behind feed-forward
+    assert outside["adapter"] == 4 * (2 * 8 * 32 + 8 + 32) + norms
+    assert 4 * (64 + 32) + norms < outside["loretta-adp"] < 4 * (2 * 64 * 32 + 64 + 32) + norms
+    # keys and values in two layers
+    assert outside["prefix"] == 8 * 2 * 2 * 32
+    assert outside["prompt"] == 10 * 32
+    assert outside["p-tuning"] == 20 * 32 + (32 + 1) * 128 + (128 + 1) * 128 + (128 + 1) * 32
+    assert outside["bitfit"] == sum(weight.numel() for name, weight in body.named_parameters() if "bias" in name)
+    assert outside["head"] == 0
+    assert outside["full"] == sum(weight.numel() for weight in body.parameters())
+    assert 0 < outside["tt-lora"] < outside["lora"]
 
 
 def test_tt_lora_takes_shapes_ranks_and_targets(bert):
@@ -45,12 +84,34 @@ def test_tt_lora_takes_shapes_ranks_and_targets(bert):
     assert count_parameters(model, base.head)[0] == 2 * (8 + 48 + 48 + 8)
     config = model.peft_config["default"]
     assert isinstance(config, TTLoraConfig)
-    assert config.target_modules == ["query"]
+    assert config.target_modules == {"query"} or config.target_modules == ["query"]
 
 
 def test_shapes_by_module(llama):
     base, model = adapt(llama, "tt-lora", shape="q_proj=32,32 v_proj=16,32", r=1)
     assert count_parameters(model, base.head)[0] == 2 * (64 + 48)
+
+
+def test_shapes_of_factors(bert):
+    base, model = adapt(bert, "loretta-rep", shape="32=16,2,8", settings="train_layer_norms=false tt_rank=1")
+    assert count_parameters(model, base.head)[0] == 4 * 2 * (16 + 2 + 8)
+
+
+def test_settings_are_fields_of_the_config(bert):
+    _, model = adapt(bert, "lora", settings="use_rslora=true layers_to_transform=[1]")
+    assert model.peft_config["default"].use_rslora
+    assert {name.split(".")[3] for name in trained_names(model) if "lora_" in name} == {"1"}
+    base, model = adapt(bert, "p-tuning", settings={"num_virtual_tokens": 3})
+    # the other default stays
+    assert count_parameters(model, base.head)[0] == 3 * 32 + (32 + 1) * 128 + (128 + 1) * 128 + (128 + 1) * 32
+
+
+def test_every_default_stands_in_the_completed_recipe():
+    for method in (*METHODS, "vera"):
+        recipe = find_method(method).complete(Recipe(model="m", task="t", output="o", method=method))
+        assert recipe.learning_rate
+        assert recipe.settings == ({**find_method(method).defaults.get("settings", {})} or None)
+    assert recipe.settings == {"save_projection": False}
 
 
 def test_all_linear_leaves_the_head_out(bert):
@@ -59,39 +120,61 @@ def test_all_linear_leaves_the_head_out(bert):
     assert not any("classifier" in name and "lora_" in name for name in trained_names(model))
 
 
+def test_bitfit_trains_biases_and_the_head(bert):
+    _, model = adapt(bert, "bitfit")
+    names = trained_names(model)
+    assert "classifier.weight" in names
+    assert all(name.endswith("bias") for name in names - {"classifier.weight"})
+    assert len(names) == sum(name.endswith("bias") for name, _ in model.named_parameters()) + 1
+
+
 def test_what_trains_is_float32_on_a_half_precision_base(llama):
-    for method in ("tt-lora", "lora", "head"):
+    for method in ("tt-lora", "loretta-rep", "loretta-adp", "lora", "prefix", "p-tuning", "head"):
         _, model = adapt(llama, method)
         assert {weight.dtype for weight in model.parameters() if weight.requires_grad} == {torch.float32}
         assert {weight.dtype for weight in model.parameters() if not weight.requires_grad} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, *OTHERS])
 @pytest.mark.parametrize("base_name", ["bert", "llama"])
 def test_saved_weights_come_back_bit_for_bit(method, base_name, request, tmp_path):
+    if (method, base_name) == ("bitfit", "llama"):
+        pytest.skip("it has no biases")
     folder = request.getfixturevalue(base_name)
-    _, model = adapt(folder, method)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.requires_grad:
-                weight.normal_(std=0.3)
-    find_method(method).save(model, tmp_path)
-    for name, final_name in find_method(method).files.items():
-        (tmp_path / name).rename(tmp_path / final_name)
+    _, model = adapt(folder, method, **SMALL.get(method, {}))
+    randomise(model)
+    save(method, model, tmp_path)
     loaded = find_method(method).load(str(folder), TASK, tmp_path)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=base_name == "llama"):
-        assert torch.equal(loaded.model.eval()(IDS).logits, model.eval()(IDS).logits)
+        got, expected = loaded.model.eval()(IDS).logits, model.eval()(IDS).logits
+    if (method, base_name) == ("p-tuning", "llama"):
+        # saved is the prompt in float32, and not as autocast computes it
+        torch.testing.assert_close(got, expected, rtol=0.05, atol=0.05)
+    else:
+        assert torch.equal(got, expected)
     assert count_parameters(loaded.model, loaded.head) == count_parameters(model, loaded.head)
+    assert count_parameters(model, loaded.head)[1] == (HEAD if base_name == "bert" else 64)
 
 
-@pytest.mark.parametrize("method", ["tt-lora", "lora"])
+@pytest.mark.parametrize("method", ["tt-lora", "loretta-rep", "lora", "prompt", "prefix", "p-tuning", "vera"])
+def test_a_causal_model_has_no_head(method, llama, tmp_path):
+    base, model = adapt(llama, method, CAUSAL, **SMALL.get(method, {}))
+    assert base.head == ()
+    assert count_parameters(model, base.head) == (model.get_nb_trainable_parameters()[0], 0)
+    assert not any("modules_to_save" in name and "norm" not in name for name in trained_names(model))
+    randomise(model)
+    save(method, model, tmp_path)
+    loaded = find_method(method).load(str(llama), CAUSAL, tmp_path)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        got, expected = loaded.model.eval()(IDS).logits, model.eval()(IDS).logits
+    torch.testing.assert_close(got, expected, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("method", ["tt-lora", "loretta-rep", "loretta-adp", "lora", "prompt", "p-tuning", "prefix"])
 def test_plain_peft_loads_what_was_saved(method, bert, tmp_path):
     _, model = adapt(bert, method)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.requires_grad:
-                weight.normal_(std=0.3)
-    find_method(method).save(model, tmp_path)
+    randomise(model)
+    save(method, model, tmp_path)
     plain = PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained(bert), tmp_path)
     with torch.no_grad():
         assert torch.equal(plain.eval()(IDS).logits, model.eval()(IDS).logits)
@@ -102,6 +185,61 @@ def test_full_is_a_plain_transformers_model(bert, tmp_path):
     find_method("full").save(model, tmp_path)
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert torch.equal(plain.eval()(IDS).logits, model.eval()(IDS).logits)
+
+
+class TestPrompts:
+    @pytest.mark.parametrize(
+        ("method", "settings"),
+        [("p-tuning", None), ("prompt", None), ("prefix", None), ("prefix", "prefix_projection=true")],
+    )
+    def test_training_goes_on_with_the_network_that_makes_the_prompt(self, method, settings, bert, tmp_path):
+        _, model = adapt(bert, method, settings=settings)
+        randomise(model)
+        find_method(method).save(model, tmp_path)
+        _, other = adapt(bert, method, settings=settings)
+        other.load_adapter(tmp_path, "default", is_trainable=True)  # as Trainer does
+        expected = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        got = {name: weight for name, weight in other.named_parameters() if weight.requires_grad}
+        assert got.keys() == expected.keys()
+        assert all(torch.equal(got[name], expected[name]) for name in got)
+
+    def test_a_projected_prefix_is_loaded_and_counted(self, bert, tmp_path):
+        base, model = adapt(bert, "prefix", settings="prefix_projection=true encoder_hidden_size=16")
+        randomise(model)
+        save("prefix", model, tmp_path)
+        loaded = find_method("prefix").load(str(bert), TASK, tmp_path)
+        assert count_parameters(loaded.model, base.head) == count_parameters(model, base.head)
+        with torch.no_grad():
+            torch.testing.assert_close(loaded.model.eval()(IDS).logits, model.eval()(IDS).logits)
+
+    @pytest.mark.parametrize(("method", "tokens"), [("prompt", 10), ("p-tuning", 20), ("prefix", 8), ("lora", 0)])
+    def test_they_take_places_of_a_row(self, method, tokens, bert, tmp_path):
+        _, model = adapt(bert, method)
+        assert virtual_tokens(model) == tokens
+        save(method, model, tmp_path)
+        loaded = find_method(method).load(str(bert), TASK, tmp_path)
+        # the model has 40 places
+        assert loaded.longest_input(128) == 40 - tokens
+        ids = torch.full((1, 40 - tokens), 5)
+        assert loaded.model(ids, attention_mask=torch.ones_like(ids)).logits.isfinite().all()
+
+    def test_a_prompt_longer_than_the_model(self, bert):
+        with pytest.raises(
+            UserError, match=r"num_virtual_tokens is 40, and model .* takes 40 tokens with the row's own"
+        ):
+            adapt(bert, "prompt", settings="num_virtual_tokens=40")
+
+    def test_keys_and_values_for_a_model_that_takes_none(self, bert, tmp_path):
+        config = MPNetConfig(
+            vocab_size=24, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48
+        )
+        MPNetModel(config).save_pretrained(tmp_path)
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            (tmp_path / file).write_bytes((bert / file).read_bytes())
+        with pytest.raises(UserError, match="models of type mpnet do not take: use prompt or p-tuning"):
+            adapt(tmp_path, "prefix")
+        _, model = adapt(tmp_path, "prompt")
+        assert model(IDS).logits.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -117,15 +255,52 @@ def test_full_is_a_plain_transformers_model(bert, tmp_path):
         ("lora", {"targets": "dropout"}, "method lora does not fit model"),
         ("lora", {"r": "4,4"}, r"--r is \[4, 4\]: method lora takes one rank"),
         ("lora", {"shape": "8,8"}, "--shape means nothing to method lora"),
+        ("lora", {"settings": "lora_alpha=4"}, "--settings names lora_alpha, which has a flag of its own: use --alpha"),
+        ("lora", {"settings": "target_modules=x"}, "names target_modules, which has a flag of its own: use --targets"),
+        ("lora", {"settings": "modules_to_save=x"}, "names 'modules_to_save', which is no setting of method lora"),
+        (
+            "lora",
+            {"settings": "use_rslra=true"},
+            "'use_rslra', which is no setting of method lora: did you mean use_rs",
+        ),
+        ("lora", {"settings": "rank_pattern=5"}, "method lora does not fit model"),
+        ("prompt", {"targets": "query"}, "--targets means nothing to method prompt"),
+        ("prompt", {"settings": "num_virtual_tokens=-1"}, "method prompt does not fit model"),
+        ("adapter", {"settings": "non_linearity=cosine"}, "non_linearity='cosine' is none of"),
+        ("loretta-rep", {"shape": "8,8"}, r"shape=\[8, 8\] is not 'auto' or a dict of dims"),
+        ("loretta-rep", {"r": 33}, "r=33 is more than the rank of its 32 x 32 weight"),
+        ("vera", {"alpha": 3}, "--alpha means nothing to method vera: leave it out"),
+        ("vblora", {}, "method vblora does not fit model .*vector_length"),
+        ("ln-tuning", {}, "Please specify `target_modules` in `peft_config`; name them with --targets"),
+        ("bitfit", {"settings": "r=1"}, "--settings means nothing to method bitfit"),
         ("head", {"r": 3}, "--r means nothing to method head"),
         ("full", {"targets": "query"}, "--targets means nothing to method full"),
     ],
 )
 def test_recipe_that_does_not_fit_is_refused(method, keys, complaint, bert):
-    with pytest.raises(UserError, match=complaint):
+    with pytest.raises(UserError, match=complaint) as error:
         adapt(bert, method, **keys)
+    assert "\n" not in str(error.value)
 
 
-def test_unknown_method_is_refused_with_a_suggestion():
-    with pytest.raises(UserError, match="no method is called 'ttlora': did you mean tt-lora"):
-        find_method("ttlora")
+def test_models_that_do_not_fit(llama):
+    with pytest.raises(UserError, match=r"method bitfit trains biases, and .*llama has none: use another method"):
+        adapt(llama, "bitfit")
+    with pytest.raises(UserError, match=r"method head trains a head, and .*llama has none for this task"):
+        adapt(llama, "head", CAUSAL)
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("ttlora", "no method is called 'ttlora': did you mean tt-lora"),
+        ("p_tuning", "no method is called 'p_tuning': did you mean p-tuning"),
+        ("veraa", r"did you mean vera\? there are tt-lora, .*, full, and of PEFT .*tinylora"),
+        ("xlora", "method xlora of PEFT cannot be used here: it mixes LoRA adapters"),
+        ("adaption-prompt", "method adaption-prompt of PEFT cannot be used here"),
+        ("adalora", "method adalora of PEFT cannot be used here: it decides its ranks in the loop of a training"),
+    ],
+)
+def test_unknown_method_is_refused_with_a_suggestion(name, complaint):
+    with pytest.raises(UserError, match=complaint):
+        find_method(name)

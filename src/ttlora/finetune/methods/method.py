@@ -1,0 +1,98 @@
+"""What a method is: which weights of a model train, and how they are saved and read again."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from ttlora.errors import UserError
+from ttlora.finetune.base import Base
+from ttlora.finetune.recipe import Recipe
+from ttlora.finetune.tasks import Task
+
+OPEN_KEYS = ("targets", "r", "shape", "alpha", "dropout", "settings")
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """One way to fine-tune.
+
+    Attributes:
+        summary: What trains, in a few words.
+        defaults: Its own values for recipe keys that default to None; of `OPEN_KEYS` it reads only those named here.
+        files: What `save` writes, and the name of each file in the adapter folder.
+        base_dtype: Number format that the base model has to be in; None: its own.
+    """
+
+    summary: str
+    defaults: Mapping[str, Any]
+
+    files: ClassVar[Mapping[str, str]]
+    base_dtype: ClassVar[torch.dtype | None] = None
+
+    def complete(self, recipe: Recipe) -> Recipe:
+        """The recipe with the method's own values where it leaves a key open.
+
+        Raises:
+            UserError: The recipe sets a key that the method does not read.
+        """
+        for key in OPEN_KEYS:
+            if key not in self.defaults and getattr(recipe, key) is not None:
+                raise UserError(f"--{key} means nothing to method {recipe.method}: leave it out")
+        return recipe.with_defaults(self.defaults)
+
+    @abstractmethod
+    def adapt(self, base: Base, recipe: Recipe) -> Any:
+        """The base model with all that trains requiring gradients, in float32, and nothing else.
+
+        Raises:
+            UserError: The recipe does not fit the model.
+        """
+
+    @abstractmethod
+    def save(self, model: Any, folder: Path) -> None:
+        """Save what trains, in the number format it trains in, so that Trainer can go on from `folder`."""
+
+    @abstractmethod
+    def load(self, name: str, task: Task, folder: Path) -> Base:
+        """A fresh base model with the weights of an adapter folder.
+
+        Raises:
+            UserError: The folder's files are damaged, or belong to another model.
+        """
+
+
+def count_parameters(model: nn.Module, head: Sequence[str]) -> tuple[int, int]:
+    """How many parameters train outside the head and in it.
+
+    Args:
+        model: An adapted model.
+        head: Names of the head's modules in the base model.
+    """
+    outside = inside = 0
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            if in_head(name, head):
+                inside += weight.numel()
+            else:
+                outside += weight.numel()
+    return outside, inside
+
+
+def in_head(parameter: str, head: Sequence[str]) -> bool:
+    """Whether a parameter, named as in the adapted model, is the head's."""
+    # a model with learned prompts is wrapped once, one with a tuner twice
+    wrapped = [f"{prefix}{module}." for module in head for prefix in ("", "base_model.", "base_model.model.")]
+    return parameter.startswith(tuple(wrapped))
+
+
+def in_float32(model: Any) -> Any:
+    """The model with what trains in float32: in 16 bits Adam's small steps would be lost."""
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+    return model

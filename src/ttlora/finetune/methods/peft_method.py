@@ -1,0 +1,115 @@
+"""Methods that are configs of PEFT."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, ClassVar
+
+from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+from ttlora.errors import UserError, one_line
+from ttlora.finetune.base import Base, load_base
+from ttlora.finetune.methods.method import Method, in_float32
+from ttlora.finetune.methods.targets import find_targets, takes_query_and_value
+from ttlora.finetune.recipe import Recipe
+from ttlora.finetune.tasks import Task
+from ttlora.finetune.weights import read_weights
+from ttlora.tuners.tt_lora import TTLoraConfig
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# Fields of a config that follow from the model, the task and the recipe's own keys.
+NOT_SETTINGS = {field.name for field in fields(PeftConfig)} | {"target_modules", "modules_to_save"}
+
+
+@dataclass(frozen=True)
+class PeftMethod(Method):
+    """A method that is a PEFT config; head and adapter are saved in PEFT's form.
+
+    Its `defaults` for ``settings`` are those fields of the config for which ttlora has another default than PEFT.
+
+    Attributes:
+        config: The config's class.
+        keys: The recipe's keys that are fields of the config, and the names of these.
+    """
+
+    config: type[PeftConfig]
+    keys: Mapping[str, str]
+
+    files: ClassVar[Mapping[str, str]] = {CONFIG: CONFIG, WEIGHTS: WEIGHTS}
+
+    def complete(self, recipe: Recipe) -> Recipe:
+        """The recipe with the method's own values where it leaves a key or a setting open.
+
+        Raises:
+            UserError: The recipe sets a key that the method does not read, or something that is no setting.
+        """
+        completed = super().complete(recipe)
+        settings = {**self.defaults["settings"], **(completed.settings or {})}  # type: ignore[dict-item]
+        own_keys = {field: key for key, field in self.keys.items()} | {"target_modules": "targets"}
+        known = {field.name for field in fields(self.config) if field.init} - NOT_SETTINGS - own_keys.keys()
+        for name in settings:
+            if name in own_keys and own_keys[name] in self.defaults:
+                raise UserError(f"--settings names {name}, which has a flag of its own: use --{own_keys[name]}")
+            if name not in known:
+                close = get_close_matches(name, known, n=1)
+                hint = f"did you mean {close[0]}? " if close else ""
+                raise UserError(
+                    f"--settings names {name!r}, which is no setting of method {recipe.method}: {hint}"
+                    f"there are {', '.join(sorted(known))}"
+                )
+        if isinstance(completed.r, list) and self.config is not TTLoraConfig:
+            raise UserError(f"--r is {completed.r}: method {recipe.method} takes one rank")
+        return replace(completed, settings=settings or None)
+
+    def adapt(self, base: Base, recipe: Recipe) -> Any:
+        """Put the adapter into the targets; PEFT makes the copy of the head that trains."""
+        try:
+            config = self._make_config(base, recipe)
+            return in_float32(get_peft_model(base.model, config))
+        except UserError:
+            raise
+        except Exception as error:  # values of a wrong type, and models of a wrong kind, make PEFT stumble in any way
+            hint = "; name them with --targets" if "target_modules" in str(error) and recipe.targets is None else ""
+            raise UserError(
+                f"method {recipe.method} does not fit model {recipe.model}: {one_line(error)}{hint}"
+            ) from None
+
+    def save(self, model: Any, folder: Path) -> None:
+        """Save in PEFT's form."""
+        # the embeddings never train; without False, PEFT asks the hub whether they have been resized
+        model.save_pretrained(folder, save_embedding_layers=False)
+
+    def load(self, name: str, task: Task, folder: Path) -> Base:
+        """Load from PEFT's form."""
+        base = self._load_untrained(name, task, folder)
+        wanted = get_peft_model_state_dict(base.model, save_embedding_layers=False)
+        set_peft_model_state_dict(base.model, read_weights(folder / WEIGHTS, name, wanted))
+        return base
+
+    def _make_config(self, base: Base, recipe: Recipe) -> Any:
+        values = {field: getattr(recipe, key) for key, field in self.keys.items()}
+        if self.config is TTLoraConfig and isinstance(recipe.shape, dict):
+            values["shape_pattern"] = values.pop("shape")
+        config: Any = self.config(**values, **(recipe.settings or {}))  # type: ignore[arg-type]
+        if "targets" in self.defaults:
+            config.target_modules = find_targets(base, recipe.targets, takes_query_and_value(config))
+        config.task_type = base.task_type
+        # of a classifier PEFT adds these two itself
+        config.modules_to_save = [module for module in base.head if module not in ("classifier", "score")] or None
+        return config
+
+    def _load_untrained(self, name: str, task: Task, folder: Path) -> Base:
+        """A fresh base model with the adapter of a folder, which does not have its weights yet."""
+        if not (folder / CONFIG).is_file():
+            raise UserError(f"{folder} holds no {CONFIG}: it is no whole adapter folder")
+        try:
+            config = PeftConfig.from_pretrained(str(folder))
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{folder / CONFIG} is damaged: {one_line(error)}") from None
+        config.inference_mode = False
+        base = load_base(name, task)
+        try:
+            return replace(base, model=in_float32(get_peft_model(base.model, config)))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{folder} does not fit model {name}: {one_line(error)}") from None

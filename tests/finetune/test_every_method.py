@@ -1,0 +1,38 @@
+"""Every method through a whole run: what is saved gives the metric again."""
+
+import pytest
+from test_methods import OTHERS, SMALL
+
+from ttlora.finetune.finished import FinishedRun
+from ttlora.finetune.methods import METHODS
+from ttlora.finetune.recipe import Recipe
+from ttlora.finetune.run import run
+
+
+def finish(method, model, data, output, **keys):
+    keys = {"task": "glue/sst2", "epochs": 1, "batch_size": 24, "threads": 1, **SMALL.get(method, {}), **keys}
+    return run(
+        Recipe(model=str(model), data=str(data), output=str(output), method=method, **keys),
+        quiet=True,
+    )
+
+
+def check(record, output):
+    again = FinishedRun.load(str(output))
+    assert again.evaluate() == (record.metrics, record.validation_loss)
+    assert record.trainable_parameters == record.adapter_parameters + record.head_parameters
+
+
+@pytest.mark.parametrize("method", [*METHODS, *OTHERS[:6]])
+def test_the_same_metric_from_what_was_saved(method, bert, data, tmp_path):
+    record = finish(method, bert, data, tmp_path / "out")
+    assert record.head_parameters == 32 * 2 + 2
+    assert (record.adapter_parameters > 0) == (method != "head")
+    check(record, tmp_path / "out")
+
+
+@pytest.mark.parametrize("method", ["tt-lora", "loretta-rep", "prompt", "prefix"])
+def test_a_causal_model_that_answers_with_words(method, llama, data, tmp_path):
+    record = finish(method, llama, data, tmp_path / "out", scoring="prompt")
+    assert record.head_parameters == 0
+    check(record, tmp_path / "out")
