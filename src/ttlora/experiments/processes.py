@@ -1,6 +1,7 @@
 """The runs of a comparison, each in a process of its own, one after the other or several at a time."""
 
 import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -77,7 +78,7 @@ def do_runs(
                 process = context.Process(  # type: ignore[attr-defined]
                     target=work, args=(run, folder.log(run), max(1, threads // parallel)), daemon=True
                 )
-                with _without_ctrl_c():
+                with _apart(folder.logs / "start.log"):
                     process.start()
                     running.append(Running(run, process, time.monotonic()))
                 watcher.began(run)
@@ -104,13 +105,23 @@ def _context() -> BaseContext:
 
 
 @contextmanager
-def _without_ctrl_c() -> Iterator[None]:
-    """Let processes that are started now not hear Ctrl-C, which a terminal sends to all: who started them ends them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _apart(log: Path) -> Iterator[None]:
+    """Keep processes that are started now apart from the terminal.
+
+    What their imports print goes into a log. Ctrl-C, which a terminal sends to all, they do not hear: who started them
+    ends them.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    stderr = os.dup(2)
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
+        os.dup2(handle, 2)
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(handle)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _require_outcome(folder: ComparisonFolder, one: Running) -> None:
