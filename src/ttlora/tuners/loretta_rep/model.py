@@ -31,7 +31,7 @@ class LorettaRepModel(BaseTuner):
     tuner_layer_cls = LorettaRepLinear
     target_module_mapping = DEFAULT_TARGET_MODULES
 
-    # they know layers by their class, of which ours is one
+    # they know layers by TT-LoRA's class, of which ours is one, and find them in `_adapted_layers`
     _enable_peft_forward_hooks: Any = TTLoraModel._enable_peft_forward_hooks
     _replace_module: Any = TTLoraModel._replace_module
 
@@ -45,6 +45,7 @@ class LorettaRepModel(BaseTuner):
             for name, layer in model.named_modules()
             if isinstance(layer, LorettaRepLinear)
         }
+        self._adapted_layers = list(layers.values())
         updates = {name: layer.loretta_rep_update.get(adapter_name) for name, layer in layers.items()}
         write_shapes(config, {name: update for name, update in updates.items() if update is not None})
         if config.train_layer_norms:
