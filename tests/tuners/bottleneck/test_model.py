@@ -1,4 +1,5 @@
 import copy
+import json
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from ttlora import BottleneckConfig
+from ttlora.tensor_train import TTShape
+from ttlora.tensor_train import shape as shape_module
 from ttlora.tuners.bottleneck import BottleneckLinear, default_targets
 from ttlora.tuners.bottleneck.norms import TrainedNorm
 
@@ -284,6 +287,51 @@ class TestSeveralAdapters:
         models = [adapt(bert), adapt(bert)]
         set_peft_model_state_dict(models[1], get_peft_model_state_dict(models[0]))
         assert torch.equal(logits(models[1], bert.inputs), logits(models[0], bert.inputs))
+
+
+class TestWhatTheFileSays:
+    @pytest.fixture
+    def saved(self, mlp, tmp_path):
+        config = BottleneckConfig(**TRAINS, **STRONG, target_modules=["0", "2"])
+        get_peft_model(mlp(), config).save_pretrained(tmp_path)
+        return tmp_path
+
+    def edit(self, folder, **changes):
+        path = folder / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    def test_a_later_choice_of_auto_changes_no_saved_adapter(self, saved, mlp, monkeypatch):
+        expected = PeftModel.from_pretrained(mlp(), saved)(torch.ones(1, 16))
+        build = TTShape.build
+
+        def choose_otherwise(out_features, in_features, dims="auto", r=5):
+            return build(out_features, in_features, [out_features, in_features] if dims == "auto" else dims, r)
+
+        monkeypatch.setattr(shape_module.TTShape, "build", choose_otherwise)
+        assert torch.equal(PeftModel.from_pretrained(mlp(), saved)(torch.ones(1, 16)), expected)
+
+    def test_a_model_of_other_sizes(self, saved):
+        other = nn.Sequential(nn.Linear(16, 48), nn.ReLU(), nn.Linear(48, 8))
+        with pytest.raises(ValueError, match="0 has 48 outputs, but shape has dims for 24, 8 alone"):
+            PeftModel.from_pretrained(other, saved)
+
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            ({"r": 10**12}, "r=1000000000000"),
+            ({"r": 2**30}, "0: r=1073741824 is more than 4 times its 24 outputs"),
+            (
+                {"shape": {"24": [24, *[1] * 200, 8], "8": "auto"}, "tt_rank": 2**30},
+                "0: shape .* takes 13,056 parameters",
+            ),
+            ({"tt_rank": "5"}, "tt_rank='5'"),
+            ({"non_linearity": "__import__"}, "non_linearity='__import__'"),
+        ],
+    )
+    def test_a_config_of_nonsense(self, saved, mlp, wrong, message):
+        self.edit(saved, **wrong)
+        with pytest.raises(ValueError, match=message):
+            PeftModel.from_pretrained(mlp(), saved)
 
 
 @pytest.mark.parametrize("beams", [1, 3])

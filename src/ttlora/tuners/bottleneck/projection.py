@@ -35,6 +35,11 @@ class TrainLinear(nn.Module):
             A, B = self.update.factors(self.cores)
         return F.linear(F.linear(x, A.to(x.dtype)), B.to(x.dtype), self.bias)
 
+    def extra_repr(self) -> str:
+        """What the printed model tells of it."""
+        shape = self.update.shape
+        return f"{shape.out_features} x {shape.in_features}, dims={list(shape.dims)}, ranks={list(shape.ranks)}"
+
 
 def make_projections(config: BottleneckConfig, module_name: str, outputs: int) -> tuple[nn.Module, nn.Module]:
     """``down`` and ``up`` of a bottleneck at their starting points.
