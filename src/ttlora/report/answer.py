@@ -55,7 +55,9 @@ def _good(comparison: Comparison, subject: Row, baseline: Row | None) -> str:
         where = f"{comparison.averaged[0].name} ({comparison.averaged[0].metric})"
     else:
         where = f"average over {len(comparison.averaged)} tasks"
-    sentence = f"{missing}{subject.label} scores {format_mean(mine)} on {where}, {counted(mine.count, 'seed')}"
+    settings = len([row for row in comparison.rows if row.method == subject.method])
+    chosen = f" (the best of its {settings} settings)" if settings > 1 else ""
+    sentence = f"{missing}{subject.label}{chosen} scores {format_mean(mine)} on {where}, {counted(mine.count, 'seed')}"
     if len(comparison.rows) == 1:
         return f"{sentence}; there is no other method to compare it with."
     ranked = sorted(comparison.rows, key=lambda row: -_shown(comparison, row))

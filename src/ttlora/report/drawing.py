@@ -142,7 +142,9 @@ def count_axis(axes: Axes, values: Sequence[float], text: Callable[[float], str]
     high = math.ceil(math.log10(max(values) * 1.25))
     axes.set_xscale("log")
     axes.set_xlim(10.0**low, 10.0**high)
-    axes.xaxis.set_major_locator(FixedLocator([10.0**power for power in range(low, high + 1)]))
+    steps = (1, 2, 5) if high - low == 1 else (1,)
+    ticks = [step * 10.0**power for power in range(low, high + 1) for step in steps]
+    axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if tick <= 10.0**high]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(True, axis="both")

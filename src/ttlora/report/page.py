@@ -1,6 +1,7 @@
 """The report as one page of HTML that needs no network: answer, tables, figures, and the recipe of every number."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from markupsafe import Markup
 from ttlora.report.answer import Answer
 from ttlora.report.comparison import OURS, Comparison
 from ttlora.report.drawing import Picture
-from ttlora.report.formats import counted, format_metric, format_seconds, format_size
+from ttlora.report.formats import counted, format_seconds, format_size
 from ttlora.report.rows import Mean
 from ttlora.report.runs import Failure, Run
 from ttlora.report.tables import cost_table, explanations, factor_text, same_seeds
@@ -84,17 +85,17 @@ def _helpers() -> Mapping[str, Any]:
         "counted": counted,
         "drawn": lambda picture: Markup(picture.svg),
         "factor": factor_text,
-        "metric": format_metric,
         "recipes": _recipes,
         "seconds": format_seconds,
         "size": format_size,
         "spread": _spread,
+        "unbroken": _unbroken,
         "value": lambda value, scale: f"{scale * value:,.2f}",
     }
 
 
 def _title(comparisons: Sequence[Comparison]) -> str:
-    methods = len({row.method for comparison in comparisons for row in comparison.rows})
+    methods = len({row.label for comparison in comparisons for row in comparison.rows})
     models = comparisons[0].name if len(comparisons) == 1 else counted(len(comparisons), "model")
     return f"{counted(methods, 'method')} on {models}"
 
@@ -106,6 +107,11 @@ def _subtitle(comparisons: Sequence[Comparison], failures: Sequence[Failure]) ->
     failed = f"; {counted(len(failures), 'run')} failed" if failures else ""
     counts = f"{counted(len(runs), 'run')}, {counted(seeds, 'seed')}, {counted(len(tasks), 'task')}"
     return f"{counts}: {', '.join(tasks)}{failed}"
+
+
+def _unbroken(text: str) -> str:
+    """Text whose numbers stay on one line with their units and spreads."""
+    return re.sub(r"(?<=[\d±]) (?=±|\d|(s|%|B|[KMG]iB|points)\b)|(?<=\d) (?=%)", "\N{NO-BREAK SPACE}", text)
 
 
 def _spread(mean: Mean, scale: int, same: int | None) -> str:
