@@ -1,1 +1,5 @@
-"""PEFT methods, a folder each, registered with PEFT when ttlora is imported."""
+"""PEFT methods, a folder each; all are registered with PEFT when any of them is imported."""
+
+from ttlora.tuners import bottleneck, loretta_rep, tt_lora
+
+__all__ = ["bottleneck", "loretta_rep", "tt_lora"]

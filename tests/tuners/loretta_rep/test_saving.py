@@ -8,6 +8,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from ttlora import LorettaRepConfig
+from ttlora.adapters.merge import load_base, merge_adapter
+from ttlora.adapters.read import read_adapter
 from ttlora.tensor_train import TTShape
 from ttlora.tensor_train import shape as shape_module
 
@@ -137,3 +139,17 @@ class TestWhatCannotBeLoaded:
         edit_config(saved, shape={"24": [24, *[1] * 200, 4]}, tt_rank=2**30)
         with pytest.raises(ValueError, match=r"takes 3,[0-9,]+ parameters for a factor of 96 entries"):
             PeftModel.from_pretrained(mlp(), saved)
+
+
+def test_the_commands_read_and_merge_it(architectures, tmp_path):
+    bert = architectures["bert"]
+    model = trained(bert, task_type="SEQ_CLS", r=4)
+    expected = logits(model, bert.inputs)
+    bert.build().save_pretrained(tmp_path / "base")
+    model.save_pretrained(tmp_path / "adapter")
+    adapter = read_adapter(tmp_path / "adapter")
+    assert len(adapter.modules) == bert.count
+    assert {name.rpartition(".")[0].rpartition(".")[2] for name in adapter.others} == {"LayerNorm", "classifier"}
+    base, random = load_base(adapter, str(tmp_path / "base"), local_files_only=True)
+    assert not random
+    torch.testing.assert_close(logits(merge_adapter(adapter, base), bert.inputs), expected)
