@@ -133,7 +133,7 @@ def average_label(comparison: Comparison) -> str:
     if len(comparison.averaged) == 1:
         column = comparison.averaged[0]
         return printable(f"{column.name}: {column.metric} × 100", 60)
-    return f"average score over {len(comparison.averaged)} tasks × 100"
+    return f"average score (× 100) over {len(comparison.averaged)} tasks"
 
 
 def count_axis(axes: Axes, values: Sequence[float], text: Callable[[float], str]) -> None:
