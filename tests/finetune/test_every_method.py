@@ -1,5 +1,9 @@
 """Every method through a whole run: what is saved gives the metric again."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 from test_methods import OTHERS, SMALL
 
@@ -23,7 +27,7 @@ def check(record, output):
     assert record.trainable_parameters == record.adapter_parameters + record.head_parameters
 
 
-@pytest.mark.parametrize("method", [*METHODS, *OTHERS[:6]])
+@pytest.mark.parametrize("method", [*METHODS, "vera", "unilora", "ia3"])
 def test_the_same_metric_from_what_was_saved(method, bert, data, tmp_path):
     record = finish(method, bert, data, tmp_path / "out")
     assert record.head_parameters == 32 * 2 + 2
@@ -31,8 +35,24 @@ def test_the_same_metric_from_what_was_saved(method, bert, data, tmp_path):
     check(record, tmp_path / "out")
 
 
-@pytest.mark.parametrize("method", ["tt-lora", "loretta-rep", "prompt", "prefix"])
+@pytest.mark.parametrize("method", ["tt-lora", "prompt", "prefix"])
 def test_a_causal_model_that_answers_with_words(method, llama, data, tmp_path):
     record = finish(method, llama, data, tmp_path / "out", scoring="prompt")
     assert record.head_parameters == 0
     check(record, tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_the_same_metric_in_a_fresh_process(bert, llama, data, tmp_path):
+    records = {method: finish(method, bert, data, tmp_path / method) for method in [*METHODS, *OTHERS]}
+    for method in ("tt-lora", "loretta-rep", "loretta-adp", "lora", "prompt", "prefix", "p-tuning"):
+        records[f"causal {method}"] = finish(method, llama, data, tmp_path / f"causal {method}", scoring="prompt")
+    script = """
+import json, sys
+from ttlora.finetune.finished import FinishedRun
+print(json.dumps({name: FinishedRun.load(f"{sys.argv[1]}/{name}").evaluate() for name in sys.argv[2:]}))
+"""
+    process = subprocess.run([sys.executable, "-c", script, tmp_path, *records], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    found = json.loads(process.stdout)
+    assert found == {name: [record.metrics, record.validation_loss] for name, record in records.items()}
