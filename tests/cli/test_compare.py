@@ -147,7 +147,7 @@ def test_folder_is_named_as_the_file(config, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_command_that_is_killed_goes_on(signum, config, out):
     """However it ends, no process of it is left, and the same command brings all runs to their end."""
-    arguments = command("compare", "--config", config("[lora, head]", epochs=300, patience=300), "--output", out)
+    arguments = command("compare", "--config", config("[lora, head]", epochs=20, patience=20), "--output", out)
     process = subprocess.Popen(
         arguments,
         stderr=subprocess.PIPE,

@@ -170,6 +170,7 @@ def _print_counts(console: Console, counts: Sequence[Count]) -> None:
         table.add_row(*map(Text, cells))
     console.print()
     console.print(table)
+    console.print(Text(f"head: that of {counts[0].task}, the first task", style="dim"))
     if in_paper:
         console.print(Text("printed: as the paper prints it (arXiv 2408.01008, Tables I and II)", style="dim"))
     for number, note in enumerate(notes, start=1):

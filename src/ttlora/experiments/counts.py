@@ -26,6 +26,7 @@ class Count:
     Attributes:
         model: The model's label.
         method: The method's label.
+        task: The task's label, which decides the head's size.
         adapter: Trained parameters outside the head.
         head: Trained parameters of the head.
         full: All parameters of the model, head included.
@@ -35,6 +36,7 @@ class Count:
 
     model: str
     method: str
+    task: str
     adapter: int
     head: int
     full: int
@@ -85,7 +87,8 @@ def _count(run: PlannedRun, count_lora: Callable[[str, _Ending], int]) -> Count:
     except UserError as error:
         raise UserError(f"{run.method} on {run.model}: {error}") from None
     printed = find_printed(recipe.model, recipe.method, recipe.r)
-    return Count(run.model, run.method, adapter, head, full, count_lora(recipe.model, ending), printed)
+    lora = count_lora(recipe.model, ending)
+    return Count(run.model, run.method, run.task, adapter, head, full, lora, printed)
 
 
 def _count_lora(model: str, ending: _Ending) -> int:
