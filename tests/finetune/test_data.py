@@ -3,10 +3,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import make_tokenizer, write_jsonl
+from conftest import write_jsonl
 
 from ttlora.errors import UserError
-from ttlora.finetune.data import collator, load_data, load_validation, read_rows, tokenise
+from ttlora.finetune.data import load_data, load_validation
+from ttlora.finetune.files import read_rows
 from ttlora.finetune.recipe import Recipe
 
 ROWS = [{"text": 'a, "b"', "label": "pos"}, {"text": "c\nd", "label": "neg"}, {"text": "", "label": "pos"}]
@@ -34,7 +35,7 @@ def test_formats_hold_the_same_rows(ending, tmp_path):
     path = write(tmp_path / f"rows.{ending}", ROWS)
     task, train, validation = load(path, path)
     assert train == validation
-    assert train.texts == [('a, "b"',), ("c\nd",), ("",)]
+    assert train.inputs == [('a, "b"',), ("c\nd",), ("",)]
     assert task.labels == ("neg", "pos")
     assert train.labels == [1, 0, 1]
 
@@ -73,7 +74,7 @@ def test_booleans_and_mixed_labels_are_classes(tmp_path):
 def test_two_texts_and_other_column_names(tmp_path):
     path = write(tmp_path / "rows.jsonl", [{"q": "a", "p": 7, "y": "x"}, {"q": "c", "p": "d", "y": "z"}])
     _, train, _ = load(path, path, text_column="q", text_pair_column="p", label_column="y")
-    assert train.texts == [("a", "7"), ("c", "d")]
+    assert train.inputs == [("a", "7"), ("c", "d")]
 
 
 def test_named_task_comes_from_its_folder(data):
@@ -88,13 +89,13 @@ def test_named_task_in_csv(tmp_path):
     for split in ("train", "validation"):
         write(tmp_path / "rte" / f"{split}.csv", [{"sentence1": "a", "sentence2": "b", "label": n} for n in (0, 1)])
     _, train, _ = load_data(Recipe(model="m", task="glue/rte", output="o", data=str(tmp_path)))
-    assert train.texts == [("a", "b"), ("a", "b")]
+    assert train.inputs == [("a", "b"), ("a", "b")]
 
 
 def test_drawn_rows_depend_on_the_seed_alone(data):
     def texts(count, seed):
         recipe = Recipe(model="m", task="glue/sst2", output="o", data=str(data), max_train_examples=count, seed=seed)
-        return load_data(recipe)[1].texts
+        return load_data(recipe)[1].inputs
 
     assert len(texts(10, 1)) == 10
     assert texts(10, 1) == texts(10, 1) != texts(10, 2)
@@ -188,22 +189,6 @@ def test_draw_of_one_label_only_is_refused(tmp_path):
     path = write(tmp_path / "rows.jsonl", ROWS)
     with pytest.raises(UserError, match="--max-train-examples 1 draws only rows of label"):
         load(path, path, max_train_examples=1)
-
-
-def test_tokens_are_cut_and_padded_by_batch():
-    tokenizer = make_tokenizer()
-    rows = tokenise([("the film was great",), ("dull",)], tokenizer, max_length=5)
-    assert [len(row["input_ids"]) for row in rows] == [5, 3]
-    batch = collator(tokenizer)([{**row, "labels": label} for row, label in zip(rows, (1, 0), strict=True)])
-    assert batch["input_ids"].shape == (2, 5)
-    assert batch["attention_mask"].tolist() == [[1] * 5, [1, 1, 1, 0, 0]]
-    assert batch["labels"].tolist() == [1, 0]
-
-
-def test_the_texts_of_a_pair_are_joined_by_the_tokenizer():
-    tokenizer = make_tokenizer()
-    (row,) = tokenise([("the film", "great")], tokenizer, max_length=20)
-    assert tokenizer.decode(row["input_ids"]) == "[CLS] the film [SEP] great [SEP]"
 
 
 def test_json_lines_of_other_programs_are_read(tmp_path):

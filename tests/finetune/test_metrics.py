@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ttlora.finetune.metrics import measure_metrics
+from ttlora.finetune.metrics import exact_match, measure_metrics, measure_texts, measure_tokens, rouge_l
 
 LABELS = np.array([1, 1, 1, 0, 0, 1, 0, 1])
 PREDICTIONS = np.array([1, 0, 1, 0, 1, 1, 0, 1])
@@ -34,3 +34,30 @@ def test_constant_predictions_correlate_with_nothing():
 def test_one_class_only_predicted():
     values = measure_metrics(("f1", "matthews"), LABELS, np.zeros_like(LABELS))
     assert values == {"f1": 0.0, "matthews": 0.0}
+
+
+def test_rouge_l_of_lins_example():
+    # Lin 2004, Section 3.1: "police killed the gunman" against two candidates of four words
+    reference = "police killed the gunman"
+    assert rouge_l(reference, "Police kill the gunman.") == 3 / 4
+    assert rouge_l(reference, "the gunman kill police") == 2 / 4
+    assert rouge_l("a b c d e", "b d") == 2 * 2 / 7
+    assert rouge_l(reference, "") == 0
+    assert rouge_l("...", "!") == 1
+
+
+def test_exact_match_minds_words_alone():
+    assert exact_match("Ja,  Nein", "ja, nein\n") == 1
+    assert exact_match("ja", "ja.") == 0
+    assert measure_texts(["exact_match", "rouge_l"], ["a b", "c"], ["a", "c"]) == {
+        "exact_match": 0.5,
+        "rouge_l": pytest.approx((2 / 3 + 1) / 2),
+    }
+
+
+def test_perplexity_is_over_tokens_and_not_over_rows():
+    losses = np.array([[4 * np.log(2.0), 4, 1], [np.log(32.0), 1, 1]])
+    values = measure_tokens(losses)
+    assert values["perplexity"] == pytest.approx(2 ** (9 / 5))
+    assert values["token_accuracy"] == 2 / 5
+    assert np.isfinite(measure_tokens(np.array([[1e6, 1, 0]]))["perplexity"])

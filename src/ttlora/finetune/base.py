@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from ttlora.errors import UserError, one_line
 from ttlora.finetune.hub import require_on_hub
@@ -19,30 +20,38 @@ class Base:
 
     Attributes:
         name: A local folder, or a name on the hub.
-        model: The model for sequence classification.
+        model: The model for sequence classification, or the causal model.
         tokenizer: Its tokenizer; it has a padding token.
-        head: Names of the modules that make up the task's head, which is new and has to train.
+        head: Names of the modules that make up the task's head, which is new and has to train; a causal model that
+            answers with words has none.
+        virtual_tokens: Places that a method puts in front of every row.
     """
 
     name: str
     model: Any
     tokenizer: Any
     head: tuple[str, ...]
+    virtual_tokens: int = 0
+
+    @property
+    def task_type(self) -> str:
+        """PEFT's name for what the model does."""
+        return "SEQ_CLS" if self.head else "CAUSAL_LM"
 
     def longest_input(self, max_length: int) -> int:
         """`max_length`, or as many tokens as the model takes if that is less."""
-        limits = [max_length, self.tokenizer.model_max_length]
+        limits = [self.tokenizer.model_max_length]
         for name, module in self.model.named_modules():
             if isinstance(module, nn.Embedding) and name.endswith(("position_embeddings", "wpe")):
                 offset = 0 if module.padding_idx is None else module.padding_idx + 1
                 limits.append(module.num_embeddings - offset)
-        return int(min(limits))
+        return int(min(max_length, min(limits) - self.virtual_tokens))
 
 
 def load_base(
     name: str, task: Task, seed: int = 0, dtype: torch.dtype | None = None, weights: Path | None = None
 ) -> Base:
-    """Load a base model with a head of as many outputs as the task has classes, or one for regression.
+    """Load a base model with a head of as many outputs as the task has classes, one for numbers and choices, or none.
 
     Args:
         name: A local folder, or a name on the hub; what the hub's cache holds is not asked for again.
@@ -52,7 +61,7 @@ def load_base(
         weights: Folder with other weights for the same model, head included.
 
     Raises:
-        UserError: There is no such model, or it is none that can classify.
+        UserError: There is no such model, or it is none for the task.
     """
     folder = Path(name)
     if folder.is_dir():
@@ -75,7 +84,8 @@ def _load(name: str, task: Task, seed: int, dtype: torch.dtype | None, weights: 
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
         _fit_to_task(config, tokenizer, task)
         torch.manual_seed(seed)
-        model, report = AutoModelForSequenceClassification.from_pretrained(
+        model_class = AutoModelForCausalLM if task.is_causal else AutoModelForSequenceClassification
+        model, report = model_class.from_pretrained(
             source,
             config=config,
             dtype=dtype or "auto",
@@ -84,14 +94,19 @@ def _load(name: str, task: Task, seed: int, dtype: torch.dtype | None, weights: 
             **options,
         )
     except Exception as error:  # a missing file, a damaged file, a missing library: each with an error of its own
-        raise UserError(f"model {source} cannot be loaded for classification: {one_line(error)}") from None
+        purpose = "as a causal model" if task.is_causal else "for classification"
+        raise UserError(f"model {source} cannot be loaded {purpose}: {one_line(error)}") from None
     if model.dtype == torch.float16:
         model = model.to(torch.bfloat16)
-    return Base(name, model, tokenizer, _find_head(name, model, report))
+    return Base(name, model, tokenizer, _find_head(name, model, report, task))
 
 
 def _fit_to_task(config: Any, tokenizer: Any, task: Task) -> None:
-    if task.kind == "regression":
+    if task.is_causal:
+        of_both_sides = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_decoder
+        if of_both_sides or config.is_encoder_decoder:
+            raise ValueError(f"a {config.model_type} does not write from left to right; use --scoring head")
+    elif task.kind in ("regression", "choice"):
         config.num_labels, config.problem_type = 1, "regression"
     else:
         config.problem_type = "single_label_classification"
@@ -106,18 +121,19 @@ def _fit_to_task(config: Any, tokenizer: Any, task: Task) -> None:
     config.pad_token_id = tokenizer.pad_token_id
 
 
-def _find_head(name: str, model: Any, report: dict[str, Any]) -> tuple[str, ...]:
+def _find_head(name: str, model: Any, report: dict[str, Any], task: Task) -> tuple[str, ...]:
     """The modules beside the pretrained body, and those in it that the checkpoint does not hold, such as a pooler."""
     body = model.base_model_prefix
-    head = [child for child, module in model.named_children() if child != body and list(module.parameters())]
+    beside = [child for child, module in model.named_children() if child != body and list(module.parameters())]
+    head = [] if task.is_causal else beside
     new = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
     for key in sorted(new):
         parts = key.split(".")
-        if parts[0] == body:
+        if parts[0] == body or task.is_causal:
             pooler = next((index for index, part in enumerate(parts) if "pooler" in part), None)
-            if pooler is None:
+            if pooler is None or task.is_causal:
                 raise UserError(f"model {name} holds no weights that fit {key}: it is no whole pretrained model")
             head.append(".".join(parts[: pooler + 1]))
-    if not head:
+    if not head and not task.is_causal:
         raise UserError(f"model {name} has no head to train for classification")
     return tuple(dict.fromkeys(head))

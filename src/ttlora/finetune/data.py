@@ -1,34 +1,54 @@
-"""From files or the hub to tokenised rows: every row is checked, and what is wrong is named with its place."""
+"""From rows to what is put to a model: every row is checked, and what is wrong is named with its place."""
 
-import csv
-import json
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from ttlora.errors import UserError, one_line
+from ttlora.finetune.files import Row, read_rows, shown
 from ttlora.finetune.hub import require_on_hub
 from ttlora.finetune.recipe import Recipe
-from ttlora.finetune.tasks import FILE_METRICS, Kind, Label, Task, find_task
+from ttlora.finetune.tasks import FILE_METRICS, Kind, Label, Task, columns_of, fill, find_task
 
-Row = dict[str, Any]
 MOST_CLASSES = 100
+
+Messages = tuple[dict[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """A prompt, or the messages of a chat, and the answers that may follow."""
+
+    prompt: str | Messages
+    answers: tuple[str, ...]
+
+
+# what a head reads: the texts of a row, or those of each choice
+Texts = tuple[str, ...]
+Input = Texts | tuple[Texts, ...] | Prompted
 
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of texts with their labels: class indices, or numbers."""
+    """Inputs with their labels: indices of classes, choices or answers, or numbers."""
 
-    texts: list[tuple[str, ...]]
+    inputs: list[Input]
     labels: list[int] | list[float]
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.inputs)
+
+
+@dataclass(frozen=True)
+class _Example:
+    """A row's cells that the task reads, and its label."""
+
+    place: str
+    cells: dict[str, Any]
+    label: Any
 
 
 def load_data(recipe: Recipe) -> tuple[Task, Split, Split]:
@@ -37,15 +57,14 @@ def load_data(recipe: Recipe) -> tuple[Task, Split, Split]:
     Raises:
         UserError: The data are not there, or something in them cannot be used.
     """
-    task = find_task(recipe)
+    task = replace(find_task(recipe), scoring=recipe.scoring)
     train_source, train_rows = _open_split(recipe, task, "train")
-    validation_source, validation_rows = _open_split(recipe, task, "validation")
-    train_texts, train_labels = _read_columns(task, train_source, train_rows)
-    validation_texts, validation_labels = _read_columns(task, validation_source, validation_rows)
-    task = _with_labels(task, train_source, train_labels)
-    train = Split(train_texts, _encode(task, train_source, train_labels))
-    validation = Split(validation_texts, _encode(task, validation_source, validation_labels))
-    return task, _draw(task, train, recipe), validation
+    validation_source, validation_rows = _open_split(recipe, task, task.validation)
+    train_examples = [_read(task, train_source, place, row) for place, row in train_rows]
+    validation_examples = [_read(task, validation_source, place, row) for place, row in validation_rows]
+    task = _with_answers(_with_labels(task, train_source, [example.label for example in train_examples]))
+    train = _split(task, train_source, train_examples)
+    return task, _draw(task, train, recipe), _split(task, validation_source, validation_examples)
 
 
 def load_validation(recipe: Recipe, task: Task) -> Split:
@@ -54,48 +73,17 @@ def load_validation(recipe: Recipe, task: Task) -> Split:
     Raises:
         UserError: The data are not there, or something in them cannot be used.
     """
-    source, rows = _open_split(recipe, task, "validation")
-    texts, labels = _read_columns(task, source, rows)
-    return Split(texts, _encode(task, source, labels))
+    source, rows = _open_split(recipe, task, task.validation)
+    return _split(task, source, [_read(task, source, place, row) for place, row in rows])
 
 
-def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """The rows of a file, each with its place for messages ("line 7"); the format follows from the name's ending.
-
-    Raises:
-        UserError: The file is not there, is empty or malformed, or has another ending.
-    """
-    readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
-    if path.suffix not in readers:
-        raise UserError(f"{path}: cannot tell the format; the name has to end in {', '.join(readers)}")
-    if not path.is_file():
-        raise UserError(f"{path} is not there" if not path.exists() else f"{path} is no file")
-    empty = True
-    try:
-        for place, row in readers[path.suffix](path):
-            empty = False
-            yield place, row
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    if empty:
-        raise UserError(f"{path} has no rows")
-
-
-def texts_of(row: Row, columns: Sequence[str], source: str, place: str) -> tuple[str, ...]:
-    """The texts of one row.
+def input_of(task: Task, row: Row, source: str, place: str) -> Input:
+    """What is put to the model for one row without a label.
 
     Raises:
         UserError: A column is not there, or holds no text.
     """
-    texts = []
-    for column in columns:
-        value = _cell(row, column, source, place)
-        if value is None or isinstance(value, list | dict):
-            raise UserError(f"{source}, {place}: column {column!r} holds no text but {_shown(value)}")
-        texts.append(str(value))
-    return tuple(texts)
+    return _input(task, _cells(task, row, source, place, labelled=False))
 
 
 def _open_split(recipe: Recipe, task: Task, split: str) -> tuple[str, Iterable[tuple[str, Row]]]:
@@ -119,7 +107,7 @@ def _open_hub(hub: tuple[str, str], split: str) -> tuple[str, Iterable[tuple[str
     import datasets
 
     name, config = hub
-    way_out = f"give the data with --data DIR, where DIR/{config}/train.jsonl and validation.jsonl are"
+    way_out = f"give the data with --data DIR, where DIR/{config}/train.jsonl and {split}.jsonl are"
     require_on_hub("dataset", name, way_out)
     try:
         rows = datasets.load_dataset(name, config, split=split)
@@ -128,65 +116,126 @@ def _open_hub(hub: tuple[str, str], split: str) -> tuple[str, Iterable[tuple[str
     return name, ((f"row {number}", row) for number, row in enumerate(rows, 1))
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{path}, line {number} is no JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{path}, line {number} is no JSON object but {_shown(row)}")
-            yield f"line {number}", row
+def _read(task: Task, source: str, place: str, row: Row) -> _Example:
+    cells = _cells(task, row, source, place)
+    if task.kind == "text" or _chat(cells) is not None:
+        return _Example(place, cells, None)
+    label = _cell(row, task.label_column, source, place)
+    if isinstance(label, bool):
+        label = str(label).lower()
+    if label is None or (isinstance(label, str) and not label.strip()) or label != label:
+        raise UserError(f"{source}, {place} has no label: column {task.label_column!r} is empty")
+    if task.kind == "choice":
+        cells, label = _choose(task, source, place, cells, label)
+    elif not isinstance(label, str | int | float):
+        raise UserError(f"{source}, {place}: label {shown(label)} is neither text nor a number")
+    return _Example(place, cells, label)
 
 
-def _read_csv(path: Path) -> Iterator[tuple[str, Row]]:
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines, strict=True)
-        try:
-            for row in reader:
-                place = f"line {reader.line_num}"
-                if None in row or None in row.values():
-                    fields = len(reader.fieldnames or ())
-                    raise UserError(f"{path}, {place} has not the {fields} fields that the first line names")
-                yield place, row
-        except csv.Error as error:
-            raise UserError(f"{path}, line {reader.line_num} is no CSV: {error}") from None
+def _cells(task: Task, row: Row, source: str, place: str, labelled: bool = True) -> dict[str, Any]:
+    """The row's texts by column; of a choice, the choices as a list of their own under the name ""."""
+    templates = [task.prompt or task.texts[0]] if task.is_causal else list(task.texts)
+    cells: dict[str, Any] = {}
+    for column in dict.fromkeys(column for template in templates for column in columns_of(template)):
+        value = _cell(row, column, source, place)
+        if task.kind == "generation" and isinstance(value, list):
+            cells[column] = _messages(value, column, source, place, labelled)
+        else:
+            text = _text(value, column, source, place)
+            cells[column] = task.wording.get(column, {}).get(text, text)
+    if task.kind == "choice":
+        cells[""] = _choices(task, row, source, place)
+    return cells
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
-    try:
-        frame = pd.read_parquet(path, dtype_backend="pyarrow")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no Parquet file: {one_line(error)}") from None
-    rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
-    for number, row in enumerate(rows, 1):
-        yield f"row {number}", {str(column): value for column, value in row.items()}
+def _choices(task: Task, row: Row, source: str, place: str) -> list[str]:
+    values = [_cell(row, column, source, place) for column in task.choices]
+    if len(task.choices) == 1 and isinstance(values[0], list):
+        values = list(dict.fromkeys(values[0]))
+    if len(values) < 2:
+        raise UserError(
+            f"{source}, {place}: there is but one choice in {task.choices[0]!r}: a choice needs two or more"
+        )
+    return [_text(value, ", ".join(task.choices), source, place) for value in values]
 
 
-def _read_columns(
-    task: Task, source: str, rows: Iterable[tuple[str, Row]]
-) -> tuple[list[tuple[str, ...]], list[tuple[str, Label]]]:
-    """Texts, and labels with their places."""
-    texts, labels = [], []
-    for place, row in rows:
-        texts.append(texts_of(row, task.text_columns, source, place))
-        label = _cell(row, task.label_column, source, place)
-        if isinstance(label, bool):
-            label = str(label).lower()
-        if label is None or (isinstance(label, str) and not label.strip()) or label != label:
-            raise UserError(f"{source}, {place} has no label: column {task.label_column!r} is empty")
-        if not isinstance(label, str | int | float):
-            raise UserError(f"{source}, {place}: label {_shown(label)} is neither text nor a number")
-        labels.append((place, label))
-    return texts, labels
+def _choose(task: Task, source: str, place: str, cells: dict[str, Any], label: Any) -> tuple[dict[str, Any], int]:
+    """The index of the right choice; where several are right, all but the first are taken out."""
+    choices = cells[""]
+    if isinstance(label, list):
+        right = [choice for choice in choices if choice in label]
+        if not right or len(right) == len(choices):
+            raise UserError(f"{source}, {place}: of the choices, {len(right)} are in {task.label_column!r}")
+        choices = [choice for choice in choices if choice == right[0] or choice not in right]
+        if len(choices) < 2:
+            raise UserError(f"{source}, {place}: all choices but one are in {task.label_column!r}")
+        return {**cells, "": choices}, choices.index(right[0])
+    number = _number(label)
+    if number is not None and number in range(len(choices)):
+        return cells, int(number)
+    for names in (list(task.choices), choices):
+        if label in names and len(names) == len(choices):
+            return cells, names.index(label)
+    raise UserError(
+        f"{source}, {place}: label {shown(label)} names none of the {len(choices)} choices: it has to be a number from "
+        "0 on, a choice's column, or a choice itself"
+    )
 
 
-def _with_labels(task: Task, source: str, labels: list[tuple[str, Label]]) -> Task:
+def _messages(value: list[Any], column: str, source: str, place: str, labelled: bool) -> Messages:
+    """The messages of a chat, each with its role and its content."""
+    for message in value:
+        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise UserError(
+                f"{source}, {place}: column {column!r} holds {shown(message)}, no message with role and content"
+            )
+    if not value or (labelled and (len(value) < 2 or value[-1]["role"] != "assistant")):
+        raise UserError(f"{source}, {place}: the chat in column {column!r} has to end with the assistant's answer")
+    return tuple({"role": message["role"], "content": message["content"]} for message in value)
+
+
+def _chat(cells: dict[str, Any]) -> Messages | None:
+    return next((value for value in cells.values() if isinstance(value, tuple)), None)
+
+
+def _text(value: Any, column: str, source: str, place: str) -> str:
+    if value is None or isinstance(value, list | dict):
+        raise UserError(f"{source}, {place}: column {column!r} holds no text but {shown(value)}")
+    return str(value)
+
+
+def _input(task: Task, cells: dict[str, Any], answer: Any = None) -> Input:
+    """What is put to the model; of a generation with the answer that is to be learned."""
+    if task.kind == "text":
+        return Prompted("", (fill(task.texts[0], cells),))
+    if (chat := _chat(cells)) is not None:
+        answered = chat[-1]["role"] == "assistant"
+        return Prompted(chat[:-1], (chat[-1]["content"],)) if answered else Prompted(chat, ())
+    if not task.is_causal:
+        texts = tuple(fill(template, cells) for template in task.texts)
+        return tuple((*texts, choice) for choice in cells[""]) if task.kind == "choice" else texts
+    prompt = fill(task.prompt or task.texts[0], cells)
+    if task.kind == "choice":
+        return Prompted(prompt, tuple(cells[""]))
+    if task.kind == "generation":
+        return Prompted(prompt, () if answer is None else (str(answer),))
+    return Prompted(prompt, tuple(task.answers[str(label)] for label in task.labels))
+
+
+def _split(task: Task, source: str, examples: list[_Example]) -> Split:
+    inputs = [_input(task, example.cells, example.label) for example in examples]
+    if task.kind in ("generation", "text"):
+        return Split(inputs, [0] * len(inputs))
+    return Split(inputs, _encode(task, source, [(example.place, example.label) for example in examples]))
+
+
+def _with_labels(task: Task, source: str, labels: list[Label]) -> Task:
     """The task with the kind and the classes that the training labels show."""
-    values = {label for _, label in labels}
+    if task.kind in ("generation", "text"):
+        return task
+    if task.kind == "choice":
+        return replace(task, labels=task.choices if len(task.choices) > 1 else ())
+    values = set(labels)
     kind = task.kind or _kind(source, values)
     if len(values) == 1:
         raise UserError(f"{source}: all labels are {values.pop()!r}, so there is nothing to learn")
@@ -214,7 +263,25 @@ def _kind(source: str, values: set[Label]) -> Kind:
     return "classification"
 
 
+def _with_answers(task: Task) -> Task:
+    """The task with an answer for each label, where a prompt asks for labels."""
+    if task.scoring != "prompt" or task.kind in ("choice", "generation", "text"):
+        return task
+    if task.kind == "regression":
+        raise UserError("--scoring prompt: the labels are numbers, which no prompt can ask for")
+    labels = [str(label) for label in task.labels]
+    answers = task.answers or {label: label for label in labels}
+    for names, others, complaint in ((labels, answers, "have no answer"), (answers, labels, "are no labels")):
+        if strange := [name for name in names if name not in others]:
+            raise UserError(f"--answers: {', '.join(strange[:10])} {complaint}: labels are {', '.join(labels[:10])}")
+    if len(set(answers.values())) < len(answers):
+        raise UserError(f"--answers: two labels have the same answer ({', '.join(answers.values())})")
+    return replace(task, answers=dict(answers))
+
+
 def _encode(task: Task, source: str, labels: list[tuple[str, Label]]) -> list[int] | list[float]:
+    if task.kind == "choice":
+        return [int(label) for _, label in labels]
     if task.kind == "regression":
         numbers = []
         for place, label in labels:
@@ -250,7 +317,7 @@ def _draw(task: Task, train: Split, recipe: Recipe) -> Split:
         raise UserError(
             f"--max-train-examples {count} draws only rows of label {task.labels[int(labels[0])]!r}: take more"
         )
-    return Split([train.texts[row] for row in chosen], labels)
+    return Split([train.inputs[row] for row in chosen], labels)
 
 
 def _cell(row: Row, column: str, source: str, place: str) -> Any:
@@ -266,25 +333,3 @@ def _number(value: Label) -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) else None
-
-
-def _shown(value: object) -> str:
-    return "nothing" if value is None else f"{value!r:.40}"
-
-
-def tokenise(texts: Sequence[tuple[str, ...]], tokenizer: Any, max_length: int) -> list[dict[str, Any]]:
-    """The rows as token ids, without padding.
-
-    Args:
-        texts: One or two texts a row.
-        tokenizer: The model's tokenizer.
-        max_length: Most tokens a row; the longest text of a row is cut first.
-    """
-    columns = [list(column) for column in zip(*texts, strict=True)]
-    encoded = tokenizer(*columns, truncation=True, max_length=max_length)
-    return [{name: values[row] for name, values in encoded.items()} for row in range(len(texts))]
-
-
-def collator(tokenizer: Any) -> Callable[[list[dict[str, Any]]], Any]:
-    """What makes a batch of rows: padded to its longest row."""
-    return lambda rows: tokenizer.pad(rows, return_tensors="pt")

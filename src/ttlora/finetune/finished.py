@@ -7,10 +7,12 @@ from typing import Any
 
 from ttlora.errors import UserError
 from ttlora.finetune.base import Base
-from ttlora.finetune.data import Row, load_validation, read_rows, texts_of
+from ttlora.finetune.data import Input, Prompted, input_of, load_validation
+from ttlora.finetune.files import Row, read_rows
 from ttlora.finetune.folder import RunFolder
-from ttlora.finetune.measure import cpu_threads, measure, predict
+from ttlora.finetune.measure import cpu_threads, generate, measure, predict
 from ttlora.finetune.methods import find_method
+from ttlora.finetune.metrics import measure_tokens
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
 from ttlora.record import Record
@@ -64,7 +66,9 @@ class FinishedRun:
             return measure(self.base, validation, self.task, self.recipe)
 
     def predict(self, path: Path) -> Iterator[Row]:
-        """The rows of a file, each with its prediction: the label and the classes' probabilities, or a number.
+        """The rows of a file, each with its prediction.
+
+        That is the label and the probabilities of all, a number, what was generated, or a text's perplexity.
 
         Args:
             path: JSONL, CSV or Parquet with the task's text columns; a label column is not needed.
@@ -73,22 +77,38 @@ class FinishedRun:
             UserError: The rows cannot be read, lack a text, or have a column of the name that a prediction gets.
         """
         rows: list[Row] = []
-        texts: list[tuple[str, ...]] = []
-        added = ("prediction",) if self.task.kind == "regression" else ("prediction", "probabilities")
+        inputs: list[Input] = []
+        added = {
+            "classification": ("prediction", "probabilities"),
+            "choice": ("prediction", "probabilities"),
+            "text": ("perplexity",),
+        }.get(str(self.task.kind), ("prediction",))
         for place, row in read_rows(path):
             if taken := [name for name in added if name in row]:
                 raise UserError(f"{path}, {place}: column {taken[0]!r} is there already: rename it")
             rows.append(row)
-            texts.append(texts_of(row, self.task.text_columns, str(path), place))
+            inputs.append(input_of(self.task, row, str(path), place))
         with cpu_threads(self.recipe.threads):
-            outputs = predict(self.base, texts, self.recipe)
-        return ({**row, **self._prediction(output)} for row, output in zip(rows, outputs, strict=True))
+            if self.task.kind == "generation":
+                written = generate(self.base, inputs, self.recipe)
+                return ({**row, "prediction": answer} for row, answer in zip(rows, written, strict=True))
+            outputs = predict(self.base, inputs, self.task, self.recipe)
+        return (
+            {**row, **self._prediction(given, output)} for row, given, output in zip(rows, inputs, outputs, strict=True)
+        )
 
-    def _prediction(self, output: Any) -> Row:
+    def _prediction(self, given: Input, output: Any) -> Row:
         if self.task.kind == "regression":
             return {"prediction": float(output.reshape(()))}
-        names = [str(label) for label in self.task.labels]
-        return {
-            "prediction": self.task.labels[int(output.argmax())],
-            "probabilities": {name: round(float(value), 6) for name, value in zip(names, output, strict=True)},
-        }
+        if self.task.kind == "text":
+            return {"perplexity": measure_tokens(output[None])["perplexity"]}
+        names = list(self.task.labels) or _choices(given)
+        chosen = names[int(output.argmax())]
+        # of rows with fewer choices than others, the outputs are filled up
+        probabilities = zip(map(str, names), output, strict=False)
+        return {"prediction": chosen, "probabilities": {name: round(float(value), 6) for name, value in probabilities}}
+
+
+def _choices(given: Input) -> list[Any]:
+    """The choices of a row that lists its own."""
+    return list(given.answers) if isinstance(given, Prompted) else [texts[-1] for texts in given]

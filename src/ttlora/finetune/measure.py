@@ -10,56 +10,132 @@ import torch
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from ttlora.finetune.base import Base
-from ttlora.finetune.data import Split, collator, tokenise
-from ttlora.finetune.metrics import measure_metrics
+from ttlora.finetune.data import Input, Prompted, Split
+from ttlora.finetune.metrics import TEXT_METRICS, measure_metrics, measure_texts, measure_tokens
+from ttlora.finetune.objectives import Head, Objective, Rows, objective_of, prompt_text
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
 
-Rows = list[dict[str, Any]]
 
-
-def labelled_rows(split: Split, base: Base, recipe: Recipe, by_length: bool = False) -> Rows:
-    """A split as token ids with labels.
+class TaskTrainer(Trainer):
+    """Trainer with a task's own batches, loss and outputs.
 
     Args:
-        split: Texts and labels.
-        base: The model whose tokenizer is used.
-        recipe: Says how many tokens a row may have.
-        by_length: Sort the rows by their length, so that batches need little padding.
+        objective: How the task is put to the model.
+        options: As for `Trainer`.
     """
-    rows = tokenise(split.texts, base.tokenizer, base.longest_input(recipe.max_length))
-    rows = [{**row, "labels": label} for row, label in zip(rows, split.labels, strict=True)]
-    return sorted(rows, key=lambda row: len(row["input_ids"])) if by_length else rows
+
+    def __init__(self, objective: Objective, *options: Any, **keywords: Any) -> None:
+        self.objective = objective
+        super().__init__(*options, data_collator=objective.collate, **keywords)
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **keywords: Any) -> Any:
+        """The objective's loss."""
+        if isinstance(self.objective, Head):
+            return super().compute_loss(model, inputs, return_outputs, **keywords)
+        loss, outputs = self.objective.compute(model, inputs)
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, *options: Any, **keywords: Any
+    ) -> Any:
+        """Loss, outputs and labels of a batch."""
+        if isinstance(self.objective, Head):
+            return super().prediction_step(model, inputs, prediction_loss_only, *options, **keywords)
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.objective.compute(model, inputs)
+        return loss.detach(), outputs.detach(), inputs["labels"]
+
+
+def by_length(rows: Rows) -> list[int]:
+    """The order in which rows of like lengths are beside each other, so that batches need little padding."""
+
+    def length(index: int) -> int:
+        ids = rows[index]["input_ids"]
+        return max(map(len, ids)) if isinstance(ids[0], list) else len(ids)
+
+    return sorted(range(len(rows)), key=length)
 
 
 def measure(base: Base, split: Split, task: Task, recipe: Recipe) -> tuple[dict[str, float], float]:
     """The task's metrics and the mean loss on a split."""
-    output = _predict(base, labelled_rows(split, base, recipe, by_length=True), recipe, metrics_of(task))
-    values = {name: output.metrics[f"test_{name}"] for name in task.metrics}
-    return values, output.metrics["test_loss"]
+    objective = objective_of(task, base, recipe.max_length)
+    rows, _ = objective.encode(split.inputs, split.labels)
+    output = _predict(base, objective, [rows[index] for index in by_length(rows)], recipe, metrics_of(task))
+    values = {name.removeprefix("test_"): value for name, value in output.metrics.items()}
+    if generated := [name for name in task.metrics if name in TEXT_METRICS]:
+        answers = [given.answers[0] for given in split.inputs if isinstance(given, Prompted)]
+        values |= measure_texts(generated, answers, generate(base, split.inputs, recipe))
+    return {name: values[name] for name in task.metrics}, values["loss"]
 
 
-def predict(base: Base, texts: Sequence[tuple[str, ...]], recipe: Recipe) -> np.ndarray:
-    """The model's outputs, one row a text: class probabilities, or a number.
+def predict(base: Base, inputs: Sequence[Input], task: Task, recipe: Recipe) -> np.ndarray:
+    """The model's outputs, one row an input: probabilities of classes, choices or answers, or a number.
 
     Args:
         base: A trained model.
-        texts: One or two texts a row.
+        inputs: What is put to it.
+        task: The task that it was trained on.
         recipe: Says how many tokens a row may have, and how many rows a batch has.
     """
-    rows = tokenise(texts, base.tokenizer, base.longest_input(recipe.max_length))
-    order = sorted(range(len(rows)), key=lambda row: len(rows[row]["input_ids"]))
-    logits = torch.from_numpy(_predict(base, [rows[row] for row in order], recipe, None).predictions)
-    outputs = logits if base.model.config.problem_type == "regression" else logits.softmax(-1)
+    objective = objective_of(task, base, recipe.max_length)
+    rows, _ = objective.encode(inputs, [0] * len(inputs))
+    order = by_length(rows)
+    outputs = torch.from_numpy(_predict(base, objective, [rows[row] for row in order], recipe, None).predictions)
+    if task.kind == "classification" and not task.is_causal:
+        outputs = outputs.softmax(-1)
     return outputs[np.argsort(order)].numpy()
 
 
+def generate(base: Base, inputs: Sequence[Input], recipe: Recipe) -> list[str]:
+    """What a causal model writes after each prompt, always taking the likeliest token.
+
+    Args:
+        base: A trained model.
+        inputs: Prompts; answers are not looked at.
+        recipe: Says how many tokens prompt and answer may have, and how many rows a batch has.
+    """
+    tokenizer, longest = base.tokenizer, base.longest_input(recipe.max_length)
+    prompts = []
+    for given in inputs:
+        assert isinstance(given, Prompted)
+        text = prompt_text(given.prompt, tokenizer)
+        ids = tokenizer(text, add_special_tokens=isinstance(given.prompt, str))["input_ids"]
+        if len(ids) > 1 and ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id):
+            # some tokenizers close what they are given, after which nothing would follow
+            ids = ids[:-1]
+        prompts.append([*ids[:1], *ids[1:][-(longest - 1) :]] if len(ids) > longest else ids)
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    written = [""] * len(prompts)
+    model = base.model.eval()
+    for start in range(0, len(order), recipe.batch_size):
+        chosen = order[start : start + recipe.batch_size]
+        batch = tokenizer.pad(
+            {"input_ids": [prompts[index] for index in chosen]}, padding_side="left", return_tensors="pt"
+        ).to(model.device)
+        with torch.no_grad():
+            ids = model.generate(
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                max_new_tokens=recipe.max_new_tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        answers = tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        for index, answer in zip(chosen, answers, strict=True):
+            written[index] = answer.strip()
+    return written
+
+
 def metrics_of(task: Task) -> Callable[[EvalPrediction], dict[str, float]]:
-    """What turns a model's outputs into the task's metrics."""
+    """What turns a model's outputs into the task's metrics; those of generated texts are not among them."""
 
     def compute(outputs: EvalPrediction) -> dict[str, float]:
-        logits = outputs.predictions
-        predictions = logits.reshape(-1) if task.kind == "regression" else logits.argmax(-1)
+        values = outputs.predictions
+        if task.kind in ("generation", "text"):
+            return measure_tokens(values)
+        predictions = values.reshape(-1) if task.kind == "regression" else values.argmax(-1)
         return measure_metrics(task.metrics, outputs.label_ids, predictions)
 
     return compute
@@ -70,7 +146,7 @@ def only_logits(outputs: Any, _: Any) -> Any:
     return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
-def computing(base: Base, recipe: Recipe) -> dict[str, Any]:
+def computing(base: Base, recipe: Recipe, objective: Objective) -> dict[str, Any]:
     """Trainer's settings that say how a model computes, alike in training and in measuring."""
     return {
         "per_device_eval_batch_size": recipe.batch_size,
@@ -78,6 +154,8 @@ def computing(base: Base, recipe: Recipe) -> dict[str, Any]:
         "bf16": base.model.dtype == torch.bfloat16,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "label_names": ["labels"],
+        # the batches of a choice or a prompt have more than the model takes
+        "remove_unused_columns": isinstance(objective, Head),
         "disable_tqdm": True,
         "report_to": [],
         "seed": recipe.seed,
@@ -95,12 +173,12 @@ def cpu_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _predict(base: Base, rows: Rows, recipe: Recipe, compute_metrics: Any) -> Any:
+def _predict(base: Base, objective: Objective, rows: Rows, recipe: Recipe, compute_metrics: Any) -> Any:
     with tempfile.TemporaryDirectory() as folder:  # Trainer makes its output folder, even where it writes nothing
-        trainer = Trainer(
+        trainer = TaskTrainer(
+            objective,
             base.model,
-            TrainingArguments(folder, **computing(base, recipe)),
-            data_collator=collator(base.tokenizer),
+            TrainingArguments(folder, **computing(base, recipe, objective)),
             compute_metrics=compute_metrics,
             preprocess_logits_for_metrics=only_logits,
         )

@@ -1,7 +1,8 @@
-"""Metrics by name, each from labels and predictions."""
+"""Metrics by name: of labels and predictions, of generated texts, and of a causal model's losses."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from scipy import stats
@@ -29,3 +30,56 @@ def measure_metrics(names: Iterable[str], labels: np.ndarray, predictions: np.nd
     """
     values = {name: float(METRICS[name](labels, predictions)) for name in names}
     return {name: 0.0 if math.isnan(value) else value for name, value in values.items()}
+
+
+def exact_match(answer: str, generated: str) -> float:
+    """1 if both texts have the same words in the same order, whatever their case and spaces."""
+    return float(answer.casefold().split() == generated.casefold().split())
+
+
+def rouge_l(answer: str, generated: str) -> float:
+    """ROUGE-L (Lin 2004, Eq. 2 to 4, with β = 1): F1 of the longest common subsequence of words.
+
+    Words are runs of letters and digits in lower case, as in the reference implementation without stemming.
+    """
+    reference, candidate = ([*re.findall(r"[^\W_]+", text.lower())] for text in (answer, generated))
+    if not reference or not candidate:
+        return float(reference == candidate)
+    common = _longest_common_subsequence(reference, candidate)
+    return 2 * common / (len(reference) + len(candidate))
+
+
+def _longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
+    lengths = [0] * (len(second) + 1)
+    for word in first:
+        before = 0
+        for at, other in enumerate(second):
+            above = lengths[at + 1]
+            lengths[at + 1] = before + 1 if word == other else max(above, lengths[at])
+            before = above
+    return lengths[-1]
+
+
+TEXT_METRICS: Mapping[str, Callable[[str, str], float]] = {"exact_match": exact_match, "rouge_l": rouge_l}
+
+
+def measure_texts(names: Iterable[str], answers: Sequence[str], generated: Sequence[str]) -> dict[str, float]:
+    """The means of metrics over generated texts.
+
+    Args:
+        names: Keys of `TEXT_METRICS`.
+        answers: What was to be generated.
+        generated: What was.
+    """
+    pairs = list(zip(answers, generated, strict=True))
+    return {name: sum(TEXT_METRICS[name](*pair) for pair in pairs) / len(pairs) for name in names}
+
+
+def measure_tokens(losses: np.ndarray) -> dict[str, float]:
+    """Perplexity, and the share of tokens that were the likeliest.
+
+    Args:
+        losses: For each row the summed loss of its tokens in nats, their number, and how many were foreseen (n x 3).
+    """
+    loss, tokens, foreseen = losses.sum(0, dtype=np.float64)
+    return {"perplexity": math.exp(min(loss / max(tokens, 1), 700.0)), "token_accuracy": foreseen / max(tokens, 1)}

@@ -16,6 +16,7 @@ from ttlora.finetune.data import Split, load_data
 from ttlora.finetune.folder import RunFolder
 from ttlora.finetune.measure import cpu_threads, measure
 from ttlora.finetune.methods import Method, count_parameters, find_method
+from ttlora.finetune.metrics import TEXT_METRICS
 from ttlora.finetune.progress import ProgressReport
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
@@ -60,7 +61,7 @@ def _run(recipe: Recipe, method: Method, folder: RunFolder, quiet: bool) -> Reco
     task, training, validation = load_data(recipe)
     base = load_base(recipe.model, task, recipe.seed, method.base_dtype)
     base = replace(base, model=method.adapt(base, recipe))
-    with folder.claim(recipe), ProgressReport(task.metrics[0], quiet) as report:
+    with folder.claim(recipe), ProgressReport(_shown_metric(task), quiet) as report:
         trained = find_trained(folder)
         if trained is None:
             _announce(report, base, task, training, validation, recipe)
@@ -78,6 +79,11 @@ def _run(recipe: Recipe, method: Method, folder: RunFolder, quiet: bool) -> Reco
         record.write(folder.result)
         shutil.rmtree(folder.checkpoints)
     return record
+
+
+def _shown_metric(task: Task) -> str:
+    """The metric that an epoch's line shows: the primary one, but that nothing is generated after every epoch."""
+    return next(name for name in task.metrics if name not in TEXT_METRICS)
 
 
 def _announce(

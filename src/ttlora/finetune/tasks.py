@@ -1,19 +1,25 @@
-"""Tasks: which columns hold texts and labels, what the labels are, and how predictions are judged."""
+"""Tasks: what a row's columns mean, what the labels are, and how predictions are judged."""
 
-from dataclasses import dataclass
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Literal
 
 from ttlora.errors import UserError
 from ttlora.finetune.recipe import Recipe
 
-Kind = Literal["classification", "regression"]
+Kind = Literal["classification", "regression", "choice", "generation", "text"]
 Label = str | int | float
 
-FILE_METRICS: dict[Kind, tuple[str, ...]] = {
+FILE_METRICS: Mapping[Kind, tuple[str, ...]] = {
     "classification": ("accuracy", "f1_macro"),
     "regression": ("spearman", "pearson"),
+    "choice": ("accuracy",),
+    "generation": ("rouge_l", "exact_match", "perplexity"),
+    "text": ("token_accuracy", "perplexity"),
 }
+FILE_KEYS = ("train", "validation", "text_column", "text_pair_column", "label_column", "label_kind", "choice_columns")
 
 
 @dataclass(frozen=True)
@@ -22,44 +28,70 @@ class Task:
 
     Attributes:
         name: Name on the command line.
-        text_columns: One text column, or the two of a pair.
-        label_column: Column with the label.
-        kind: Whether labels are classes or numbers; None until the labels have been seen.
+        texts: One text or the two of a pair: each a column, or a template such as "{word}: {sentence}".
+        label_column: Column with the label, or with the text to be generated.
+        kind: What is predicted; None until the labels have been seen.
         metrics: Names of the metrics, the primary one first.
         hub: Data set and configuration on the Hugging Face hub, for a named task.
-        labels: The classes in the order of the model's outputs, once they have been seen.
+        labels: The classes in the order of the model's outputs, once they have been seen; for a choice the columns.
+        choices: Columns with the choices, or one that lists them.
+        wording: What a column's values are called in templates.
+        scoring: Whether a head answers, or the likelihood of each answer after a prompt.
+        prompt: The prompt's template.
+        answers: What follows the prompt for each label.
+        validation: The split that is measured.
     """
 
     name: str
-    text_columns: tuple[str, ...]
+    texts: tuple[str, ...]
     label_column: str = "label"
     kind: Kind | None = "classification"
     metrics: tuple[str, ...] = ("accuracy",)
     hub: tuple[str, str] | None = None
     labels: tuple[str | int, ...] = ()
+    choices: tuple[str, ...] = ()
+    wording: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    scoring: Literal["head", "prompt"] = "head"
+    prompt: str | None = None
+    answers: Mapping[str, str] = field(default_factory=dict)
+    validation: str = "validation"
 
     @property
     def folder(self) -> str:
         """Name of the task's folder in a data directory: sst2 for glue/sst2."""
-        return self.name.rpartition("/")[2]
+        return self.hub[1] if self.hub else self.name
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether a causal model answers with words, and not with a head."""
+        return self.scoring == "prompt" or self.kind in ("generation", "text")
 
 
-def _glue(
-    name: str, *text_columns: str, metrics: tuple[str, ...] = ("accuracy",), kind: Kind = "classification"
-) -> Task:
-    return Task(f"glue/{name}", text_columns, kind=kind, metrics=metrics, hub=("nyu-mll/glue", name))
+def columns_of(template: str) -> list[str]:
+    """The columns that a template names; a text without braces is a column itself.
+
+    Raises:
+        ValueError: The braces do not fit.
+    """
+    if "{" not in template and "}" not in template:
+        return [template]
+    fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    if not all(fields):
+        raise ValueError(f"{template!r} has braces without a column's name")
+    return fields
 
 
-NAMED = {
-    task.name: task
-    for task in (
-        _glue("cola", "sentence", metrics=("matthews", "accuracy")),
-        _glue("mrpc", "sentence1", "sentence2", metrics=("f1", "accuracy")),
-        _glue("rte", "sentence1", "sentence2"),
-        _glue("sst2", "sentence"),
-        _glue("stsb", "sentence1", "sentence2", metrics=("spearman", "pearson"), kind="regression"),
-    )
-}
+def fill(template: str, cells: Mapping[str, str]) -> str:
+    """The text of a template, or of a column.
+
+    Args:
+        template: As `columns_of` reads it.
+        cells: Texts by column.
+    """
+    if "{" not in template:
+        return cells[template]
+    parts = string.Formatter().parse(template)
+    return "".join(before + ("" if column is None else cells[column]) for before, column, _, _ in parts)
 
 
 def find_task(recipe: Recipe) -> Task:
@@ -68,16 +100,21 @@ def find_task(recipe: Recipe) -> Task:
     Raises:
         UserError: There is no such task, or the recipe's keys do not go with it.
     """
+    from ttlora.finetune.named_tasks import NAMED
+
     if recipe.task == "file":
         return _file_task(recipe)
     if recipe.task not in NAMED:
         close = get_close_matches(recipe.task, [*NAMED, "file"], n=1, cutoff=0.4)
         hint = f"did you mean {close[0]}? " if close else ""
         raise UserError(f"no task is called {recipe.task!r}: {hint}there are {', '.join(NAMED)} and file")
-    for name in ("train", "validation", "text_column", "text_pair_column", "label_column", "label_kind"):
+    for name in (*FILE_KEYS, "prompt", "answers"):
         if getattr(recipe, name) is not None:
             raise UserError(f"--{name.replace('_', '-')} goes with --task file; {recipe.task} has its own")
-    return NAMED[recipe.task]
+    task = NAMED[recipe.task]
+    if recipe.scoring == "prompt" and task.prompt is None:
+        raise UserError(f"--scoring prompt: {recipe.task} has numbers as labels, which no prompt can ask for")
+    return task
 
 
 def _file_task(recipe: Recipe) -> Task:
@@ -86,9 +123,44 @@ def _file_task(recipe: Recipe) -> Task:
     for name in ("train", "validation"):
         if getattr(recipe, name) is None:
             raise UserError(f"--task file needs --{name}, a JSONL, CSV or Parquet file")
-    columns = (recipe.text_column or "text", *([recipe.text_pair_column] if recipe.text_pair_column else []))
+    texts = (recipe.text_column or "text", *([recipe.text_pair_column] if recipe.text_pair_column else []))
     label_column = recipe.label_column or "label"
-    if len({*columns, label_column}) <= len(columns):
-        raise UserError(f"text and label columns have to differ: they are {', '.join((*columns, label_column))}")
-    metrics = FILE_METRICS[recipe.label_kind or "classification"]
-    return Task("file", columns, label_column, kind=recipe.label_kind, metrics=metrics)
+    kind = recipe.label_kind
+    choices = tuple(recipe.choice_columns or ())
+    if (kind == "choice") != bool(choices):
+        raise UserError("--choice-columns and --label-kind choice go together: one is missing")
+    used = [*texts, *choices, *([] if kind == "text" else [label_column])]
+    if len(set(used)) < len(used):
+        raise UserError(f"text, choice and label columns have to differ: they are {', '.join(used)}")
+    if kind in ("choice", "generation", "text") and len(texts) > 1:
+        raise UserError(f"--text-pair-column {texts[1]} does not go with --label-kind {kind}: use one text column")
+    if recipe.scoring == "prompt" and kind == "regression":
+        raise UserError("--scoring prompt: numbers are labels that no prompt can ask for")
+    causal = recipe.scoring == "prompt" or kind in ("generation", "text")
+    for name in ("prompt", "answers"):
+        allowed = causal and kind != "text" and (name == "prompt" or kind not in ("generation", "choice"))
+        if getattr(recipe, name) is not None and not allowed:
+            raise UserError(f"--{name} has no use here: it goes with --scoring prompt")
+    return Task(
+        "file",
+        texts,
+        label_column,
+        kind,
+        FILE_METRICS[kind or "classification"],
+        choices=choices,
+        prompt=_file_prompt(recipe, texts) if causal else None,
+        answers=dict(recipe.answers) if isinstance(recipe.answers, dict) else {},
+    )
+
+
+def _file_prompt(recipe: Recipe, texts: tuple[str, ...]) -> str:
+    """The prompt that the recipe names, or the texts with "Answer:" where labels are to follow."""
+    if recipe.prompt is not None:
+        try:
+            if recipe.prompt not in columns_of(recipe.prompt):
+                return recipe.prompt
+        except ValueError as error:
+            raise UserError(f"--prompt: {error}") from None
+        raise UserError(f'--prompt {recipe.prompt!r} names no column in braces, as in "{{{texts[0]}}} Answer:"')
+    together = "\n".join(f"{{{column}}}" for column in texts)
+    return together if recipe.label_kind in ("generation", "text", "choice") else f"{together}\nAnswer:"

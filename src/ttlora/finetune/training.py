@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState, PrinterCallback
 
 from ttlora.finetune.base import Base
-from ttlora.finetune.data import Split, collator
+from ttlora.finetune.data import Split
 from ttlora.finetune.folder import RunFolder
-from ttlora.finetune.measure import computing, labelled_rows, metrics_of, only_logits
+from ttlora.finetune.measure import TaskTrainer, by_length, computing, metrics_of, only_logits
 from ttlora.finetune.methods import Method, in_head
+from ttlora.finetune.objectives import objective_of
 from ttlora.finetune.progress import ProgressReport
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
@@ -92,7 +93,14 @@ def train(
     Raises:
         RunError: The loss is no longer finite.
     """
-    rows = labelled_rows(training, base, recipe)
+    objective = objective_of(task, base, recipe.max_length)
+    rows, cut = objective.encode_for_training(training.inputs, training.labels)
+    validation_rows, validation_cut = objective.encode(validation.inputs, validation.labels)
+    if cut or validation_cut:
+        report.say(
+            f"{cut:,} training rows and {validation_cut:,} validation rows are longer than {objective.max_length} "
+            "tokens and were cut (--max-length)"
+        )
     steps_per_epoch = math.ceil(len(rows) / recipe.batch_size)
     arguments = TrainingArguments(
         str(folder.checkpoints),
@@ -110,14 +118,14 @@ def train(
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         restore_callback_states_from_checkpoint=True,
-        **computing(base, recipe),
+        **computing(base, recipe, objective),
     )
     trainer = _Trainer(
+        objective,
         base.model,
         arguments,
-        data_collator=collator(base.tokenizer),
         train_dataset=rows,
-        eval_dataset=labelled_rows(validation, base, recipe, by_length=True),
+        eval_dataset=[validation_rows[index] for index in by_length(validation_rows)],
         compute_metrics=metrics_of(task),
         preprocess_logits_for_metrics=only_logits,
         callbacks=[_Patience(recipe.patience), _Clock(), _Log(folder.log), report, _Checkpoints()],
@@ -132,7 +140,7 @@ def train(
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
-class _Trainer(Trainer):
+class _Trainer(TaskTrainer):
     """Trainer whose checkpoints hold what trains alone, and whose head may have a learning rate of its own."""
 
     method: Method
