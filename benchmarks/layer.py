@@ -2,9 +2,9 @@
 
     python benchmarks/layer.py [--dtype bfloat16] [--json layer.json]
 
-Every contestant computes the output and the gradients of its input and of its adapters, for one layer and for eight in a
-row, as a model has them: TT-LoRA builds the factors of all layers at once. Overhead is a time over the frozen layers',
-less one. Bar: TT-LoRA's overhead is at most 0.35 of LoRA's (0.5 at 768 wide, 512 tokens).
+Every contestant computes the output and the gradients of its input and of its adapters, for one layer and for eight in
+a row, as a model has them: TT-LoRA builds the factors of all layers at once. Overhead is a time over the frozen
+layers', less one. Bar: TT-LoRA's overhead is at most 0.35 of LoRA's (0.5 at 768 wide, 512 tokens).
 """
 
 from collections import OrderedDict

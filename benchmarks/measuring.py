@@ -7,7 +7,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ def in_turn(
 
 
 def compare(seconds: Mapping[str, list[float]], frozen: str | None = "frozen") -> dict[str, dict[str, float]]:
-    """The median of each contestant, its spread, and its ratios to the frozen model's and to LoRA's median.
+    """The median of each contestant, its spread, and its ratios to the frozen model and to LoRA.
 
     Args:
         seconds: The seconds of each contestant's runs.
@@ -112,10 +112,18 @@ def compare(seconds: Mapping[str, list[float]], frozen: str | None = "frozen") -
         lower, _, upper = statistics.quantiles(runs, n=4, method="inclusive")
         figures[name] = {"seconds": medians[name], "spread": (upper - lower) / medians[name]}
         if frozen is not None:
-            figures[name]["to_frozen"] = medians[name] / medians[frozen]
+            figures[name]["to_frozen"] = ratio(runs, seconds[frozen])
         if LORA in medians:
-            figures[name]["to_lora"] = medians[name] / medians[LORA]
+            figures[name]["to_lora"] = ratio(runs, seconds[LORA])
     return figures
+
+
+def ratio(runs: Sequence[float], reference: Sequence[float]) -> float:
+    """The median over the rounds of a run over the reference's run of the same round.
+
+    What slows the machine down for a while slows both, which the ratio of two medians would not know.
+    """
+    return statistics.median(run / other for run, other in zip(runs, reference, strict=True))
 
 
 TEXT = ("case", "contestant")

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from contestants import TT, adapted, adapter_configs, encoder
-from measuring import LORA, Bar, Row, compare, in_turn, parse, publish
+from measuring import LORA, Bar, Row, compare, in_turn, parse, publish, ratio
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -73,9 +73,9 @@ def compared(case: str, seconds: dict[str, list[float]], has_bar: bool) -> list[
     figures = compare(seconds)
     for kind in (one, mixed):
         for name in (TT, LORA):
-            of_kind = figures[kind(name)]
-            of_kind["to_one_adapter"] = of_kind["seconds"] / figures[one(name)]["seconds"]
-            of_kind["to_lora"] = of_kind["seconds"] / figures[kind(LORA)]["seconds"]
+            runs = seconds[kind(name)]
+            figures[kind(name)]["to_one_adapter"] = ratio(runs, seconds[one(name)])
+            figures[kind(name)]["to_lora"] = ratio(runs, seconds[kind(LORA)])
     bar = Bar("x one adapter", 1.05, figures[mixed(TT)]["to_one_adapter"])
     return [Row(case, name, of, (bar,) if has_bar and name == mixed(TT) else ()) for name, of in figures.items()]
 

@@ -48,23 +48,23 @@ def shown(rows):
 
 
 def test_layer():
-    cases, bars = shown(rows := layer.measure(16, 8, 0.5, torch.float32, rounds=2))
-    assert cases == {"16 wide, 8 tokens": ["frozen", TT, LORA, VERA]}
-    assert bars == {("16 wide, 8 tokens", TT): [("of LoRA's overhead", 0.5)]}
+    cases, bars = shown(rows := layer.measure(3, 16, 8, 0.5, torch.float32, rounds=2))
+    assert cases == {"16 wide, 8 tokens, 3 layers": ["frozen", TT, LORA, VERA]}
+    assert bars == {("16 wide, 8 tokens, 3 layers", TT): [("of LoRA's overhead", 0.5)]}
     figures = {row.contestant: row.figures for row in rows}
-    overhead = {name: figures[name]["seconds"] / figures["frozen"]["seconds"] - 1 for name in figures}
+    overhead = {name: figures[name]["to_frozen"] - 1 for name in figures}
     assert figures[TT]["overhead_to_lora"] == pytest.approx(overhead[TT] / overhead[LORA])
     assert figures[LORA]["overhead_to_lora"] == 1.0
 
 
 def test_a_layer_gives_gradients_of_its_input_and_its_adapter():
     x, dy = torch.randn(3, 16, requires_grad=True), torch.randn(3, 16)
-    model = torch.nn.ModuleDict({"linear": torch.nn.Linear(16, 16)}).requires_grad_(False)
-    (dx,) = layer.both_ways(model["linear"], x, dy)()
-    torch.testing.assert_close(dx, dy @ model["linear"].weight)
+    model = torch.nn.Sequential(torch.nn.Linear(16, 16)).requires_grad_(False)
+    (dx,) = layer.both_ways(model, x, dy)()
+    torch.testing.assert_close(dx, dy @ model[0].weight)
     for name, learned in {TT: 1, LORA: 2, VERA: 2}.items():
-        config = adapter_configs(target_modules=["linear"])[name]
-        gradients = layer.both_ways(adapted(model, config).base_model.model["linear"], x, dy)()
+        config = adapter_configs(target_modules=["0"])[name]
+        gradients = layer.both_ways(adapted(model, config), x, dy)()
         assert len(gradients) == 1 + learned
         torch.testing.assert_close(gradients[0], dx)
 
@@ -155,14 +155,17 @@ def first_query(contestants):
 
 def test_mixed_batch():
     model = encoder(torch.float32, **SIZES)
-    cases, bars = shown(rows := mixed_batch.measure(model, IDS, (1, 4, 9), rounds=2))
+    cases, bars = shown(mixed_batch.measure(model, IDS, (1, 4, 9), rounds=2))
     kinds = [f"{name}, {kind}" for name in (TT, LORA) for kind in ("one active", "mixed batch")]
     assert cases == {f"4 rows, {count} adapters": ["frozen", *kinds] for count in (1, 4, 9)}
     assert bars == {("4 rows, 4 adapters", f"{TT}, mixed batch"): [("x one adapter", 1.05)]}
-    figures = {row.contestant: row.figures for row in rows if row.case == "4 rows, 4 adapters"}
-    mixed, one = figures[f"{TT}, mixed batch"], figures[f"{TT}, one active"]
-    assert mixed["to_one_adapter"] == mixed["seconds"] / one["seconds"]
-    assert mixed["to_lora"] == mixed["seconds"] / figures[f"{LORA}, mixed batch"]["seconds"]
+
+
+def test_a_mixed_batch_is_compared_round_by_round():
+    of = dict(zip(("one active", "mixed batch"), ([1.0, 10.0, 2.0], [1.5, 11.0, 2.5]), strict=True))
+    seconds = {"frozen": [1.0] * 3} | {f"{name}, {kind}": runs for name in (TT, LORA) for kind, runs in of.items()}
+    (figures,) = (row.figures for row in mixed_batch.compared("case", seconds, True) if row.bars)
+    assert (figures["to_one_adapter"], figures["to_lora"]) == (1.25, 1.0)
 
 
 @pytest.mark.parametrize(("count", "different"), [(1, 1), (4, 4), (9, 4)])

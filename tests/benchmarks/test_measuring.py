@@ -36,13 +36,14 @@ def test_what_is_prepared_is_handed_over_and_not_timed(monkeypatch):
     assert len(set(given)) == 6
 
 
-def test_ratios_are_those_of_medians():
-    figures = compare({"frozen": [1.0, 2.0, 90.0], "LoRA r=8": [4.0, 4.0, 4.0], "TT": [3.0, 2.5, 0.1]})
+def test_ratios_are_medians_of_the_rounds_ratios():
+    # the machine was ten times slower in the last round
+    figures = compare({"frozen": [1.0, 2.0, 20.0], "LoRA r=8": [4.0, 4.0, 40.0], "TT": [1.5, 2.5, 30.0]})
     assert figures["TT"]["seconds"] == 2.5
-    assert figures["TT"]["to_frozen"] == 1.25
+    assert figures["TT"]["to_frozen"] == 1.5
     assert figures["TT"]["to_lora"] == 0.625
     assert figures["frozen"]["to_frozen"] == figures["LoRA r=8"]["to_lora"] == 1.0
-    assert figures["LoRA r=8"]["spread"] == 0.0
+    assert figures["LoRA r=8"]["spread"] == 4.5
 
 
 def test_a_bar_is_met_up_to_its_limit():

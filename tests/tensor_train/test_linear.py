@@ -23,6 +23,8 @@ def test_it_is_the_layer_with_the_updated_weight(batch, bias):
     y, expected = low_rank_linear(x, weight, b, A, B), F.linear(x, weight + B @ A, b)
     assert y.shape == expected.shape
     torch.testing.assert_close(y, expected)
+    with torch.no_grad():
+        torch.testing.assert_close(low_rank_linear(x, weight, b, A, B), expected.detach())
     gradient = torch.randn_like(expected)
     ours = torch.autograd.grad(y, (x, A, B), gradient)
     theirs = torch.autograd.grad(expected, (x, A, B), gradient)
@@ -69,4 +71,6 @@ def test_half_precision_keeps_small_updates_however_many_rows():
     assert torch.equal(weight + B @ A, weight)
     x = signs.repeat(64, 1)
     assert (F.linear(x, weight) == 0).all()
-    assert (low_rank_linear(x, weight, None, A, B) > 3e-3).all()
+    for learns in (True, False):
+        with torch.set_grad_enabled(learns):
+            assert (low_rank_linear(x, weight, None, A, B) > 3e-3).all()

@@ -7,8 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-# Rows per output or input from which on it is faster (benchmarks/layer.py).
+# Rows per output or input from which on it is faster to form W + B A (benchmarks/layer.py, benchmarks/inference.py).
+# What learns passes over the rows for its gradients in any case.
 FORMING_ROWS = 4
+FORMING_ROWS_WITHOUT_GRADIENTS = 1
 
 
 def low_rank_linear(
@@ -31,16 +33,22 @@ def low_rank_linear(
         A: Input side of the update, its scale included.
         B: Output side of the update.
     """
+    if not torch.is_grad_enabled():
+        if _pays_to_form(x.numel() // max(x.shape[-1], 1), weight, FORMING_ROWS_WITHOUT_GRADIENTS):
+            return F.linear(x, torch.addmm(weight, B, A), bias)
+        y = F.linear(x, weight, bias)
+        y.view(-1, y.shape[-1]).addmm_(F.linear(x, A).view(-1, A.shape[0]), B.T)
+        return y
     # reshaped out here: of what a custom function returns as a view, autograd lets nobody change an entry in place
     rows = x.reshape(-1, x.shape[-1])
-    y: Tensor = _LowRankLinear.apply(rows, weight, bias, A, B)  # type: ignore[no-untyped-call]
-    return y.view(*x.shape[:-1], weight.shape[0])
+    result: Tensor = _LowRankLinear.apply(rows, weight, bias, A, B)  # type: ignore[no-untyped-call]
+    return result.view(*x.shape[:-1], weight.shape[0])
 
 
 class _LowRankLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor) -> Tensor:
-        ctx.forms_weight = _pays_to_form(rows, weight)
+        ctx.forms_weight = _pays_to_form(len(rows), weight, FORMING_ROWS)
         if ctx.forms_weight:
             ctx.save_for_backward(rows, weight, A, B)
             return F.linear(rows, torch.addmm(weight, B, A), bias)
@@ -70,9 +78,9 @@ class _LowRankLinear(torch.autograd.Function):
         return dx, None, None, dA, dB
 
 
-def _pays_to_form(rows: Tensor, weight: Tensor) -> bool:
+def _pays_to_form(rows: int, weight: Tensor, least: int) -> bool:
     """Whether ``W + B A`` is cheaper than two thin products: it has to be written once, they pass over all rows.
 
     In half precision the sum would round small updates away.
     """
-    return weight.dtype.itemsize >= 4 and len(rows) >= FORMING_ROWS * max(weight.shape)
+    return weight.dtype.itemsize >= 4 and rows >= least * max(weight.shape)

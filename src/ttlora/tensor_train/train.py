@@ -244,7 +244,7 @@ def contract_rows(
         return [flat.new_ones(*flat.shape[:-1], 1, 1)]
     products = [cores[0].flatten(-3, -2)]
     for core in cores[1:]:
-        products.append((products[-1] @ core.flatten(-2)).unflatten(-1, core.shape[-2:]).flatten(-3, -2))
+        products.append((products[-1] @ core.flatten(-2)).reshape(*core.shape[:-3], -1, core.shape[-1]))
     return products
 
 
@@ -261,7 +261,7 @@ def contract_columns(
         return [flat.new_ones(*flat.shape[:-1], 1, 1)]
     products = [cores[-1].flatten(-2)]
     for core in reversed(cores[:-1]):
-        products.append((core.flatten(-3, -2) @ products[-1]).unflatten(-2, core.shape[-3:-1]).flatten(-2))
+        products.append((core.flatten(-3, -2) @ products[-1]).reshape(*core.shape[:-2], -1))
     return products
 
 

@@ -179,9 +179,7 @@ class _Contraction:
         self.rows, self.columns = cores[:bond], cores[bond:]
         self.of_rows, self.of_columns = contract_rows(flat, self.rows), contract_columns(flat, self.columns)
 
-    def backward(
-        self, dA: Float[Tensor, "*batch r in"], dB: Float[Tensor, "*batch out r"]
-    ) -> list[Tensor]:
+    def backward(self, dA: Float[Tensor, "*batch r in"], dB: Float[Tensor, "*batch out r"]) -> list[Tensor]:
         """The gradients of the cores, in their order, from those of the last product of either side."""
         of_rows, gradient = [], dB
         for core, product in zip(self.rows[:0:-1], self.of_rows[-2::-1], strict=True):

@@ -1,6 +1,7 @@
 """What all adapted layers have in common: their trains, the update they make, and merging it."""
 
 import warnings
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -64,8 +65,8 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._active_adapter = adapter_name
-        # while the whole model runs: see `built_together`
-        self.built_factors: dict[str, tuple[Tensor, Tensor]] = {}
+        # while the whole model runs, see `built_together`: those of an adapter, or of several, stacked
+        self.built_factors: dict[str | tuple[str, ...], tuple[Tensor, Tensor]] = {}
         self.update_layer(adapter_name, config, module_name)
 
     def update_layer(self, adapter_name: str, config: TTLoraConfig, module_name: str) -> None:
@@ -98,6 +99,10 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         if self.disable_adapters or self.merged:
             return []
         return [adapter for adapter in self.active_adapters if adapter in self.ttlora_cores]
+
+    def adapters_of_rows(self, adapter_names: Sequence[str]) -> tuple[str, ...]:
+        """The adapters that this layer has out of those of a mixed batch, each once, in order."""
+        return tuple(sorted({name for name in adapter_names if name in self.ttlora_cores}))
 
     @property
     def weight_sizes(self) -> list[int]:
@@ -260,11 +265,10 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
 
     def _mixed_forward(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Any:
         result = self._base_result(x, *args, **kwargs)
-        for adapter in sorted(set(adapter_names)):
-            if adapter in self.ttlora_cores:
-                rows = [row for row, name in enumerate(adapter_names) if name == adapter]
-                update = self._update(x[rows], self.factors(adapter), result.dtype, self.ttlora_dropout[adapter])
-                result[rows] += update.to(result.dtype)
+        for adapter in self.adapters_of_rows(adapter_names):
+            rows = [row for row, name in enumerate(adapter_names) if name == adapter]
+            update = self._update(x[rows], self.factors(adapter), result.dtype, self.ttlora_dropout[adapter])
+            result[rows] += update.to(result.dtype)
         return result
 
     def _base_result(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

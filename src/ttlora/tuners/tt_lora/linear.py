@@ -1,6 +1,5 @@
 """Linear layers whose weight is updated by tensor trains."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,7 +52,7 @@ class TTLoraLinear(TTLoraLayer):
         return None if isinstance(dropout, nn.Dropout) and dropout.training else base
 
     def _mixed_forward(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Any:
-        used = sorted({name for name in adapter_names if name in self.ttlora_cores})
+        used = self.adapters_of_rows(adapter_names)
         if not used:
             return self.base_layer(x, *args, **kwargs)
         updates = {self.ttlora_update[name] for name in used}
@@ -62,13 +61,11 @@ class TTLoraLinear(TTLoraLayer):
         return self._stacked_forward(x, adapter_names, used, *args, **kwargs)
 
     def _stacked_forward(
-        self, x: Tensor, adapter_names: list[str], used: Sequence[str], *args: Any, **kwargs: Any
+        self, x: Tensor, adapter_names: list[str], used: tuple[str, ...], *args: Any, **kwargs: Any
     ) -> Any:
         """A mixed batch of adapters of one shape: their factors are built together, and act in one batched product."""
         result = self._base_result(x, *args, **kwargs)
-        cores = torch.stack([self.ttlora_cores[name] for name in used])
-        with without_autocast(cores.device):
-            A, B = self.ttlora_update[used[0]].factors(cores)
+        A, B = self.built_factors.get(used) or self._stacked_factors(used)
         place = {name: index for index, name in enumerate(used)}
         rows = [row for row, name in enumerate(adapter_names) if name in place]
         adapters = [place[adapter_names[row]] for row in rows]
@@ -87,6 +84,11 @@ class TTLoraLinear(TTLoraLayer):
         if everywhere:
             return result + update
         return result.index_add(0, torch.tensor(rows, device=x.device), update)
+
+    def _stacked_factors(self, adapters: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        cores = torch.stack([self.ttlora_cores[name] for name in adapters])
+        with without_autocast(cores.device):
+            return self.ttlora_update[adapters[0]].factors(cores)
 
     def _update(self, x: Tensor, factors: tuple[Tensor, Tensor], dtype: torch.dtype, dropout: nn.Module) -> Tensor:
         A, B = factors

@@ -1,18 +1,19 @@
 """Building the factors of all adapted layers at once, before a forward."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from ttlora.tuners.tt_lora.layer import TTLoraLayer, without_autocast
+from ttlora.tuners.tt_lora.linear import TTLoraLinear
 
 
 @contextmanager
-def built_together(layers: Iterable[TTLoraLayer]) -> Iterator[None]:
-    """Within it, layers find the factors of their active adapters built, those of one shape in one batched contraction.
+def built_together(layers: Iterable[TTLoraLayer], adapter_names: Sequence[str] | None = None) -> Iterator[None]:
+    """Within it, layers find their factors built, those of one shape in one batched contraction.
 
     A train is contracted by a dozen tiny products, of which the calls take longer than the arithmetic: layer by layer
     they cost a small model several percent of its step, and a generation would repeat them for every token.
@@ -22,22 +23,38 @@ def built_together(layers: Iterable[TTLoraLayer]) -> Iterator[None]:
 
     Args:
         layers: Adapted layers.
+        adapter_names: The adapters of a mixed batch, row by row; None: those that are active.
     """
     alike = defaultdict(list)
     for layer in layers:
-        for adapter in layer.acting_adapters:
-            cores, update = layer.ttlora_cores[adapter], layer.ttlora_update[adapter]
-            if type(cores) is nn.Parameter and not cores.is_meta and cores.shape == (update.parameters,):
-                alike[update, cores.device, cores.dtype, cores.requires_grad].append((layer, adapter))
+        for names in _stacks(layer, adapter_names):
+            cores, update = [layer.ttlora_cores[name] for name in names], layer.ttlora_update[names[0]]
+            if all(_at_rest(layer, name) and layer.ttlora_update[name] == update for name in names):
+                like = (cores[0].device, cores[0].dtype, cores[0].requires_grad)
+                alike[update, len(names), *like].append((layer, names, cores))
     try:
-        for (update, device, *_), places in alike.items():
-            stacked = torch.stack([layer.ttlora_cores[adapter] for layer, adapter in places])
+        for (update, count, device, *_), places in alike.items():
             with without_autocast(device):
-                A, B = update.factors(stacked)
-            for (layer, adapter), *factors in zip(places, A.unbind(), B.unbind(), strict=True):
-                layer.built_factors[adapter] = (factors[0], factors[1])
+                A, B = update.factors(torch.stack([core for *_, cores in places for core in cores]))
+            if adapter_names is not None:
+                A, B = (factor.view(-1, count, *factor.shape[1:]) for factor in (A, B))
+            for (layer, names, _), *factors in zip(places, A.unbind(), B.unbind(), strict=True):
+                layer.built_factors[names[0] if adapter_names is None else names] = (factors[0], factors[1])
         yield
     finally:
         for places in alike.values():
-            for layer, _ in places:
+            for layer, *_ in places:
                 layer.built_factors.clear()
+
+
+def _stacks(layer: TTLoraLayer, adapter_names: Sequence[str] | None) -> list[tuple[str, ...]]:
+    """The adapters whose factors the layer will ask for, as it asks for them: one by one, or stacked."""
+    if adapter_names is None:
+        return [(name,) for name in layer.acting_adapters]
+    used = layer.adapters_of_rows(adapter_names)
+    return [used] if used and isinstance(layer, TTLoraLinear) else []
+
+
+def _at_rest(layer: TTLoraLayer, name: str) -> bool:
+    cores = layer.ttlora_cores[name]
+    return type(cores) is nn.Parameter and not cores.is_meta and len(cores) == layer.ttlora_update[name].parameters
