@@ -132,3 +132,50 @@ def test_an_adapter_that_is_not_merged_is_exported_too(folders, random_update):
     expected = logits(model)
     program = torch.export.export(model.base_model.model, (IDS,), {"use_cache": False}, strict=False)
     torch.testing.assert_close(program.module()(IDS, use_cache=False).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+class Scaled(torch.nn.Module):
+    """A parameter that no layer of its own holds."""
+
+    def __init__(self, *sizes):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(sizes))
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+@pytest.mark.parametrize(
+    ("layer", "x", "options"),
+    [
+        (lambda: torch.nn.Embedding(12, 6), lambda: torch.randint(12, (3, 4)), {}),
+        (lambda: torch.nn.Conv1d(4, 6, 3), lambda: torch.randn(2, 4, 9), {}),
+        (lambda: torch.nn.Conv2d(4, 6, 3, groups=2), lambda: torch.randn(2, 4, 9, 9), {}),
+        (lambda: Scaled(6, 8), lambda: torch.randn(3, 6), {"target_modules": [], "target_parameters": ["0.weight"]}),
+        (
+            lambda: Scaled(3, 6, 8),
+            lambda: torch.randn(3, 2, 6),
+            {"target_modules": [], "target_parameters": ["0.weight"]},
+        ),
+    ],
+    ids=["embedding", "conv1d", "conv2d in groups", "parameter", "experts"],
+)
+def test_other_layers_are_one_graph_too(layer, x, options, random_update):
+    model = get_peft_model(torch.nn.Sequential(layer()), random_update(**{"target_modules": ["0"], **options}))
+    x = x()
+    expected = model(x)
+    torch.testing.assert_close(torch.compile(model, backend="aot_eager", fullgraph=True)(x), expected)
+
+
+def test_attention_is_one_graph_too(random_update):
+    class Attending(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x):
+            return self.attention(x, x, x)[0]
+
+    model, x = get_peft_model(Attending(), random_update(target_modules=["attention"])), torch.randn(2, 5, 8)
+    expected = model(x)
+    torch.testing.assert_close(torch.compile(model, backend="aot_eager", fullgraph=True)(x), expected)
