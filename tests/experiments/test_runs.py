@@ -33,7 +33,6 @@ def test_keys_of_methods_go_before_those_of_tasks_models_and_all(plan):
     recipe = run.recipe
     assert (recipe.weight_decay, recipe.epochs, recipe.batch_size, recipe.max_length) == (1, 2, 3, 4)
     assert recipe.learning_rate == 1e-3, "null takes back what was set before, and the method's default stands"
-    assert recipe.resume
 
 
 def test_shared_keys_that_a_method_does_not_read_are_not_for_it(plan):

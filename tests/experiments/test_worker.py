@@ -51,7 +51,9 @@ def test_runs_end_with_a_record_or_with_their_error(prepare):
     (count,) = count_all(runs[:1])
     assert (count.adapter, count.head) == (record.adapter_parameters, record.head_parameters)
     assert "start again with a lower --learning-rate" in folder.error(runs[1])
-    assert "epoch 2/2  training loss" in folder.log(runs[0]).read_text()
+    log = folder.log(runs[0]).read_text()
+    assert "epoch 2/2  training loss" in log
+    assert "go on" not in log
 
 
 def test_run_that_was_stopped_goes_on(prepare):

@@ -90,9 +90,7 @@ def _plan(comparison: Comparison, model: Entry, task: Entry, method: Entry, seed
     keys = {key: value for key, value in inherited.items() if key not in OPEN_KEYS or key in way.defaults}
     keys |= method.keys
     try:
-        recipe = Recipe(
-            model=model.name, task=task.name, method=method.name, seed=seed, output="-", resume=True, **keys
-        )
+        recipe = Recipe(model=model.name, task=task.name, method=method.name, seed=seed, output="-", **keys)
         find_task(recipe)
         recipe = way.complete(recipe)
     except UserError as error:

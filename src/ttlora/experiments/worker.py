@@ -5,6 +5,7 @@ import os
 import threading
 import traceback
 import warnings
+from dataclasses import replace
 from multiprocessing import connection, parent_process
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def carry_out(run: PlannedRun, log: Path, threads: int) -> None:
     torch.set_num_threads(threads)
     failure_file(run).unlink(missing_ok=True)
     try:
-        fine_tune(run.recipe)
+        fine_tune(replace(run.recipe, resume=(run.folder / "recipe.yaml").exists()))
     except (UserError, RunError) as error:
         write_failure(run, one_line(error))
     except Exception as error:
