@@ -231,6 +231,11 @@ class TestSeveralAdapters:
             assert torch.equal(logits(model, bert.inputs), base)
             assert torch.equal(logits(model, bert.inputs, adapter_names=["first", "second", "third"]), base)
         assert torch.equal(logits(model, bert.inputs), expected)
+        # without PEFT's switch, which takes the names away
+        model.base_model.disable_adapter_layers()
+        assert torch.equal(logits(model, bert.inputs, adapter_names=["first", "second", "third"]), base)
+        model.base_model.enable_adapter_layers()
+        assert torch.equal(logits(model, bert.inputs), expected)
 
     def test_delete(self, bert, model):
         expected = logits(model, bert.inputs)
