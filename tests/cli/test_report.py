@@ -71,3 +71,12 @@ def test_wrong_use(runs, tmp_path):
     with pytest.raises(UserError, match="holds other files"):
         report(str(runs), output=str(runs))
     assert not (tmp_path / "report").exists()
+
+
+def test_names_send_nothing_to_the_terminal(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "draw_figures", lambda *_: [])
+    names = dict.fromkeys(("method", "model", "task", "primary_metric"), "\x1b[31mred")
+    write_run(tmp_path / "runs", "a", **names, r="\x1b[31m", settings={"\x1b": 1})
+    write_failure(tmp_path / "runs", "b", **dict.fromkeys(("method", "model", "task", "error"), "\x1b[31mred"))
+    report(str(tmp_path / "runs"), output=str(tmp_path / "report"))
+    assert "\x1b" not in capsys.readouterr().out

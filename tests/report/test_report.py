@@ -110,3 +110,9 @@ def test_figures_of_several_models_have_names_of_their_own(tmp_path, monkeypatch
         write_run(tmp_path / "runs", str(index), model=model)
     write_report([tmp_path / "runs"], tmp_path / "report")
     assert sorted(prefixes) == ["model-", "org-a-b-", "org-a-b-3-"]
+
+
+def test_half_characters_do_not_stop_a_report(tmp_path):
+    path = write_run(tmp_path / "runs", "a", task="HALF", model="HALF", method="HALF", note="HALF") / "result.json"
+    path.write_text(path.read_text().replace("HALF", "\\ud800"))
+    assert "note: " in (write_report([path], tmp_path / "report").output / "report.html").read_text()

@@ -40,7 +40,7 @@ def report(results: str | list[str], *, output: str, json: bool = False) -> None
     for note in written.notes:
         print(f"left out: {note}", file=sys.stderr)
     if json:
-        print(json_format.dumps(_as_json(written), indent=2, ensure_ascii=False))
+        print(json_format.dumps(_as_json(written), indent=2))
     else:
         print_report(written)
 

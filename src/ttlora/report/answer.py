@@ -52,7 +52,7 @@ def _good(comparison: Comparison, subject: Row, baseline: Row | None) -> str:
             f"{subject.label} was run on {counted(len(subject.cells), 'task')}, see the table."
         )
     if len(comparison.averaged) == 1:
-        where = f"{comparison.averaged[0].name} ({comparison.averaged[0].metric})"
+        where = f"{comparison.averaged[0].name} ({comparison.averaged[0].measure})"
     else:
         where = f"average over {len(comparison.averaged)} tasks"
     settings = len([row for row in comparison.rows if row.method == subject.method])

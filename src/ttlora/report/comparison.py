@@ -68,7 +68,7 @@ class Comparison:
             if column in self.averaged:
                 continue
             lacking = [row.label for row in self.rows if column not in row.cells]
-            reason = f"no run of {', '.join(lacking)}" if lacking else f"{column.metric} is no score"
+            reason = f"no run of {', '.join(lacking)}" if lacking else f"{column.measure} is no score"
             reasons.append(f"{column.name} is not in the average: {reason}")
         return reasons
 
@@ -165,5 +165,5 @@ def _columns(runs: Sequence[Run]) -> dict[tuple[str, str], Column]:
     for task, metric in sorted(keys, key=lambda key: (order.index(key[0]) if key[0] in order else len(order), key)):
         name = TASK_NAMES.get(task) or places.get(task.removeprefix("file ")) or printable(task, 80)
         twice = sum(other == task for other, _ in keys) > 1
-        columns[task, metric] = Column(task, metric, f"{name} ({metric})" if twice else name)
+        columns[task, metric] = Column(task, metric, f"{name} ({printable(metric, 40)})" if twice else name)
     return columns

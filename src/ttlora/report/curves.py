@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ttlora.report.comparison import OURS, Comparison
-from ttlora.report.drawing import Mark, Picture, label_of, marks, new_figure, render, shown_rows
+from ttlora.report.drawing import Mark, Picture, chosen, label_of, marks, new_figure, render, shown_rows
 from ttlora.report.formats import format_metric
 from ttlora.report.rows import Column, Row
 from ttlora.report.runs import Run, printable
@@ -34,7 +34,7 @@ def draw_curves(comparison: Comparison, prefix: str) -> list[Picture]:
             runs = row.cells.get(column, ())
             scores.setdefault(column, {})[row] = _mean_curve(runs, f"validation_{column.metric}", column.scale)
             losses.setdefault(column, {})[row] = _thinned(_mean_curve(runs, "loss", 1))
-    seeds = "Where a method has several seeds, the line is their mean."
+    seeds = f"Where a method has several seeds, the line is their mean.{chosen(comparison)}"
     return [
         *_draw(
             comparison,
@@ -87,24 +87,25 @@ def _draw(
     rows = [row for row in shown_rows(comparison) if any(lines[row] for lines in panels.values())]
     wide = 2 if len(panels) == 4 else min(MOST_COLUMNS, len(panels))
     high = math.ceil(len(panels) / wide)
-    figure = new_figure(
-        {1: 5.5, 2: 6.6}.get(wide, 7.8), (3.2 if wide == 1 else 2.2) * high + 0.2 * math.ceil(len(rows) / 3)
-    )
+    longest = max(len(label_of(row)) for row in rows)
+    width = {1: 5.5, 2: 6.6}.get(wide, 7.8)
+    beside = max(1, min(3, int(72 * width / (5.5 * longest + 50))))  # a letter is about 5.5 points wide
+    figure = new_figure(width, (3.2 if wide == 1 else 2.2) * high + 0.2 * math.ceil(len(rows) / beside))
     grid = figure.subplots(high, wide, squeeze=False).flatten()
     for axes, (column, lines) in zip(grid, panels.items(), strict=False):
         for row in rows:
             if lines[row]:
                 axes.plot(*zip(*lines[row], strict=True), **_look(mark[row], row.method == OURS))
-        axes.set_title(printable(column.name, 40))
+        axes.set_title(printable(column.name, 28))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(True)
-        axes.set_ylabel(printable(heights[column], 40))
+        axes.set_ylabel(printable(heights[column], 26))
     for axes in grid[len(panels) :]:
         axes.remove()
     for axes in grid[max(0, len(panels) - wide) : len(panels)]:
         axes.set_xlabel("epoch")
     keys = [Line2D([], [], label=label_of(row), **_look(mark[row], row.method == OURS)) for row in rows]
-    figure.legend(handles=keys, loc="outside lower center", ncols=3)
+    figure.legend(handles=keys, loc="outside lower center", ncols=beside)
     return [render(figure, name, title, description)]
 
 

@@ -128,11 +128,16 @@ def shown_rows(comparison: Comparison) -> tuple[Row, ...]:
     return comparison.rows if len(comparison.rows) <= MOST_LABELS else comparison.best_settings
 
 
+def chosen(comparison: Comparison) -> str:
+    """What a figure's description adds where it has no room for all rows."""
+    return "" if len(shown_rows(comparison)) == len(comparison.rows) else " Of each method, the best of its settings."
+
+
 def average_label(comparison: Comparison) -> str:
     """What the average score is, for an axis."""
     if len(comparison.averaged) == 1:
         column = comparison.averaged[0]
-        return printable(f"{column.name}: {column.metric} × 100", 60)
+        return printable(f"{column.name}: {column.measure} × 100", 44)
     return f"average score (× 100) over {len(comparison.averaged)} tasks"
 
 

@@ -16,6 +16,7 @@ from ttlora.report.drawing import (
     OUR_COLOUR,
     Picture,
     average_label,
+    chosen,
     count_axis,
     drawing,
     label_of,
@@ -69,7 +70,7 @@ def _score_by_parameters(comparison: Comparison, prefix: str) -> Picture | None:
         f"{prefix}score-by-parameters",
         "Score against trained parameters",
         "One marker a method: its average score over its adapter's parameters, on a logarithmic axis. "
-        "Bars are standard deviations over seeds. The numbers are in the table of scores.",
+        f"Bars are standard deviations over seeds. The numbers are in the table of scores.{chosen(comparison)}",
     )
 
 
@@ -160,7 +161,7 @@ def _storage(comparison: Comparison, prefix: str) -> Picture | None:
         f"{prefix}storage",
         "Storage of each adapter in 16 bit",
         "One line a method: the bytes of its adapter, two a parameter, on a logarithmic axis. "
-        "The numbers are in the table of costs.",
+        f"The numbers are in the table of costs.{chosen(comparison)}",
     )
 
 
@@ -231,7 +232,7 @@ def _speed_and_memory(comparison: Comparison, prefix: str) -> Picture:
         f"{prefix}speed-and-memory",
         "Seconds a step and peak memory",
         "Two bars a method: mean duration of a training step, and the most memory in use. "
-        "The numbers are in the table of costs.",
+        f"The numbers are in the table of costs.{chosen(comparison)}",
     )
 
 

@@ -41,7 +41,7 @@ def format_seconds(seconds: float) -> str:
 
 def format_metric(column: Column) -> str:
     """A metric's name and what its values are shown times."""
-    return column.metric if column.scale == 1 else f"{column.metric} × {column.scale}"
+    return column.measure if column.scale == 1 else f"{column.measure} × {column.scale}"
 
 
 def counted(count: int, noun: str) -> str:

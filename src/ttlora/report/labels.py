@@ -114,11 +114,13 @@ class _Room:
         found: dict[int, _Place] = {}
         for index in order:
             point = self.points[index]
-            places = (
-                self._judge(box, distance, point, taken, lines)
-                for box, distance in _candidates(point, *self.sizes[index], half, self.pixels)
-            )
-            place = found[index] = min(places, key=lambda place: place.cost)
+            place = None
+            for box, distance in _candidates(point, *self.sizes[index], half, self.pixels):
+                if place is None or distance < place.cost:
+                    other = self._judge(box, distance, point, taken, lines)
+                    place = other if place is None or other.cost < place.cost else place
+            assert place is not None, "there are candidates around every point"
+            found[index] = place
             left, bottom, right, top = place.box
             taken.append((left - 1, bottom - 1, right + 1, top + 1))
             if self.needs_line(point, place):

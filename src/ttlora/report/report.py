@@ -67,14 +67,14 @@ def write_report(results: Sequence[str | Path], output: str | Path) -> Report:
     notes = (*found.damaged, *repeated)
     sentences = [(one.good, one.small, one.fast) for one in answers]
     with _replaced(folder) as temporary:
-        (temporary / MARKDOWN).write_text(to_markdown(comparisons, sentences, found.failures), "utf-8")
-        (temporary / CSV).write_text(to_csv(comparisons), "utf-8")
+        (temporary / MARKDOWN).write_bytes(_encoded(to_markdown(comparisons, sentences, found.failures)))
+        (temporary / CSV).write_bytes(_encoded(to_csv(comparisons)))
         (temporary / FIGURES).mkdir()
         for picture in (picture for drawn in pictures for picture in drawn):
             (temporary / FIGURES / f"{picture.name}.svg").write_text(picture.svg, "utf-8")
             (temporary / FIGURES / f"{picture.name}.png").write_bytes(picture.png)
         page = render_page(comparisons, answers, pictures, found.failures, notes)
-        (temporary / PAGE).write_text(page, "utf-8")
+        (temporary / PAGE).write_bytes(_encoded(page))
     files = tuple(sorted(path for path in folder.rglob("*") if path.is_file()))
     return Report(folder, files, tuple(comparisons), tuple(answers), found.failures, notes)
 
@@ -86,6 +86,11 @@ def _prefixes(comparisons: Sequence[Comparison]) -> list[str]:
         name = re.sub(r"[^A-Za-z0-9.]+", "-", comparison.name).strip("-.")[:60] or "model"
         prefixes.append(f"{name}-" if f"{name}-" not in prefixes else f"{name}-{len(prefixes) + 1}-")
     return prefixes
+
+
+def _encoded(text: str) -> bytes:
+    """UTF-8, with a question mark for half characters, which JSON can hold and file names too."""
+    return text.encode("utf-8", "replace")
 
 
 def _require_replaceable(folder: Path) -> None:

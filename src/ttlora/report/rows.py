@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean, stdev
 
-from ttlora.report.runs import Run
+from ttlora.report.runs import Run, printable
 from ttlora.report.settings import Settings, common_settings
 
 LOWER_IS_BETTER = ("perplexity",)
@@ -46,6 +46,11 @@ class Column:
     task: str
     metric: str
     name: str
+
+    @property
+    def measure(self) -> str:
+        """The metric's name as it is shown."""
+        return printable(self.metric, 40)
 
     @property
     def scale(self) -> int:
