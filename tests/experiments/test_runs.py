@@ -36,9 +36,10 @@ def test_keys_of_methods_go_before_those_of_tasks_models_and_all(plan):
 
 
 def test_shared_keys_that_a_method_does_not_read_are_not_for_it(plan):
-    runs = {run.method: run.recipe for run in plan(methods="[lora, head]", r="3", targets="query,value")}
+    runs = {run.method: run.recipe for run in plan(methods="[lora, head, adapter]", r="3", targets="query,value")}
     assert (runs["lora"].r, runs["lora"].targets) == (3, ["query", "value"])
     assert (runs["head"].r, runs["head"].targets) == (None, None)
+    assert (runs["adapter"].r, runs["adapter"].targets) == (3, None), "bottlenecks have places of their own"
     with pytest.raises(UserError, match="head on glue/sst2: --r means nothing to method head"):
         plan(methods="[{method: head, r: 3}]")
 

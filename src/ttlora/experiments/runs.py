@@ -11,9 +11,11 @@ import yaml
 
 from ttlora.errors import UserError
 from ttlora.experiments.comparison import Comparison, Entry
-from ttlora.finetune.methods import OPEN_KEYS, find_method
+from ttlora.finetune.methods import OPEN_KEYS, Method, find_method
+from ttlora.finetune.methods.peft_method import PeftMethod
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import find_task
+from ttlora.tuners.bottleneck import BottleneckConfig
 
 MOST_RUNS = 100_000
 LONGEST_PART = 48
@@ -86,9 +88,7 @@ def _plan(comparison: Comparison, model: Entry, task: Entry, method: Entry, seed
     except UserError as error:
         raise UserError(f"{method.place}: {error}") from None
     inherited = {**comparison.shared, **model.keys, **task.keys}
-    # a rank that all runs share is for the methods that have one
-    keys = {key: value for key, value in inherited.items() if key not in OPEN_KEYS or key in way.defaults}
-    keys |= method.keys
+    keys = {key: value for key, value in inherited.items() if _is_for(way, key)} | dict(method.keys)
     try:
         recipe = Recipe(model=model.name, task=task.name, method=method.name, seed=seed, output="-", **keys)
         find_task(recipe)
@@ -99,6 +99,13 @@ def _plan(comparison: Comparison, model: Entry, task: Entry, method: Entry, seed
     name = _name(recipe)
     recipe = replace(recipe, output=str((directory / name).absolute()))
     return PlannedRun(name, model.label, task.label, method.label, recipe)
+
+
+def _is_for(way: Method, key: str) -> bool:
+    """Whether a key that runs of several methods share is for this one: a rank is, where there is one."""
+    if key == "targets" and isinstance(way, PeftMethod) and way.config is BottleneckConfig:
+        return False  # bottlenecks stand behind other modules than those whose weights are updated
+    return key not in OPEN_KEYS or key in way.defaults
 
 
 def _name(recipe: Recipe) -> str:
