@@ -65,6 +65,18 @@ class TestSomeArchitectures:
         model(**some.inputs).logits.square().sum().backward()
         assert all(p.grad.count_nonzero() > 0 for p in trained.values())
 
+    def test_gradient_checkpointing_changes_no_gradient(self, some):
+        def gradients(model):
+            torch.manual_seed(0)  # for dropout
+            model.train()(**some.inputs).logits.square().sum().backward()
+            return [p.grad for p in model.parameters() if p.requires_grad]
+
+        plain = get_peft_model(some.build(), LorettaRepConfig(**RANDOM))
+        checkpointed = copy.deepcopy(plain)
+        checkpointed.gradient_checkpointing_enable()
+        for got, expected in zip(gradients(checkpointed), gradients(plain), strict=True):
+            torch.testing.assert_close(got, expected)
+
     def test_merge_and_unload(self, some):
         model = get_peft_model(some.build(), LorettaRepConfig(**RANDOM)).eval()
         move_all(model)

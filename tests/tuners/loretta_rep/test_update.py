@@ -27,6 +27,7 @@ def test_their_gradients():
     update = resolved(core_size=None)
     flat = torch.randn(update.parameters, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(update.factors, flat)
+    assert torch.autograd.gradgradcheck(update.factors, flat)
 
 
 def test_stacked_adapters():
