@@ -96,6 +96,7 @@ def test_models_and_files_have_short_names_where_these_are_unlike():
         "org/bert": "org/bert",
         "/b/gpt": "gpt",
     }
+    assert model_names(["/a/model", "/b/model"]) == {"/a/model": "a/model", "/b/model": "b/model"}
     assert model_names(["/a/bert", "/b/bert"]) == {"/a/bert": "/a/bert", "/b/bert": "/b/bert"}
     assert file_names(["/x/reviews/validation.jsonl", "/x/mails.csv"]) == {
         "/x/reviews/validation.jsonl": "reviews",

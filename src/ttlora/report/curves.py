@@ -88,7 +88,7 @@ def _draw(
     wide = 2 if len(panels) == 4 else min(MOST_COLUMNS, len(panels))
     high = math.ceil(len(panels) / wide)
     longest = max(len(label_of(row)) for row in rows)
-    width = {1: 5.5, 2: 6.6}.get(wide, 7.8)
+    width = 7.8 if wide == 3 else 7.0
     beside = max(1, min(3, int(72 * width / (5.5 * longest + 50))))  # a letter is about 5.5 points wide
     figure = new_figure(width, (3.2 if wide == 1 else 2.2) * high + 0.2 * math.ceil(len(rows) / beside))
     grid = figure.subplots(high, wide, squeeze=False).flatten()

@@ -119,8 +119,9 @@ def marks(comparison: Comparison) -> Mapping[Row, Mark]:
 
 
 def label_of(row: Row) -> str:
-    """A row's label, short enough for a figure."""
-    return printable(row.label, LONGEST_LABEL)
+    """A row's label, short enough for a figure; what tells it from others is mostly at its end."""
+    label = row.label
+    return label if len(label) <= LONGEST_LABEL else f"{label[: LONGEST_LABEL - 17]}…{label[-16:]}"
 
 
 def shown_rows(comparison: Comparison) -> tuple[Row, ...]:

@@ -116,8 +116,13 @@ def common_settings(runs: Iterable[Run]) -> Settings:
 
 
 def model_names(models: Iterable[str]) -> dict[str, str]:
-    """A short name for each model: a folder's last part, where that is not ambiguous."""
-    return _short({model: Path(model).name if Path(model).is_absolute() else model for model in models})
+    """A short name for each model: a folder's last part, where that is not ambiguous, or two if it says nothing."""
+    short = {}
+    for model in models:
+        path = Path(model)
+        parts = path.parts[-2:] if path.name == "model" else path.parts[-1:]
+        short[model] = "/".join(parts) if path.is_absolute() else model
+    return _short(short)
 
 
 def file_names(places: Iterable[str]) -> dict[str, str]:
