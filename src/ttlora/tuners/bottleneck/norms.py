@@ -84,6 +84,6 @@ def _norms(model: nn.Module) -> dict[str, nn.Module]:
             wrappers.append(f"{name}.")
             norm = module.original_module
         # every model has a class of its own for them
-        if type(norm).__name__.endswith(("LayerNorm", "RMSNorm")) and any(True for _ in norm.parameters()):
+        if type(norm).__name__.endswith(("LayerNorm", "RMSNorm")) and next(norm.parameters(), None) is not None:
             found[name] = module
     return found
