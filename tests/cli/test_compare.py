@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import command
@@ -36,11 +37,22 @@ def out(tmp_path):
     return tmp_path / "out"
 
 
+@pytest.fixture
+def unreported(monkeypatch):
+    """Leave the report away, which takes seconds."""
+
+    def leave_away():
+        monkeypatch.setattr("ttlora.report.report.write_report", lambda *_: SimpleNamespace(notes=("a note",)))
+        monkeypatch.setattr("ttlora.cli.report.print_report", lambda _: None)
+
+    return leave_away
+
+
 def records(out: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in out.glob("runs/*/result.json")}
 
 
-def test_runs_once_and_reports(config, out, capsys, monkeypatch):
+def test_runs_once_and_reports(config, out, capsys, monkeypatch, unreported):
     monkeypatch.setenv("COLUMNS", "300")
     assert compare(config=config(), output=str(out)) == 0
     first = capsys.readouterr()
@@ -54,10 +66,11 @@ def test_runs_once_and_reports(config, out, capsys, monkeypatch):
     assert {Record.read(path).method for path in records(out)} == {"lora", "head"}
     assert (out / "report" / "report.html").is_file()
 
+    unreported()
     before = records(out)
     assert compare(config=config(), output=str(out), json=True) == 0
     again = capsys.readouterr()
-    assert again.err == f"2 runs: 2 done\n2 of 2 runs done: {out}\n"
+    assert again.err == f"2 runs: 2 done\nleft out of the report: a note\n2 of 2 runs done: {out}\n"
     assert records(out) == before
     content = json.loads(again.out)
     assert content["report"] == str(out / "report")
@@ -76,7 +89,8 @@ def test_runs_once_and_reports(config, out, capsys, monkeypatch):
     assert before.items() <= records(out).items()
 
 
-def test_failed_run_is_told_and_done_again_only_when_asked(config, out, capsys):
+def test_failed_run_is_told_and_done_again_only_when_asked(config, out, capsys, unreported):
+    unreported()
     methods = config("[{method: lora, learning_rate: 1e30}, head]")
     assert compare(config=methods, output=str(out)) == 1
     told = capsys.readouterr()

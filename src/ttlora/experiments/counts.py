@@ -1,8 +1,10 @@
 """How many parameters each method of a comparison trains, counted on models without weights."""
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -73,11 +75,10 @@ def count_all(runs: Sequence[PlannedRun]) -> list[Count]:
     first: dict[tuple[str, str], PlannedRun] = {}
     for run in runs:
         first.setdefault((run.model, run.method), run)
-    count_lora = cache(_count_lora)
-    return [_count(run, count_lora) for run in first.values()]
+    return [_count(run) for run in first.values()]
 
 
-def _count(run: PlannedRun, count_lora: Callable[[str, _Ending], int]) -> Count:
+def _count(run: PlannedRun) -> Count:
     recipe = run.recipe
     ending = _Ending.of(replace(find_task(recipe), scoring=recipe.scoring))
     base = _skeleton(recipe.model, ending)
@@ -87,10 +88,11 @@ def _count(run: PlannedRun, count_lora: Callable[[str, _Ending], int]) -> Count:
     except UserError as error:
         raise UserError(f"{run.method} on {run.model}: {error}") from None
     printed = find_printed(recipe.model, recipe.method, recipe.r)
-    lora = count_lora(recipe.model, ending)
+    lora = _count_lora(recipe.model, ending)
     return Count(run.model, run.method, run.task, adapter, head, full, lora, printed)
 
 
+@cache
 def _count_lora(model: str, ending: _Ending) -> int:
     recipe = Recipe(model=model, task="-", output="-", method="lora", r=LORA_R)
     return _count_trained(_skeleton(model, ending), find_method("lora").complete(recipe))[0]
@@ -100,9 +102,14 @@ def _count_trained(base: Base, recipe: Recipe) -> tuple[int, int]:
     return count_parameters(find_method(recipe.method).adapt(base, recipe), base.head)
 
 
+@cache
+def _config(name: str) -> Any:
+    return build_skeleton(PUBLISHED.get(name, name)).config
+
+
 def _skeleton(name: str, ending: _Ending) -> Base:
     """A model as `ttlora.finetune.base.load_base` gives it, without weights and tokenizer."""
-    config = build_skeleton(PUBLISHED.get(name, name)).config
+    config = copy.deepcopy(_config(name))
     config.num_labels = ending.outputs
     auto = AutoModelForCausalLM if ending.is_causal else AutoModelForSequenceClassification
     try:
