@@ -7,7 +7,9 @@ import sys
 
 import pytest
 from test_methods import OTHERS, SMALL
+from test_resume import killed, outcome
 
+from ttlora.finetune import training
 from ttlora.finetune.finished import FinishedRun
 from ttlora.finetune.methods import METHODS
 from ttlora.finetune.recipe import Recipe
@@ -52,6 +54,16 @@ def test_a_causal_model_that_answers_with_words(method, llama, data, tmp_path):
     check(record, tmp_path / "out")
 
 
+@pytest.mark.parametrize("method", ["loretta-rep", "p-tuning", "bitfit", "vera"])
+def test_a_killed_run_resumes_to_the_same_end(method, bert, data, tmp_path):
+    keys = {"epochs": 2, "learning_rate": 1e-2}
+    finish(method, bert, data, tmp_path / "whole", **keys)
+    with killed(training._Trainer, "training_step", 4):
+        finish(method, bert, data, tmp_path / "parts", **keys)
+    finish(method, bert, data, tmp_path / "parts", resume=True, **keys)
+    assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+
+
 @pytest.mark.slow
 def test_the_same_metric_in_a_fresh_process(bert, llama, data, tmp_path):
     records = {method: finish(method, bert, data, tmp_path / method) for method in [*METHODS, *OTHERS]}
@@ -59,6 +71,7 @@ def test_the_same_metric_in_a_fresh_process(bert, llama, data, tmp_path):
         records[f"causal {method}"] = finish(method, llama, data, tmp_path / f"causal {method}", scoring="prompt")
     script = """
 import json, sys
+from ttlora.finetune import training
 from ttlora.finetune.finished import FinishedRun
 print(json.dumps({name: FinishedRun.load(f"{sys.argv[1]}/{name}").evaluate() for name in sys.argv[2:]}))
 """
