@@ -77,8 +77,8 @@ def test_rows_whose_labels_are_cut_to_the_same_keep_apart(labels):
 
 
 def test_values_as_text():
-    values = (None, True, 0.0001, 16.0, 5, [16, 24], {"q": [4, 4], "v": "a"}, "auto")
-    texts = ("null", "true", "0.0001", "16", "5", "16,24", "q=4,4 v=a", "auto")
+    values = (0.123456789, None, True, 0.0001, 16.0, 5, [16, 24], {"q": [4, 4], "v": "a"}, "auto")
+    texts = ("0.123456789", "null", "true", "0.0001", "16", "5", "16,24", "q=4,4 v=a", "auto")
     assert tuple(map(value_text, values)) == texts
 
 

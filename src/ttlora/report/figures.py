@@ -104,7 +104,7 @@ def _scatter(figure: Figure, comparison: Comparison, scores: Sequence[tuple[Row,
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     obstacles = [_bar_box(axes, *bar) for bar in bars]
-    obstacles += _draw_headline(axes, comparison, scores, [(label.x, label.y) for label in labels])
+    obstacles += _draw_headline(axes, scores, [(label.x, label.y) for label in labels])
     return place_labels(axes, labels, 9.0, obstacles)
 
 
@@ -117,9 +117,7 @@ def _bar_box(axes: Axes, x: float, low: float, high: float) -> Bbox:
     return Bbox.from_extents(left - 3, bottom - 1, right + 3, top + 1)
 
 
-def _draw_headline(
-    axes: Axes, comparison: Comparison, scores: Sequence[tuple[Row, Mean]], points: Sequence[tuple[float, float]]
-) -> list[Bbox]:
+def _draw_headline(axes: Axes, scores: Sequence[tuple[Row, Mean]], points: Sequence[tuple[float, float]]) -> list[Bbox]:
     """A line where the best method without any adapter is, which has no place on a logarithmic axis."""
     bare = [(mean.value, row) for row, mean in scores if not row.parameters > 0]
     if not bare:

@@ -63,7 +63,7 @@ def value_text(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return json.dumps(value)
     if isinstance(value, float):
-        return f"{value:g}"
+        return f"{value:.12g}"
     if isinstance(value, list):
         return ",".join(map(value_text, value))
     if isinstance(value, dict):
