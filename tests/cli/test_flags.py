@@ -137,3 +137,14 @@ def test_wrong_yaml_is_one_line(text, message, tmp_path):
 def test_missing_yaml(tmp_path):
     with pytest.raises(UserError, match=r"--config .*none\.yaml is not there"):
         read_recipe("--config", str(tmp_path / "none.yaml"))
+
+
+def test_a_command_may_have_a_flag_of_its_own_called_config():
+    def comparing(*, config: str) -> None:
+        """Compare.
+
+        Args:
+            config: What to compare, which need not be a file.
+        """
+
+    assert parse("compare", comparing, None, ["--config", "deberta-glue"]) == {"config": "deberta-glue"}

@@ -43,12 +43,15 @@ def parse(
         allow_abbrev=False,
         exit_on_error=False,
     )
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(function).parameters.values()):
+    takes_config = any(
+        parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(function).parameters.values()
+    )
+    if takes_config:
         parser.add_argument(
             "--config", action="config", help="YAML file with keys named as the flags; flags override it."
         )
     parser.add_function_arguments(function, as_group=False, as_positional=False)
-    config, flags = _split_config(parser, arguments)
+    config, flags = _split_config(parser, arguments, takes_config)
     if config is not None and not Path(config).is_file():
         raise UserError(f"--config {config} is not there")
     try:
@@ -59,7 +62,7 @@ def parse(
         if not end.code:
             return None
         raise
-    return {key: value for key, value in values.as_dict().items() if key != "config"}
+    return {key: value for key, value in values.as_dict().items() if not (takes_config and key == "config")}
 
 
 class _Parser(ArgumentParser):
@@ -107,8 +110,8 @@ def _description(function: Callable[..., Any]) -> str:
     return re.split(r"\n\s*(?:Args|Returns|Raises):", inspect.getdoc(function) or "")[0].strip()
 
 
-def _split_config(parser: _Parser, arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The configuration file, and the other arguments with flags spelt as the parser knows them."""
+def _split_config(parser: _Parser, arguments: Sequence[str], takes_config: bool) -> tuple[str | None, list[str]]:
+    """The configuration file, if the parser takes one, and the other arguments with flags spelt as it knows them."""
     config = None
     rest: list[str] = []
     queue = list(arguments)
@@ -117,7 +120,7 @@ def _split_config(parser: _Parser, arguments: Sequence[str]) -> tuple[str | None
         if flag.startswith("--") and flag not in parser._option_string_actions:
             spellings = (flag.replace("_", "-"), flag.replace("-", "_").replace("__", "--", 1))
             flag = next((spelling for spelling in spellings if spelling in parser._option_string_actions), flag)
-        if flag == "--config" and flag in parser._option_string_actions and (equals or queue):
+        if flag == "--config" and takes_config and (equals or queue):
             config = value if equals else queue.pop(0)
         else:
             rest.append(flag + equals + value)
