@@ -127,9 +127,10 @@ def test_dry_run_reads_no_weights_and_writes_nothing(config, out, capsys, monkey
     assert not out.exists()
 
 
-def test_dry_run_in_json(config, out, capsys):
-    assert compare(config=config(), output=str(out), dry_run=True, json=True) == 0
-    content = json.loads(capsys.readouterr().out)
+def test_dry_run_in_json(config, out, ttlora):
+    outcome = ttlora("compare", "--config", config(), "--output", out, "--dry-run", "--json")
+    assert (outcome.status, outcome.err) == (0, "")
+    content = json.loads(outcome.out)
     assert [run["state"] for run in content["runs"]] == ["waiting", "waiting"]
     assert (content["seconds_left"], content["runs_of_unknown_duration"]) == (None, 2)
     assert [count["method"] for count in content["parameters"]] == ["lora", "head"]
@@ -149,6 +150,15 @@ def test_wrong_use(keys, message, config, out, monkeypatch, tmp_path):
     with pytest.raises(UserError, match=message):
         compare(**{"config": config(), "output": str(out), **keys})
     assert not out.exists()
+
+
+def test_misspelt_key_is_one_line_with_its_place(config, out, ttlora):
+    path = config("[lora, {method: tt-lora, learning_rat: 1}]")
+    outcome = ttlora("compare", "--config", path, "--output", out)
+    assert (outcome.status, outcome.out) == (2, "")
+    assert outcome.err == (
+        f"ttlora: error: {path}, methods entry 2: unknown key 'learning_rat': did you mean learning_rate?\n"
+    )
 
 
 def test_folder_is_named_as_the_file(config, tmp_path, monkeypatch, capsys):
