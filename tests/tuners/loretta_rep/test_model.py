@@ -204,6 +204,11 @@ class TestTargets:
             ({"target_modules": ["nothing"]}, ValueError, "nothing"),
             ({"target_modules": ["word_embeddings"]}, TypeError, "word_embeddings is not supported: Embedding is nei"),
             ({"shape": {"24": [23, 24]}}, ValueError, r"query: shape \[23, 24\] has the product 552"),
+            (
+                {"shape": {"24": [4, 6, 8], "42": [6, 7, 8]}},
+                ValueError,
+                "dims for 42 rows, but the factors have 24: name",
+            ),
             ({"r": 25}, ValueError, "query: r=25 is more than the rank of its 24 x 24 weight"),
         ],
     )

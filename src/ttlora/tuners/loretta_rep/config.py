@@ -142,10 +142,19 @@ def write_shapes(config: LorettaRepConfig, updates: dict[str, LorettaRepUpdate])
     Args:
         config: The adapter's config.
         updates: Module name to its update, for all modules that the config adapts.
+
+    Raises:
+        ValueError: The config has dims for a number of rows that no factor has.
     """
     shapes = {name: (update.rows.shape, update.columns.shape) for name, update in updates.items()}
     config.weight_sizes = by_pattern({name: [B.out_features, A.out_features] for name, (B, A) in shapes.items()})
-    config.shape = {str(factor.out_features): list(factor.dims) for pair in shapes.values() for factor in pair}
+    written = {str(factor.out_features): list(factor.dims) for pair in shapes.values() for factor in pair}
+    if isinstance(config.shape, dict) and (unused := config.shape.keys() - written.keys()):
+        raise ValueError(
+            f"shape has dims for {', '.join(sorted(unused))} rows, but the factors have {', '.join(written)}: name "
+            "these"
+        )
+    config.shape = written
 
 
 def _factor_shape(config: LorettaRepConfig, module_name: str, rows: int) -> TTShape:
