@@ -15,6 +15,7 @@ from conftest import command
 from ttlora.cli.compare import compare
 from ttlora.errors import UserError
 from ttlora.experiments import display
+from ttlora.experiments.comparison import shipped_recipes
 from ttlora.record import Record
 
 
@@ -143,10 +144,12 @@ def test_dry_run_in_json(config, out, ttlora):
         ({"parallel": 0}, "--parallel is 0, and has to be at least 1"),
         ({"config": "deberta-gleu"}, "did you mean deberta-glue?"),
         ({"output": "."}, "output folder .* holds other files"),
+        ({"config": "lost.yaml"}, "data /nowhere/sst2 is not there; nothing was begun"),
     ],
 )
 def test_wrong_use(keys, message, config, out, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    Path(config(data="/nowhere")).rename("lost.yaml")
     with pytest.raises(UserError, match=message):
         compare(**{"config": config(), "output": str(out), **keys})
     assert not out.exists()
@@ -159,6 +162,10 @@ def test_misspelt_key_is_one_line_with_its_place(config, out, ttlora):
     assert outcome.err == (
         f"ttlora: error: {path}, methods entry 2: unknown key 'learning_rat': did you mean learning_rate?\n"
     )
+
+
+def test_help_names_every_recipe_that_is_shipped():
+    assert all(name in str(compare.__doc__) for name in shipped_recipes())
 
 
 def test_folder_is_named_as_the_file(config, tmp_path, monkeypatch, capsys):

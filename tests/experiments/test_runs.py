@@ -77,6 +77,20 @@ def test_the_same_run_twice_is_refused(plan):
         plan(methods="[lora, {method: lora, r: 8, label: again}]")
 
 
+def test_local_models_and_data_have_to_be_there(plan, tmp_path):
+    task = "{task: file, train: t.jsonl, validation: v.jsonl}"
+    for keys, missing in (
+        ({"data": tmp_path}, f"data {tmp_path}/sst2"),
+        ({"models": "[/nowhere/bert]"}, "model /nowhere/bert"),
+        ({"tasks": f"[{task}]"}, "train .*t.jsonl"),
+    ):
+        with pytest.raises(UserError, match=rf"seed 0: {missing} is not there; nothing was begun"):
+            runs.require_inputs(plan(**keys))
+    (tmp_path / "sst2").mkdir()
+    runs.require_inputs(plan(data=tmp_path))
+    runs.require_inputs(plan(models="[someone/bert]"))
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

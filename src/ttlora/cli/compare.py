@@ -80,7 +80,11 @@ def _carry_out(
 
     from ttlora.experiments.display import Display
     from ttlora.experiments.processes import do_runs
+    from ttlora.experiments.runs import require_inputs
 
+    states = ("unfinished", "waiting", "failed") if retry_failed else ("unfinished", "waiting")
+    left = [run for run in runs if folder.state(run) in states]
+    require_inputs(left)
     new, gone = folder.changes(runs)
     with folder.claim(runs):
         if new:
@@ -90,8 +94,6 @@ def _carry_out(
                 f"no longer in the configuration: {_counted(gone)} in {folder.runs}, which stay there, but not in the "
                 f"report: {', '.join(gone)}"
             )
-        states = ("unfinished", "waiting", "failed") if retry_failed else ("unfinished", "waiting")
-        left = [run for run in runs if folder.state(run) in states]
         _say(_progress(folder, runs, left, parallel))
         with Display(folder, folder.durations(runs), left, parallel) as display:
             do_runs(folder, left, parallel, threads or torch.get_num_threads(), display)

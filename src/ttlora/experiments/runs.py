@@ -1,8 +1,9 @@
 """The runs of a comparison: every method on every task of every model with every seed, each with its recipe."""
 
 import hashlib
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,24 @@ def plan_runs(comparison: Comparison, directory: Path) -> list[PlannedRun]:
             raise UserError(f"{comparison.path}: {other.title} and {run.title} are the same run: leave one of them out")
         runs[run.name] = run
     return list(runs.values())
+
+
+def require_inputs(runs: Sequence[PlannedRun]) -> None:
+    """Make sure that models and data in local folders are there, since every run would fail without them.
+
+    Raises:
+        UserError: One is not.
+    """
+    for run in runs:
+        recipe = run.recipe
+        places = {"train": recipe.train, "validation": recipe.validation}
+        if recipe.data is not None:
+            places["data"] = os.path.join(recipe.data, find_task(recipe).folder)
+        if recipe.model.startswith(("/", ".", "~")):
+            places["model"] = os.path.expanduser(recipe.model)
+        for key, place in places.items():
+            if place is not None and not os.path.exists(place):
+                raise UserError(f"{run.title}: {key} {place} is not there; nothing was begun")
 
 
 def _combinations(comparison: Comparison) -> Iterator[tuple[Entry, Entry, Entry, int]]:
