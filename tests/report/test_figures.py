@@ -10,7 +10,7 @@ from ttlora.report.drawing import drawing, marks
 from ttlora.report.figures import _storage, draw_figures
 from ttlora.report.runs import find_runs
 
-HOSTILE = "</svg><script>alert(1)</script> $\\frac{ --> & \"'"
+HOSTILE = "$\\frac{$ </svg><script>alert(1)</script> --> & \"'"
 
 
 def log(*scores):
