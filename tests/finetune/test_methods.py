@@ -273,7 +273,7 @@ class TestPrompts:
         (
             "tt-lora",
             {"targets": "q_proj"},
-            "'q_proj' is no module of model .* linear modules are query, key, value, dense",
+            "'q_proj' is no module of the model; its linear modules are query, key, value, dense$",
         ),
         ("lora", {"targets": "query,valu"}, "'valu' is no module"),
         ("lora", {"targets": "dropout"}, "method lora does not fit model"),

@@ -9,31 +9,23 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ttlora.errors import UserError
-from ttlora.tuners.tt_lora import DEFAULT_TARGET_MODULES, TTLoraConfig
+from ttlora.tuners.targets import linear_names, query_and_value, require_modules
+from ttlora.tuners.tt_lora import TTLoraConfig
 
 
 def resolve_targets(skeleton: Any, targets: Sequence[str] | None) -> str | list[str]:
     """The `target_modules` of the adapter's config: as asked for, or the tuner's default for the model's type.
 
     Raises:
-        UserError: A target matches no module, or there is no default for the type of the model.
+        ValueError: A target matches no module, or there is no default for the type of the model.
     """
     if targets is None:
-        default = DEFAULT_TARGET_MODULES.get(skeleton.config.model_type)
-        if default is None:
-            raise UserError(
-                f"no default targets are known for the model type '{skeleton.config.model_type}'; name them with "
-                f"--targets: {_names(skeleton)}"
-            )
-        return default
+        return query_and_value(skeleton)
     if list(targets) == ["all-linear"]:
         classifier = type(skeleton).__name__.endswith("ForSequenceClassification")
         config = TTLoraConfig(target_modules="all-linear", task_type=TaskType.SEQ_CLS if classifier else None)
         return sorted(_maybe_include_all_linear_layers(config, skeleton).target_modules)
-    for target in targets:
-        config = TTLoraConfig(target_modules=[target])
-        if not any(check_target_module_exists(config, name) for name, _ in skeleton.named_modules()):
-            raise UserError(f"no module of the model is called '{target}'; its linear modules are {_names(skeleton)}")
+    require_modules(skeleton, targets)
     return list(targets)
 
 
@@ -50,13 +42,13 @@ def adapted_modules(skeleton: Any, config: TTLoraConfig) -> dict[str, tuple[int,
             if size is None:
                 raise UserError(
                     f"'{name}' is a {type(module).__name__}, which no adapter fits; linear modules are "
-                    f"{_names(skeleton)}"
+                    f"{linear_names(skeleton)}"
                 )
             sizes[name] = size
     if not sizes:
         raise UserError(
             f"the model has none of the modules {config.target_modules} that are adapted by default; name "
-            f"others with --targets: {_names(skeleton)}"
+            f"others with --targets: {linear_names(skeleton)}"
         )
     return sizes
 
@@ -67,9 +59,3 @@ def _features(module: nn.Module) -> tuple[int, int] | None:
     if isinstance(module, Conv1D):
         return module.weight.shape[1], module.weight.shape[0]
     return None
-
-
-def _names(skeleton: Any) -> str:
-    """The names of the linear modules, each once."""
-    names = (name.rpartition(".")[2] for name, module in skeleton.named_modules() if _features(module))
-    return ", ".join(dict.fromkeys(names))

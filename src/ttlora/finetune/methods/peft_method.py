@@ -11,7 +11,7 @@ from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft
 from ttlora.errors import UserError, one_line
 from ttlora.finetune.base import Base, load_base
 from ttlora.finetune.methods.method import Method, in_float32
-from ttlora.finetune.methods.targets import find_targets, takes_query_and_value
+from ttlora.finetune.methods.targets import find_targets
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
 from ttlora.finetune.weights import read_weights
@@ -93,7 +93,7 @@ class PeftMethod(Method):
             values["shape_pattern"] = values.pop("shape")
         config: Any = self.config(**values, **(recipe.settings or {}))  # type: ignore[arg-type]
         if "targets" in self.defaults:
-            config.target_modules = find_targets(base, recipe.targets, takes_query_and_value(config))
+            config.target_modules = find_targets(base, recipe.targets, config)
         config.task_type = base.task_type
         # of a classifier PEFT adds these two itself
         config.modules_to_save = [module for module in base.head if module not in ("classifier", "score")] or None
