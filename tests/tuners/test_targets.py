@@ -14,7 +14,7 @@ def bert():
 def test_by_the_models_type(bert):
     assert query_and_value(bert) == ["query", "value"]
     bert.config.model_type = "own"
-    with pytest.raises(ValueError, match="model type 'own'; name the targets, out of query, key, value, dense$"):
+    with pytest.raises(ValueError, match=r"model type 'own'; name the targets, out of query, key, value, dense$"):
         query_and_value(bert, ("classifier",))
 
 
