@@ -2,12 +2,11 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils import AuxiliaryTrainingWrapper, resolve_quantization_backend
+from peft.utils import resolve_quantization_backend
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -15,6 +14,7 @@ from ttlora.tuners.bottleneck.config import BottleneckConfig, write_shape
 from ttlora.tuners.bottleneck.layer import BottleneckLinear
 from ttlora.tuners.bottleneck.norms import train_norms
 from ttlora.tuners.bottleneck.projection import TrainLinear
+from ttlora.tuners.mixed_batch import mixed_batch
 
 BERT_LIKE = (
     "bert", "camembert", "deberta", "deberta-v2", "electra", "ernie", "roberta", "xlm-roberta", "xlm-roberta-xl",
@@ -132,38 +132,9 @@ class BottleneckModel(BaseTuner):
     def _enable_peft_forward_hooks(
         self, *_: Any, adapter_names: list[str] | None = None, num_beams: int | None = None, **__: Any
     ) -> Iterator[None]:
-        """Hand the names of a mixed batch to the layers, each once for every beam."""
-        if adapter_names is None:
+        """Hand the names of a mixed batch to the layers."""
+        with nullcontext() if adapter_names is None else mixed_batch(self, adapter_names, num_beams):
             yield
-            return
-        if self.training:
-            raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
-        if unknown := set(adapter_names) - set(self.peft_config) - {"__base__"}:
-            raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(sorted(unknown))}")
-
-        names_in_beams = [name for name in adapter_names for _ in range(num_beams or 1)]
-        # the encoder of an encoder-decoder model sees each row once, however many beams the decoder follows
-        has_decoder = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
-        in_encoder = set(self.model.get_encoder().modules()) if has_decoder else set()
-        handles = [
-            module.register_forward_pre_hook(
-                partial(_set_adapter_names, names=adapter_names if module in in_encoder else names_in_beams),
-                with_kwargs=True,
-            )
-            for module in self.modules()
-            if isinstance(module, BottleneckLinear | AuxiliaryTrainingWrapper)
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-
-def _set_adapter_names(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: list[str]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return args, {**kwargs, "adapter_names": names}
 
 
 def _is_linear(layer: nn.Module) -> bool:

@@ -2,14 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
-    AuxiliaryTrainingWrapper,
     get_quantization_kwargs,
     resolve_quantization_backend,
 )
@@ -17,6 +15,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ttlora.tensor_train import TensorTrain
+from ttlora.tuners.mixed_batch import mixed_batch
 from ttlora.tuners.tt_lora.attention import TTLoraMultiheadAttention
 from ttlora.tuners.tt_lora.combine import config_of_sum, weighted_sum
 from ttlora.tuners.tt_lora.config import TTLoraConfig, as_asked, write_shapes
@@ -200,41 +199,13 @@ class TTLoraModel(BaseTuner):
     def _enable_peft_forward_hooks(
         self, *_: Any, adapter_names: list[str] | None = None, num_beams: int | None = None, **__: Any
     ) -> Iterator[None]:
-        """Build all factors at once, or hand the names of a mixed batch to the layers, each once for every beam."""
+        """Build all factors at once, and hand the names of a mixed batch to the layers."""
         if adapter_names is None:
             with nullcontext() if torch.compiler.is_compiling() else built_together(self._adapted_layers):
                 yield
-            return
-        if self.training:
-            raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
-        known = {name for layer in self._adapted_layers for name in layer.ttlora_cores}
-        if unknown := set(adapter_names) - known - {"__base__"}:
-            raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(sorted(unknown))}")
-
-        names_in_beams = [name for name in adapter_names for _ in range(num_beams or 1)]
-        # the encoder of an encoder-decoder model sees each row once, however many beams the decoder follows
-        has_decoder = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
-        in_encoder = set(self.model.get_encoder().modules()) if has_decoder else set()
-        handles = [
-            module.register_forward_pre_hook(
-                partial(_set_adapter_names, names=adapter_names if module in in_encoder else names_in_beams),
-                with_kwargs=True,
-            )
-            for module in self.modules()
-            if isinstance(module, TTLoraLayer | AuxiliaryTrainingWrapper)
-        ]
-        try:
-            with built_together(self._adapted_layers, adapter_names):
+        else:
+            with mixed_batch(self, adapter_names, num_beams), built_together(self._adapted_layers, adapter_names):
                 yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-
-def _set_adapter_names(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: list[str]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return args, {**kwargs, "adapter_names": names}
 
 
 def _kind_of(layer: nn.Module) -> type[TTLoraLayer] | None:

@@ -1,0 +1,52 @@
+"""Mixed batches: each row of an input through an adapter of its own choice."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import AuxiliaryTrainingWrapper
+from torch import nn
+
+
+@contextmanager
+def mixed_batch(tuner: BaseTuner, adapter_names: Sequence[str], num_beams: int | None) -> Iterator[None]:
+    """Within it, the adapted layers and heads of a model are called with the names of their rows' adapters.
+
+    PEFT leaves it to each tuner to hand the names on.
+
+    Args:
+        tuner: The adapted model.
+        adapter_names: One name a row, "__base__" for none.
+        num_beams: How often generation repeats each row.
+
+    Raises:
+        ValueError: The model is training, or there is no adapter of a name.
+    """
+    if tuner.training:
+        raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
+    if unknown := set(adapter_names) - set(tuner.peft_config) - {"__base__"}:
+        raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(sorted(unknown))}")
+    in_beams = [name for name in adapter_names for _ in range(num_beams or 1)]
+    # the encoder of an encoder-decoder model sees each row once, however many beams the decoder follows
+    has_decoder = getattr(getattr(tuner.model, "config", None), "is_encoder_decoder", False)
+    in_encoder = set(tuner.model.get_encoder().modules()) if has_decoder else set()
+    handles = [
+        module.register_forward_pre_hook(
+            partial(_hand_over, names=list(adapter_names) if module in in_encoder else in_beams), with_kwargs=True
+        )
+        for module in tuner.modules()
+        if isinstance(module, tuner.tuner_layer_cls | AuxiliaryTrainingWrapper)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hand_over(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: list[str]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args, {**kwargs, "adapter_names": names}
