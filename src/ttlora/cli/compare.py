@@ -193,8 +193,8 @@ def _plan_lines(folder: ComparisonFolder, runs: Sequence[PlannedRun]) -> list[st
         groups.setdefault(f"{run.model} {run.method}", []).append(run)
     lines = ["tasks: " + ", ".join(dict.fromkeys(run.task for run in runs))]
     for name, group in groups.items():
-        seeds = ", ".join(dict.fromkeys(str(run.recipe.seed) for run in group))
-        lines.append(f"{name}: {_states(folder, group)} (seeds {seeds})")
+        seeds = list(dict.fromkeys(str(run.recipe.seed) for run in group))
+        lines.append(f"{name}: {_states(folder, group)} (seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)})")
     return lines
 
 
