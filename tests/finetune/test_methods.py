@@ -1,7 +1,13 @@
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification, MPNetConfig, MPNetModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    MPNetConfig,
+    MPNetModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from ttlora import TTLoraConfig
 from ttlora.errors import UserError
@@ -253,17 +259,33 @@ class TestPrompts:
         ):
             adapt(bert, "prompt", settings="num_virtual_tokens=40")
 
-    def test_keys_and_values_for_a_model_that_takes_none(self, bert, tmp_path):
+    @pytest.fixture
+    def save_base(self, bert, tmp_path):
+        """Saves a model with the tokenizer of the tiny BERT."""
+
+        def save_base(model):
+            model.save_pretrained(tmp_path)
+            for file in ("tokenizer.json", "tokenizer_config.json"):
+                (tmp_path / file).write_bytes((bert / file).read_bytes())
+            return tmp_path
+
+        return save_base
+
+    def test_keys_and_values_for_a_model_that_takes_none(self, save_base):
         config = MPNetConfig(
             vocab_size=24, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48
         )
-        MPNetModel(config).save_pretrained(tmp_path)
-        for file in ("tokenizer.json", "tokenizer_config.json"):
-            (tmp_path / file).write_bytes((bert / file).read_bytes())
+        folder = save_base(MPNetModel(config))
         with pytest.raises(UserError, match="models of type mpnet do not take: use prompt or p-tuning"):
-            adapt(tmp_path, "prefix")
-        _, model = adapt(tmp_path, "prompt")
+            adapt(folder, "prefix")
+        _, model = adapt(folder, "prompt")
         assert model(IDS).logits.isfinite().all()
+
+    def test_an_encoder_with_a_decoder(self, save_base):
+        config = T5Config(vocab_size=24, d_model=32, d_kv=16, d_ff=48, num_layers=1, num_heads=2)
+        folder = save_base(T5ForConditionalGeneration(config))
+        with pytest.raises(UserError, match="method prompt does not fit models of an encoder and a decoder"):
+            adapt(folder, "prompt")
 
 
 @pytest.mark.parametrize(

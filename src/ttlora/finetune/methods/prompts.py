@@ -39,6 +39,11 @@ class PromptMethod(PeftMethod):
         return model
 
     def _require_runnable(self, base: Base, recipe: Recipe, count: int) -> None:
+        if base.model.config.is_encoder_decoder:
+            raise UserError(
+                f"method {recipe.method} does not fit models of an encoder and a decoder, as {recipe.model} is: "
+                "use another method"
+            )
         if self.config is PrefixTuningConfig and not _takes_keys_and_values(base.model):
             raise UserError(
                 f"method {recipe.method} puts keys and values in front of a row, which models of type "
