@@ -148,3 +148,18 @@ def test_a_command_may_have_a_flag_of_its_own_called_config():
         """
 
     assert parse("compare", comparing, None, ["--config", "deberta-glue"]) == {"config": "deberta-glue"}
+
+
+def test_a_positional_may_have_many_values():
+    def reporting(results: list[str], *, output: str) -> None:
+        """Report.
+
+        Args:
+            results: What is read.
+            output: Where it goes.
+        """
+
+    assert parse("report", reporting, "results", ["a", "b", "--output", "o"]) == {"results": ["a", "b"], "output": "o"}
+    assert parse("report", reporting, "results", ["--output", "o", "a"]) == {"results": ["a"], "output": "o"}
+    with pytest.raises(UserError, match="RESULTS is missing"):
+        parse("report", reporting, "results", ["--output", "o"])

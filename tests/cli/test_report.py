@@ -21,7 +21,7 @@ def runs(tmp_path, monkeypatch):
 
 def test_json(runs, tmp_path, capsys):
     write_failure(runs, "failed")
-    report(str(runs), output=str(tmp_path / "report"), json=True)
+    report([str(runs)], output=str(tmp_path / "report"), json=True)
     content = json.loads(capsys.readouterr().out)
     (model,) = content["models"]
     lora, ours = model["methods"]
@@ -58,7 +58,7 @@ def test_tables_in_the_terminal(runs, tmp_path, capsys, monkeypatch):
 
 def test_what_is_left_out_goes_to_stderr(runs, tmp_path, capsys):
     (runs / "tt0" / "result.json").write_text("{")
-    report(str(runs), output=str(tmp_path / "report"), json=True)
+    report([str(runs)], output=str(tmp_path / "report"), json=True)
     output = capsys.readouterr()
     assert output.err.startswith("left out: ")
     assert "tt0" in output.err
@@ -67,9 +67,9 @@ def test_what_is_left_out_goes_to_stderr(runs, tmp_path, capsys):
 
 def test_wrong_use(runs, tmp_path):
     with pytest.raises(UserError, match="is not there"):
-        report(str(tmp_path / "nowhere"), output=str(tmp_path / "report"))
+        report([str(tmp_path / "nowhere")], output=str(tmp_path / "report"))
     with pytest.raises(UserError, match="holds other files"):
-        report(str(runs), output=str(runs))
+        report([str(runs)], output=str(runs))
     assert not (tmp_path / "report").exists()
 
 
@@ -78,5 +78,5 @@ def test_names_send_nothing_to_the_terminal(tmp_path, monkeypatch, capsys):
     names = dict.fromkeys(("method", "model", "task", "primary_metric"), "\x1b[31mred")
     write_run(tmp_path / "runs", "a", **names, r="\x1b[31m", settings={"\x1b": 1})
     write_failure(tmp_path / "runs", "b", **dict.fromkeys(("method", "model", "task", "error"), "\x1b[31mred"))
-    report(str(tmp_path / "runs"), output=str(tmp_path / "report"))
+    report([str(tmp_path / "runs")], output=str(tmp_path / "report"))
     assert "\x1b" not in capsys.readouterr().out

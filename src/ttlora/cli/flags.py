@@ -74,12 +74,16 @@ class _Parser(ArgumentParser):
 
     def add_argument(self, *names: str, **options: Any) -> Action:
         key = names[0].lstrip("-")
+        hint = options.get("type") or getattr(options.get("action"), "_typehint", None)
         if key == self.positional:
             options.pop("required", None)
             names = (key,)
+            if hint == list[str]:
+                options.pop("action", None)
+                options.update(type=str, nargs="+")
+                hint = str
         elif names[0] != "--print_config":
             names = tuple(name.replace("_", "-") for name in names)
-        hint = options.get("type") or getattr(options.get("action"), "_typehint", None)
         if hint is bool:
             del options["type"]
             options["action"] = "store_true"

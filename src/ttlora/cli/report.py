@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MOST_OF_A_LABEL = 36
 
 
-def report(results: str | list[str], *, output: str, json: bool = False) -> None:
+def report(results: list[str], *, output: str, json: bool = False) -> None:
     """Compare finished runs: tables as in the paper, figures, and one page of HTML.
 
     OUTPUT gets report.html, tables.md, tables.csv and figures/ as SVG and PNG. An earlier report in it is replaced;
@@ -36,7 +36,7 @@ def report(results: str | list[str], *, output: str, json: bool = False) -> None
     """
     from ttlora.report.report import write_report
 
-    written = write_report([results] if isinstance(results, str) else results, output)
+    written = write_report(results, output)
     for note in written.notes:
         print(f"left out: {note}", file=sys.stderr)
     if json:
