@@ -117,7 +117,15 @@ class Recipe:
             self._set("r", _integers("--r", self.r))
         if isinstance(self.shape, str) and self.shape != "auto":
             self._set("shape", parse_shape(self.shape))
-        for name in ("epochs", "patience", "batch_size", "max_length", "max_new_tokens", "max_train_examples", "threads"):
+        for name in (
+            "epochs",
+            "patience",
+            "batch_size",
+            "max_length",
+            "max_new_tokens",
+            "max_train_examples",
+            "threads",
+        ):
             self._require(name, lambda value: value >= 1, "at least 1")
         for rank in self.r if isinstance(self.r, list) else [self.r]:
             if isinstance(rank, int) and rank < 1:

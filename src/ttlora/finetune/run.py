@@ -15,7 +15,7 @@ from ttlora.finetune.base import Base, load_base
 from ttlora.finetune.data import Split, load_data
 from ttlora.finetune.folder import RunFolder
 from ttlora.finetune.measure import cpu_threads, measure
-from ttlora.finetune.methods import Method, count_parameters, find_method
+from ttlora.finetune.methods import Method, count_parameters, find_method, virtual_tokens
 from ttlora.finetune.metrics import TEXT_METRICS
 from ttlora.finetune.progress import ProgressReport
 from ttlora.finetune.recipe import Recipe
@@ -60,7 +60,8 @@ def run(recipe: Recipe, quiet: bool = False) -> Record:
 def _run(recipe: Recipe, method: Method, folder: RunFolder, quiet: bool) -> Record:
     task, training, validation = load_data(recipe)
     base = load_base(recipe.model, task, recipe.seed, method.base_dtype)
-    base = replace(base, model=method.adapt(base, recipe))
+    model = method.adapt(base, recipe)
+    base = replace(base, model=model, virtual_tokens=virtual_tokens(model))
     with folder.claim(recipe), ProgressReport(_shown_metric(task), quiet) as report:
         trained = find_trained(folder)
         if trained is None:

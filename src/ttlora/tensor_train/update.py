@@ -19,6 +19,7 @@ then moves the acting cores as if there were no gains.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,6 +90,9 @@ class Update:
         if self.shape.boundary is not None and flat.requires_grad:
             factors: tuple[Tensor, Tensor] = _AlignedFactors.apply(flat, self)  # type: ignore[no-untyped-call]
             return factors
+        return one_node(self._contract, flat)
+
+    def _contract(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         if self.core_size is not None and flat.requires_grad:
             flat = _Balance.apply(flat, self)  # type: ignore[no-untyped-call]
         A, B = TensorTrain(self.shape, flat).factors()
@@ -138,6 +142,43 @@ def _gains(shape: TTShape, z: int, epsilon: float | None) -> tuple[float, ...]:
     return tuple(gain(index) for index in range(shape.order))
 
 
+def one_node(
+    contract: Callable[[Tensor], tuple[Tensor, Tensor]], flat: Float[Tensor, "*batch parameters"]
+) -> tuple[Tensor, Tensor]:
+    """``contract(flat)`` as one node of the graph, which saves no tensors: backward contracts again.
+
+    Checkpointing counts saved tensors, and a layer whose factors came from outside when it first ran builds them itself
+    when it runs again.
+
+    Args:
+        contract: From entries to factors, in operations that autograd knows.
+        flat: The entries.
+    """
+    if not flat.requires_grad or torch.compiler.is_compiling():
+        return contract(flat)
+    factors: tuple[Tensor, Tensor] = _OneNode.apply(flat, contract)  # type: ignore[no-untyped-call]
+    return factors
+
+
+class _OneNode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, flat: Tensor, contract: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        ctx.flat, ctx.contract = flat, contract
+        return contract(flat.detach())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        twice = torch.is_grad_enabled()  # with create_graph
+        flat = ctx.flat if twice else ctx.flat.detach().requires_grad_()
+        with torch.enable_grad():
+            factors = ctx.contract(flat)
+        # a side that is all rows or all columns of the other's middle block is an identity
+        learned = [(f, g) for f, g in zip(factors, gradients, strict=True) if f.requires_grad]
+        outputs, directions = zip(*learned, strict=True)
+        (gradient,) = torch.autograd.grad(outputs, flat, directions, create_graph=twice)
+        return gradient, None
+
+
 class _AlignedFactors(torch.autograd.Function):
     """`Update.factors` of an aligned shape as one node of the graph.
 
@@ -148,8 +189,7 @@ class _AlignedFactors(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, flat: Tensor, update: Update) -> tuple[Tensor, Tensor]:
         contraction = _Contraction(update.shape, flat)
-        # not as saved tensors: checkpointing counts those, and a layer whose factors came from outside when it first
-        # ran builds them itself when it runs again
+        # not as saved tensors, as in `one_node`
         ctx.update, ctx.flat, ctx.contraction = update, flat, contraction
         return contraction.of_columns[-1] * update.column_scale, contraction.of_rows[-1] * update.row_scale
 

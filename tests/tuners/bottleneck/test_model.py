@@ -12,7 +12,7 @@ from ttlora import BottleneckConfig
 from ttlora.tensor_train import TTShape
 from ttlora.tensor_train import shape as shape_module
 from ttlora.tuners.bottleneck import BottleneckLinear, default_targets
-from ttlora.tuners.bottleneck.norms import TrainedNorm
+from ttlora.tuners.norms import TrainedNorm
 
 DENSE = {"r": 4}
 TRAINS = {"r": 8, "tt_rank": 2}

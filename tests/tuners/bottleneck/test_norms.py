@@ -5,7 +5,7 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.utils import ModulesToSaveWrapper
 
 from ttlora import BottleneckConfig
-from ttlora.tuners.bottleneck.norms import TrainedNorm
+from ttlora.tuners.norms import TrainedNorm
 
 
 def norms_of(model):

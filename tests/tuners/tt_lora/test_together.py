@@ -80,7 +80,11 @@ def test_what_is_built_without_a_graph_is_not_learned_from(model, inputs):
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
-def test_checkpoints_of_the_users_own(model, inputs, use_reentrant):
+@pytest.mark.parametrize("shape", ["auto", [4, 9, 4, 4]])
+def test_checkpoints_of_the_users_own(architectures, inputs, shape, use_reentrant):
+    # of the second shape, rows and columns share a core
+    config = TTLoraConfig(target_modules=["query", "value"], shape=shape, r=3, init_weights=False, task_type="SEQ_CLS")
+    model = get_peft_model(architectures["bert"].build(), config)
     expected = gradients(model, model(**inputs).logits)
     for layer in model.base_model.model.bert.encoder.layer:
         original = layer.forward

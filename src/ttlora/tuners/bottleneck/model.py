@@ -12,9 +12,9 @@ from transformers.pytorch_utils import Conv1D
 
 from ttlora.tuners.bottleneck.config import BottleneckConfig, write_shape
 from ttlora.tuners.bottleneck.layer import BottleneckLinear
-from ttlora.tuners.bottleneck.norms import train_norms
 from ttlora.tuners.bottleneck.projection import TrainLinear
 from ttlora.tuners.mixed_batch import mixed_batch
+from ttlora.tuners.norms import train_norms
 
 BERT_LIKE = (
     "bert", "camembert", "deberta", "deberta-v2", "electra", "ernie", "roberta", "xlm-roberta", "xlm-roberta-xl",

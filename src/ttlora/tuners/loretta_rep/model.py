@@ -8,9 +8,9 @@ from peft.utils import get_quantization_kwargs, resolve_quantization_backend
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ttlora.tuners.bottleneck.norms import TrainedNorm, train_norms
 from ttlora.tuners.loretta_rep.config import LorettaRepConfig, write_shapes
 from ttlora.tuners.loretta_rep.layer import LorettaRepLinear
+from ttlora.tuners.norms import TrainedNorm, train_norms
 from ttlora.tuners.tt_lora.model import DEFAULT_TARGET_MODULES, TTLoraModel
 
 

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from ttlora.tensor_train import TensorTrain, Update
 from ttlora.tensor_train.start import random_update, zero_update
+from ttlora.tensor_train.update import one_node
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,7 @@ class LorettaRepUpdate:
         Args:
             flat: The entries, or those of several adapters stacked.
         """
-        if flat.requires_grad and not torch.compiler.is_compiling():
-            factors: tuple[Tensor, Tensor] = _Factors.apply(flat, self)  # type: ignore[no-untyped-call]
-            return factors
-        return self._contract(flat)
+        return one_node(self._contract, flat)
 
     def _contract(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         of_rows, of_columns = torch.split(flat, [self.rows.parameters, self.columns.parameters], dim=-1)
@@ -54,28 +51,6 @@ class LorettaRepUpdate:
         # the matrix is linear in each core
         core *= math.sqrt(shape.in_features / 3) / self.columns.acting_train(of_columns).norm()
         return torch.cat([zero_update(self.rows) if zero else random_update(self.rows), of_columns])
-
-
-class _Factors(torch.autograd.Function):
-    """`LorettaRepUpdate.factors` as one node of the graph that saves no tensors.
-
-    Checkpointing counts those, and a layer whose factors came from outside when it first ran builds them itself when it
-    runs again.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, flat: Tensor, update: LorettaRepUpdate) -> tuple[Tensor, Tensor]:
-        ctx.flat, ctx.update = flat, update
-        return update._contract(flat)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        twice = torch.is_grad_enabled()  # with create_graph
-        flat = ctx.flat if twice else ctx.flat.detach().requires_grad_()
-        with torch.enable_grad():
-            factors = ctx.update._contract(flat)
-        (gradient,) = torch.autograd.grad(factors, flat, gradients, create_graph=twice)
-        return gradient, None
 
 
 def _matrix(update: Update, flat: Float[Tensor, "*batch parameters"]) -> Float[Tensor, "*batch features r"]:
