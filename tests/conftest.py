@@ -1,5 +1,6 @@
 """Small models with random weights, their tokenizer, and rows that can be learned."""
 
+import gc
 import json
 import os
 import random
@@ -59,6 +60,13 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _libraries_are_not_garbage() -> None:
+    """Trainer collects garbage after every run, and would look at every object of all libraries each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Every method through a whole run: what is saved gives the metric again."""
 
-import gc
 import json
 import subprocess
 import sys
@@ -14,15 +13,6 @@ from ttlora.finetune.finished import FinishedRun
 from ttlora.finetune.methods import METHODS
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.run import run
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_collections():
-    """A run collects garbage twice, which takes longer than the rest of it while all libraries are looked through."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def finish(method, model, data, output, **keys):

@@ -2,10 +2,12 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
 from conftest import BAD, GOOD, make_tokenizer, sentiment_rows, write_jsonl
+from transformers import LlamaForCausalLM
 
 from ttlora.errors import UserError
 from ttlora.finetune.base import Base, load_base
@@ -272,3 +274,21 @@ def test_a_run_writes_its_task_down(llama, tmp_path):
     run(recipe, quiet=True)
     task = json.loads((tmp_path / "out" / "adapter" / "task.json").read_text())
     assert (task["kind"], task["scoring"], task["choices"]) == ("choice", "prompt", ["one", "two"])
+
+
+@pytest.mark.parametrize("method", ["prompt", "lora"])
+def test_what_is_generated_does_not_depend_on_the_rows_beside(method, llama, tmp_path):
+    def rows(count, seed):
+        return [{"ask": row["sentence"], "reply": "was great"} for row in sentiment_rows(count, seed)]
+
+    # in 16 bits, two tokens may be as likely as each other
+    model = tmp_path / "model"
+    shutil.copytree(llama, model)
+    LlamaForCausalLM.from_pretrained(llama, dtype=torch.float32).save_pretrained(model)
+    keys = {"text_column": "ask", "label_column": "reply", "label_kind": "generation", "max_new_tokens": 4}
+    recipe = recipe_for(model, tmp_path, rows, **keys, method=method, epochs=1)
+    _, finished = finish(recipe)
+    together = [row["prediction"] for row in finished.predict(tmp_path / "validation.jsonl")]
+    for number, row in enumerate(rows(12, 2)):
+        alone = write_jsonl(tmp_path / "alone" / f"{number}.jsonl", [row])
+        assert [answer["prediction"] for answer in finished.predict(alone)] == together[number : number + 1]

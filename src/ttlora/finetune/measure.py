@@ -96,7 +96,9 @@ def generate(base: Base, inputs: Sequence[Input], recipe: Recipe) -> list[str]:
         inputs: Prompts; answers are not looked at.
         recipe: Says how many tokens prompt and answer may have, and how many rows a batch has.
     """
-    tokenizer, longest = base.tokenizer, base.longest_input(recipe.max_length)
+    tokenizer = base.tokenizer
+    # what the model takes has to hold the answer too
+    longest = max(base.longest_input(recipe.max_length + recipe.max_new_tokens) - recipe.max_new_tokens, 1)
     prompts = []
     for given in inputs:
         assert isinstance(given, Prompted)
@@ -105,12 +107,11 @@ def generate(base: Base, inputs: Sequence[Input], recipe: Recipe) -> list[str]:
         if len(ids) > 1 and ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id):
             # some tokenizers close what they are given, after which nothing would follow
             ids = ids[:-1]
-        prompts.append([*ids[:1], *ids[1:][-(longest - 1) :]] if len(ids) > longest else ids)
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+        prompts.append([*ids[:1], *ids[len(ids) - longest + 1 :]] if len(ids) > longest else ids)
     written = [""] * len(prompts)
     model = base.model.eval()
-    for start in range(0, len(order), recipe.batch_size):
-        chosen = order[start : start + recipe.batch_size]
+    # PEFT drops the positions of rows with virtual tokens, so that padding would change them
+    for chosen in _batches([len(ids) for ids in prompts], recipe.batch_size, like_lengths=base.virtual_tokens > 0):
         batch = tokenizer.pad(
             {"input_ids": [prompts[index] for index in chosen]}, padding_side="left", return_tensors="pt"
         ).to(model.device)
@@ -126,6 +127,18 @@ def generate(base: Base, inputs: Sequence[Input], recipe: Recipe) -> list[str]:
         for index, answer in zip(chosen, answers, strict=True):
             written[index] = answer.strip()
     return written
+
+
+def _batches(lengths: Sequence[int], size: int, like_lengths: bool) -> Iterator[list[int]]:
+    """The indices of rows by their length, in batches; with `like_lengths` each has rows of one length."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if len(batch) == size or (batch and like_lengths and lengths[batch[0]] != lengths[index]):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
 
 
 def metrics_of(task: Task) -> Callable[[EvalPrediction], dict[str, float]]:

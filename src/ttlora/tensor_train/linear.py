@@ -34,7 +34,9 @@ def low_rank_linear(
         B: Output side of the update.
     """
     if not torch.is_grad_enabled():
-        if _pays_to_form(x.numel() // max(x.shape[-1], 1), weight, FORMING_ROWS_WITHOUT_GRADIENTS):
+        # where A learns, checkpointing will compute this again for its gradients, and it has to come out the same
+        least = FORMING_ROWS if A.requires_grad else FORMING_ROWS_WITHOUT_GRADIENTS
+        if _pays_to_form(x.numel() // max(x.shape[-1], 1), weight, least):
             return F.linear(x, torch.addmm(weight, B, A), bias)
         y = F.linear(x, weight, bias)
         y.view(-1, y.shape[-1]).addmm_(F.linear(x, A).view(-1, A.shape[0]), B.T)
