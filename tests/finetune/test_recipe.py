@@ -83,4 +83,5 @@ def test_with_defaults_fills_what_is_open_and_makes_paths_absolute(tmp_path, mon
     recipe = make_recipe(model="base", data="data", r=3).with_defaults({"r": 5, "alpha": 2.0})
     assert (recipe.r, recipe.alpha) == (3, 2.0)
     assert (recipe.model, recipe.data) == (str(tmp_path / "base"), str(tmp_path / "data"))
-    assert make_recipe(model="org/name").with_defaults({}).model == "org/name"
+    for name in ("org/name", "x" * 300):
+        assert make_recipe(model=name).with_defaults({}).model == name

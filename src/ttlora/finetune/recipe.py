@@ -144,7 +144,8 @@ class Recipe:
         for name in ("output", "data", "train", "validation"):
             if (path := getattr(self, name)) is not None:
                 filled[name] = str(Path(path).expanduser().absolute())
-        if Path(self.model).expanduser().is_dir():
+        # unlike Path's, it takes a name that is too long for a path as none
+        if os.path.isdir(os.path.expanduser(self.model)):
             filled["model"] = str(Path(self.model).expanduser().absolute())
         return replace(self, **filled)
 

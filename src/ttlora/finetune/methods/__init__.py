@@ -31,7 +31,7 @@ METHODS: Mapping[str, Method] = {
         {"r": "r", "alpha": "alpha", "shape": "shape", "dropout": "dropout"},
     ),
     "loretta-adp": PeftMethod(
-        "bottlenecks of two tensor trains behind each feed-forward and attention, all LayerNorms, and the head",
+        "bottlenecks of two tensor trains in each layer, all LayerNorms, and the head",
         {**_IN_MODULES, "r": 64, "settings": {"tt_rank": 5}},
         BottleneckConfig,
         {"r": "r"},
