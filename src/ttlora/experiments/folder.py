@@ -1,6 +1,5 @@
 """The folder of a comparison: its runs, how far each is, and who may work in it."""
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ from typing import Any, Literal
 
 from ttlora.errors import UserError
 from ttlora.experiments.runs import PlannedRun
+from ttlora.finetune.folder import locked
 from ttlora.record import Record
 
 State = Literal["done", "failed", "unfinished", "waiting"]
@@ -66,26 +66,12 @@ class ComparisonFolder:
         Raises:
             UserError: Another comparison is at work in it, or it cannot be made.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path, os.O_RDONLY)
-        except OSError as error:
-            raise UserError(f"output folder {self.path} cannot be made: {error.strerror}") from None
-        try:
-            # the system lets go of the lock when the process ends, however it ends
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            raise UserError(
-                f"another comparison is at work in {self.path}: wait for it, or name another folder as --output"
-            ) from None
-        try:
+        in_use = f"another comparison is at work in {self.path}: wait for it, or name another folder as --output"
+        with locked(self.path, in_use):
             _write_json(self.plan, {"runs": [{"run": run.name, **_names(run)} for run in runs]})
             self.runs.mkdir(exist_ok=True)
             self.logs.mkdir(exist_ok=True)
             yield
-        finally:
-            os.close(handle)
 
     def state(self, run: PlannedRun) -> State:
         """How far a run is."""

@@ -20,6 +20,33 @@ from ttlora.finetune.weights import cast_weights
 from ttlora.record import Record
 
 
+@contextmanager
+def locked(path: Path, in_use: str) -> Iterator[None]:
+    """Make a folder, and keep others who do the same out of it.
+
+    Args:
+        path: The folder.
+        in_use: The complaint if somebody else is at work in it.
+
+    Raises:
+        UserError: Somebody is, or the folder cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"output folder {path} cannot be made: {error.strerror}") from None
+    try:
+        try:
+            # the system lets go of the lock when the process ends, however it ends
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(in_use) from None
+        yield
+    finally:
+        os.close(handle)
+
+
 class RunFolder:
     """The output folder of a run.
 
@@ -72,21 +99,10 @@ class RunFolder:
         Raises:
             UserError: Another run is at work in it, or it cannot be made.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path, os.O_RDONLY)
-        except OSError as error:
-            raise UserError(f"output folder {self.path} cannot be made: {error.strerror}") from None
-        try:
-            # the system lets go of the lock when the process ends, however it ends
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with locked(self.path, f"another run is writing to {self.path}: wait for it, or name another folder"):
             if not self.recipe.exists():
                 recipe.write(self.recipe)
             yield
-        except BlockingIOError:
-            raise UserError(f"another run is writing to {self.path}: wait for it, or name another folder") from None
-        finally:
-            os.close(handle)
 
     def read_result(self) -> Record:
         """The record of the finished run.

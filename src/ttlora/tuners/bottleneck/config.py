@@ -1,6 +1,5 @@
 """What a bottleneck adapter is: its size, its trains, its targets, and what trains beside it."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ttlora.tensor_train import TTShape, Update
+from ttlora.tuners.checks import LARGEST_ORDER, is_number, is_size, settle_targets
 from ttlora.tuners.peft_type import add_peft_type
-from ttlora.tuners.tt_lora.config import LARGEST_ORDER
 
 BOTTLENECK = add_peft_type("BOTTLENECK")
 NON_LINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -79,28 +78,21 @@ class BottleneckConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type = BOTTLENECK
-        if isinstance(self.target_modules, list):
-            self.target_modules = set(self.target_modules)
-        if isinstance(self.exclude_modules, list):
-            self.exclude_modules = set(self.exclude_modules)
-        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
-            raise ValueError("layers_to_transform needs target_modules as a list of names, not as a regular expression")
-        if self.layers_pattern and self.layers_to_transform is None:
-            raise ValueError("layers_pattern names the list of layers for layers_to_transform, which is missing")
-        if not _is_size(self.r):
+        settle_targets(self)
+        if not is_size(self.r):
             raise ValueError(f"r={self.r!r} is not a positive integer")
-        if self.tt_rank is not None and not _is_size(self.tt_rank):
+        if self.tt_rank is not None and not is_size(self.tt_rank):
             raise ValueError(f"tt_rank={self.tt_rank!r} is neither a positive integer nor None")
         if isinstance(self.shape, dict):
             # JSON knows no other keys
             self.shape = {str(outputs): dims for outputs, dims in self.shape.items()}
         for dims in self.shape.values() if isinstance(self.shape, dict) else [self.shape]:
             _check_dims(dims)
-        if self.core_size is not None and (not _is_number(self.core_size) or self.core_size <= 0):
+        if self.core_size is not None and (not is_number(self.core_size) or self.core_size <= 0):
             raise ValueError(f"core_size={self.core_size!r} is neither a positive number nor None")
         if self.non_linearity not in NON_LINEARITIES:
             raise ValueError(f"non_linearity={self.non_linearity!r} is none of {', '.join(NON_LINEARITIES)}")
-        if not _is_number(self.scale):
+        if not is_number(self.scale):
             raise ValueError(f"scale={self.scale!r} is not a finite number")
         for name in ("init_weights", "train_layer_norms"):
             if not isinstance(getattr(self, name), bool):
@@ -162,16 +154,7 @@ def write_shape(config: BottleneckConfig, dims: Mapping[int, tuple[int, ...]]) -
 def _check_dims(dims: object) -> None:
     if dims == "auto":
         return
-    if not isinstance(dims, list | tuple) or not all(map(_is_size, dims)):
+    if not isinstance(dims, list | tuple) or not all(map(is_size, dims)):
         raise ValueError(f"shape has {dims!r}, which is neither 'auto' nor a list of positive integers")
     if len(dims) > LARGEST_ORDER:
         raise ValueError(f"shape has {len(dims):,} dims; {LARGEST_ORDER} are the most")
-
-
-def _is_size(value: object) -> bool:
-    """Whether a value can be a dim, a rank or a width; a config may come from anywhere."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

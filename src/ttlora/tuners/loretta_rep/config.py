@@ -1,6 +1,5 @@
 """What a LoRETTA-rep adapter is: its inner size, its trains, its targets, and what trains beside it."""
 
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,9 +9,10 @@ from peft import PeftConfig
 from peft.utils.other import get_pattern_key
 
 from ttlora.tensor_train import TTShape, Update
+from ttlora.tuners.checks import LARGEST_ORDER, is_number, is_size, settle_targets
 from ttlora.tuners.loretta_rep.update import LorettaRepUpdate
 from ttlora.tuners.peft_type import add_peft_type
-from ttlora.tuners.tt_lora.config import LARGEST_ORDER, by_pattern
+from ttlora.tuners.tt_lora.config import by_pattern
 
 LORETTA_REP = add_peft_type("LORETTA_REP")
 
@@ -73,20 +73,13 @@ class LorettaRepConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type = LORETTA_REP
-        if isinstance(self.target_modules, list):
-            self.target_modules = set(self.target_modules)
-        if isinstance(self.exclude_modules, list):
-            self.exclude_modules = set(self.exclude_modules)
-        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
-            raise ValueError("layers_to_transform needs target_modules as a list of names, not as a regular expression")
-        if self.layers_pattern and self.layers_to_transform is None:
-            raise ValueError("layers_pattern names the list of layers for layers_to_transform, which is missing")
-        self._require("r", _is_size, "a positive integer")
-        self._require("tt_rank", _is_size, "a positive integer")
-        self._require("alpha", _is_number, "a finite number")
-        self._require("dropout", lambda value: _is_number(value) and 0 <= value < 1, "from 0 up to, but not, 1")
+        settle_targets(self)
+        self._require("r", is_size, "a positive integer")
+        self._require("tt_rank", is_size, "a positive integer")
+        self._require("alpha", is_number, "a finite number")
+        self._require("dropout", lambda value: is_number(value) and 0 <= value < 1, "from 0 up to, but not, 1")
         self._require(
-            "core_size", lambda value: value is None or (_is_number(value) and value > 0), "a positive number or None"
+            "core_size", lambda value: value is None or (is_number(value) and value > 0), "a positive number or None"
         )
         for name in ("init_weights", "train_layer_norms"):
             self._require(name, lambda value: isinstance(value, bool), "True or False")
@@ -96,7 +89,7 @@ class LorettaRepConfig(PeftConfig):
             # JSON knows no other keys
             self.shape = {str(rows): dims for rows, dims in self.shape.items()}
             for dims in self.shape.values():
-                if not isinstance(dims, list | tuple) or len(dims) > LARGEST_ORDER or not all(map(_is_size, dims)):
+                if not isinstance(dims, list | tuple) or len(dims) > LARGEST_ORDER or not all(map(is_size, dims)):
                     raise ValueError(f"shape has {dims!r}, and not a list of up to {LARGEST_ORDER} positive integers")
 
     def _require(self, name: str, holds: Callable[[Any], bool], wanted: str) -> None:
@@ -175,16 +168,7 @@ def _factor_shape(config: LorettaRepConfig, module_name: str, rows: int) -> TTSh
 def _are_sizes(value: object) -> bool:
     try:
         return isinstance(value, dict) and all(
-            re.compile(pattern) and len(sizes) == 2 and all(map(_is_size, sizes)) for pattern, sizes in value.items()
+            re.compile(pattern) and len(sizes) == 2 and all(map(is_size, sizes)) for pattern, sizes in value.items()
         )
     except (TypeError, re.error):
         return False
-
-
-def _is_size(value: object) -> bool:
-    """Whether a value can be a dim, a rank or an inner size; a config may come from anywhere."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

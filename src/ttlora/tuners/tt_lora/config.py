@@ -11,10 +11,10 @@ from peft import PeftConfig
 from peft.utils.other import get_pattern_key
 
 from ttlora.tensor_train import TTShape, Update
+from ttlora.tuners.checks import LARGEST_ORDER, is_number, is_size, settle_targets
 from ttlora.tuners.peft_type import add_peft_type
 
 TTLORA = add_peft_type("TTLORA")
-LARGEST_ORDER = 256
 KINDS = ("linear", "embedding", "convolution", "attention", "parameter")
 SCALINGS = ("alpha", "alpha/r", "alpha/sqrt(r)")
 
@@ -95,16 +95,7 @@ class TTLoraConfig(PeftConfig):
         # what `write_shapes` wrote for a model: field to the value before and the one written
         self._written: dict[str, tuple[Any, Any]] = {}
         self.peft_type = TTLORA
-        if isinstance(self.target_modules, list):
-            self.target_modules = set(self.target_modules)
-        if isinstance(self.exclude_modules, list):
-            self.exclude_modules = set(self.exclude_modules)
-        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
-            raise ValueError("layers_to_transform needs target_modules as a list of names, not as a regular expression")
-        if isinstance(self.target_modules, str) and self.layers_pattern is not None:
-            raise ValueError("layers_pattern needs target_modules as a list of names, not as a regular expression")
-        if self.layers_pattern and self.layers_to_transform is None:
-            raise ValueError("layers_pattern names the list of layers for layers_to_transform, which is missing")
+        settle_targets(self)
         for name in ("shape_pattern", "rank_pattern", "alpha_pattern", "weight_sizes", "weight_kinds"):
             _check_patterns(name, getattr(self, name))
         for r in (self.r, *self.rank_pattern.values()):
@@ -112,17 +103,17 @@ class TTLoraConfig(PeftConfig):
         for shape in (self.shape, *self.shape_pattern.values()):
             _check_shape(shape)
         for alpha in (self.alpha, *self.alpha_pattern.values()):
-            if not _is_number(alpha):
+            if not is_number(alpha):
                 raise ValueError(f"alpha={alpha!r} is not a finite number")
         if self.scaling not in SCALINGS:
             raise ValueError(f"scaling={self.scaling!r} is none of {', '.join(map(repr, SCALINGS))}")
-        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
+        if not is_number(self.dropout) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout!r} is not a probability from 0 up to, but not, 1")
         if not isinstance(self.init_weights, bool) and self.init_weights != "paper":
             raise ValueError(f"init_weights={self.init_weights!r} is none of True, False, 'paper'")
         if self.init_weights == "paper":
             self.core_size = None
-        if self.core_size is not None and (not _is_number(self.core_size) or self.core_size <= 0):
+        if self.core_size is not None and (not is_number(self.core_size) or self.core_size <= 0):
             raise ValueError(f"core_size={self.core_size!r} is neither a positive number nor None")
         targets = self.target_parameters
         if targets is not None and not (isinstance(targets, list) and all(isinstance(name, str) for name in targets)):
@@ -130,7 +121,7 @@ class TTLoraConfig(PeftConfig):
         if unknown := [kind for kind in self.weight_kinds.values() if kind not in KINDS]:
             raise ValueError(f"weight_kinds has {unknown[0]!r}, which is none of {', '.join(KINDS)}")
         for size in self.weight_sizes.values():
-            if not isinstance(size, list | tuple) or len(size) not in (2, 3) or not all(map(_is_size, size)):
+            if not isinstance(size, list | tuple) or len(size) not in (2, 3) or not all(map(is_size, size)):
                 raise ValueError(f"weight_sizes has {size!r}, and not [out, in] or [experts, out, in]")
         if self.bias not in ("none", "all", "ttlora_only"):
             raise ValueError(f"bias={self.bias!r} is none of 'none', 'all', 'ttlora_only'")
@@ -300,10 +291,6 @@ def _product(sizes: Sequence[int]) -> str:
     return " x ".join(map(str, sizes))
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _check_patterns(name: str, patterns: object) -> None:
     if not isinstance(patterns, dict):
         raise ValueError(f"{name}={patterns!r} is not a dict from module names to values")
@@ -316,19 +303,14 @@ def _check_patterns(name: str, patterns: object) -> None:
 
 def _check_rank(r: object) -> None:
     ranks = r if isinstance(r, list | tuple) else [r]
-    if not ranks or not all(map(_is_size, ranks)):
+    if not ranks or not all(map(is_size, ranks)):
         raise ValueError(f"r={r!r} is neither a positive integer nor a list of them")
 
 
 def _check_shape(shape: object) -> None:
     if shape == "auto":
         return
-    if not isinstance(shape, list | tuple) or not all(map(_is_size, shape)):
+    if not isinstance(shape, list | tuple) or not all(map(is_size, shape)):
         raise ValueError(f"shape={shape!r} is neither 'auto' nor a list of positive integers")
     if len(shape) > LARGEST_ORDER:
         raise ValueError(f"shape has {len(shape):,} dims; {LARGEST_ORDER} are the most")
-
-
-def _is_size(value: object) -> bool:
-    """Whether a value can be a dim, a rank or the side of a matrix; a config may come from anywhere."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
