@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ttlora.errors import UserError
 from ttlora.experiments.runs import PlannedRun
-from ttlora.finetune.folder import locked
+from ttlora.finetune.folder import content_of, locked
 from ttlora.record import Record
 
 State = Literal["done", "failed", "unfinished", "waiting"]
@@ -39,9 +39,7 @@ class ComparisonFolder:
         Raises:
             UserError: It does, or it is a file.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"output {self.path} is a file: name a folder that is empty or not there yet")
-        content = [item.name for item in self.path.iterdir() if item.suffix != ".tmp"] if self.path.exists() else []
+        content = content_of(self.path)
         if content and not self.plan.exists():
             raise UserError(f"output folder {self.path} holds other files ({min(content)}): name another as --output")
 
@@ -68,7 +66,7 @@ class ComparisonFolder:
         """
         in_use = f"another comparison is at work in {self.path}: wait for it, or name another folder as --output"
         with locked(self.path, in_use):
-            _write_json(self.plan, {"runs": [{"run": run.name, **_names(run)} for run in runs]})
+            write_json(self.plan, {"runs": [{"run": run.name, **_names(run)} for run in runs]})
             self.runs.mkdir(exist_ok=True)
             self.logs.mkdir(exist_ok=True)
             yield
@@ -123,7 +121,7 @@ def failure_file(run: PlannedRun) -> Path:
 def write_failure(run: PlannedRun, error: str) -> None:
     """Record that a run has failed."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    _write_json(failure_file(run), {**_names(run), "error": error})
+    write_json(failure_file(run), {**_names(run), "error": error})
 
 
 def _names(run: PlannedRun) -> dict[str, Any]:
@@ -133,7 +131,7 @@ def _names(run: PlannedRun) -> dict[str, Any]:
     return {**names, "label": run.method}
 
 
-def _write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
     """Write JSON; the file appears whole or not at all."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")

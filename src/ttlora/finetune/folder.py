@@ -47,11 +47,22 @@ def locked(path: Path, in_use: str) -> Iterator[None]:
         os.close(handle)
 
 
+def content_of(path: Path) -> list[str]:
+    """What an output folder holds, apart from files that are half written.
+
+    Raises:
+        UserError: It is a file.
+    """
+    if path.exists() and not path.is_dir():
+        raise UserError(f"output {path} is a file: name a folder that is empty or not there yet")
+    return [item.name for item in path.iterdir() if item.suffix != ".tmp"] if path.exists() else []
+
+
 class RunFolder:
     """The output folder of a run.
 
     ``recipe.yaml`` is written first and ``result.json`` last: with the one and without the other, the folder holds a
-    run that can be resumed.
+    run that can be resumed. ``so_far.json`` is the record of a run that goes on epoch by epoch, if it ended now.
 
     Args:
         path: The folder; it need not be there yet.
@@ -64,6 +75,7 @@ class RunFolder:
         self.log = self.path / "log.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.result = self.path / "result.json"
+        self.so_far = self.path / "so_far.json"
 
     def require_usable(self, recipe: Recipe) -> None:
         """Refuse a folder that holds something else than the run to be resumed.
@@ -71,9 +83,7 @@ class RunFolder:
         Raises:
             UserError: The folder is in use, or its run had another recipe; the message names the key.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"output {self.path} is a file: name a folder that is empty or not there yet")
-        content = [item.name for item in self.path.iterdir() if item.suffix != ".tmp"] if self.path.exists() else []
+        content = content_of(self.path)
         if not content:
             return
         if not self.recipe.exists():

@@ -6,17 +6,19 @@ import platform
 import resource
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from ttlora.finetune.base import Base, load_base
-from ttlora.finetune.data import Split, load_data
 from ttlora.finetune.folder import RunFolder
 from ttlora.finetune.measure import cpu_threads, measure
 from ttlora.finetune.methods import Method, count_parameters, find_method, virtual_tokens
 from ttlora.finetune.metrics import TEXT_METRICS
+from ttlora.finetune.prepared import Encoded, Prepared, TaskData
 from ttlora.finetune.progress import ProgressReport
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
@@ -47,9 +49,83 @@ def run(recipe: Recipe, quiet: bool = False) -> Record:
     if folder.result.exists():
         shutil.rmtree(folder.checkpoints, ignore_errors=True)
         return folder.read_result()
+    with _telling_of_memory(), cpu_threads(recipe.threads):
+        data = TaskData.read(recipe)
+        base = load_base(recipe.model, data.task, recipe.seed, method.base_dtype)
+        base = adapted(base, method, recipe)
+        with folder.claim(recipe), ProgressReport(_shown_metric(data.task), quiet) as report:
+            trained = find_trained(folder)
+            if trained is None or not trained.ended:
+                _announce(report, base, data, recipe)
+                rows = data.encode(base, recipe.max_length)
+                _tell_cut(report, rows, base.longest_input(recipe.max_length))
+                trained = train(base, method, data.task, rows, recipe, folder, report)
+            if trained.epochs < recipe.epochs:
+                report.say(
+                    f"stopped: no lower validation loss for {recipe.patience} epochs; kept epoch {trained.best_epoch}"
+                )
+            del base
+            gc.collect()
+            return _finish(recipe, method, folder, data, trained)
+
+
+def run_epoch(recipe: Recipe, prepared: Prepared) -> Record:
+    """Go on with a run for one epoch, from the last one that is whole; after the last of all, finish it as `run` does.
+
+    The run comes to the same numbers as with `run`.
+
+    Args:
+        recipe: What to do; its model, task and seed are those that were prepared.
+        prepared: Model and data.
+
+    Returns:
+        The record of the run if it ended now, which stands in ``so_far.json`` until it has ended. Its metrics are those
+        of the training until then.
+
+    Raises:
+        UserError: The recipe cannot be carried out.
+        RunError: The training failed.
+    """
+    method = find_method(recipe.method)
+    recipe = replace(method.complete(recipe), resume=True)
+    folder = RunFolder(recipe.output)
+    folder.require_usable(recipe)
+    with _telling_of_memory(), cpu_threads(recipe.threads), folder.claim(recipe):
+        data, trained = prepared.data, find_trained(folder)
+        if trained is None or not trained.ended:
+            base = _adapted_copy(prepared, method, recipe)
+            rows = data.encoded or data.encode(base, recipe.max_length)
+            report = ProgressReport(_shown_metric(data.task), quiet=True)
+            trained = train(base, method, data.task, rows, recipe, folder, report, epochs=1)
+        if trained.ended:
+            return _finish(recipe, method, folder, data, trained, prepared.copy_base(whole=True))
+        folder.write_adapter(method, trained.checkpoint, getattr(torch, str(recipe.adapter_dtype)), data.task)
+        metrics = {name: trained.metrics[name] for name in data.task.metrics if name in trained.metrics}
+        record = _record(recipe, folder, base, metrics, trained.loss, trained)
+        record.write(folder.so_far)
+        return record
+
+
+def adapted(base: Base, method: Method, recipe: Recipe) -> Base:
+    """A base model with what trains in it."""
+    model = method.adapt(base, recipe)
+    return replace(base, model=model, virtual_tokens=virtual_tokens(model))
+
+
+def _adapted_copy(prepared: Prepared, method: Method, recipe: Recipe) -> Base:
+    for whole in (False, True):
+        torch.set_rng_state(prepared.random_state)
+        base = adapted(prepared.copy_base(whole), method, recipe)
+        if not prepared.trains_shared(base.model.parameters()):
+            break
+    return base
+
+
+@contextmanager
+def _telling_of_memory() -> Iterator[None]:
+    """Turn the many ways to run out of memory into one line."""
     try:
-        with cpu_threads(recipe.threads):
-            return _run(recipe, method, folder, quiet)
+        yield
     except (MemoryError, RuntimeError) as error:
         # on a GPU it has a class of its own, in ordinary memory only a text
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
@@ -57,39 +133,12 @@ def run(recipe: Recipe, quiet: bool = False) -> Record:
         raise
 
 
-def _run(recipe: Recipe, method: Method, folder: RunFolder, quiet: bool) -> Record:
-    task, training, validation = load_data(recipe)
-    base = load_base(recipe.model, task, recipe.seed, method.base_dtype)
-    model = method.adapt(base, recipe)
-    base = replace(base, model=model, virtual_tokens=virtual_tokens(model))
-    with folder.claim(recipe), ProgressReport(_shown_metric(task), quiet) as report:
-        trained = find_trained(folder)
-        if trained is None:
-            _announce(report, base, task, training, validation, recipe)
-            train(base, method, task, training, validation, recipe, folder, report)
-            trained = find_trained(folder)
-            assert trained is not None, "a training that ends has saved a checkpoint that says so"
-        if trained.epochs < recipe.epochs:
-            report.say(
-                f"stopped: no lower validation loss for {recipe.patience} epochs; kept epoch {trained.best_epoch}"
-            )
-        folder.write_adapter(method, trained.checkpoint, getattr(torch, str(recipe.adapter_dtype)), task)
-        del base
-        gc.collect()
-        record = _measure_saved(recipe, method, folder, task, validation, trained)
-        record.write(folder.result)
-        shutil.rmtree(folder.checkpoints)
-    return record
-
-
 def _shown_metric(task: Task) -> str:
     """The metric that an epoch's line shows: the primary one, but that nothing is generated after every epoch."""
     return next(name for name in task.metrics if name not in TEXT_METRICS)
 
 
-def _announce(
-    report: ProgressReport, base: Base, task: Task, training: Split, validation: Split, recipe: Recipe
-) -> None:
+def _announce(report: ProgressReport, base: Base, data: TaskData, recipe: Recipe) -> None:
     outside, head = count_parameters(base.model, base.head)
     # PEFT keeps the untrained head beside the one that trains
     weights = (weight for name, weight in base.model.named_parameters() if ".original_module." not in name)
@@ -99,17 +148,43 @@ def _announce(
         f"head, {frozen:,} are frozen"
     )
     report.say(
-        f"task {task.name}: {len(training):,} training rows, {len(validation):,} validation rows, "
+        f"task {data.task.name}: {len(data.training):,} training rows, {len(data.validation):,} validation rows, "
         f"at most {base.longest_input(recipe.max_length)} tokens each"
     )
 
 
-def _measure_saved(
-    recipe: Recipe, method: Method, folder: RunFolder, task: Task, validation: Split, trained: Trained
+def _tell_cut(report: ProgressReport, rows: Encoded, longest: int) -> None:
+    training, validation = rows.cut
+    if training or validation:
+        report.say(
+            f"{training:,} training rows and {validation:,} validation rows are longer than {longest} tokens and were "
+            "cut (--max-length)"
+        )
+
+
+def _finish(
+    recipe: Recipe,
+    method: Method,
+    folder: RunFolder,
+    data: TaskData,
+    trained: Trained,
+    untrained: Base | None = None,
 ) -> Record:
-    fresh = method.load(recipe.model, task, folder.adapter)
-    outside, head = count_parameters(fresh.model, fresh.head)
-    metrics, loss = measure(fresh, validation, task, recipe)
+    """Save the weights that were kept, and measure what was saved, in a base model that is at hand or read anew."""
+    folder.write_adapter(method, trained.checkpoint, getattr(torch, str(recipe.adapter_dtype)), data.task)
+    fresh = method.load(recipe.model, data.task, folder.adapter, untrained)
+    metrics, loss = measure(fresh, data.validation, data.task, recipe)
+    record = _record(recipe, folder, fresh, metrics, loss, trained)
+    record.write(folder.result)
+    folder.so_far.unlink(missing_ok=True)
+    shutil.rmtree(folder.checkpoints)
+    return record
+
+
+def _record(
+    recipe: Recipe, folder: RunFolder, base: Base, metrics: dict[str, float], loss: float, trained: Trained
+) -> Record:
+    outside, head = count_parameters(base.model, base.head)
     libraries = ("ttlora", "torch", "transformers", "peft")
     return Record(
         method=recipe.method,
@@ -121,7 +196,7 @@ def _measure_saved(
         trainable_parameters=outside + head,
         adapter_bytes=sum(file.stat().st_size for file in folder.adapter.glob("*.safetensors")),
         metrics=metrics,
-        primary_metric=task.metrics[0],
+        primary_metric=next(iter(metrics)),
         validation_loss=loss,
         best_epoch=trained.best_epoch,
         epochs=trained.epochs,

@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,18 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState, T
 from transformers.trainer_callback import ExportableState, PrinterCallback
 
 from ttlora.finetune.base import Base
-from ttlora.finetune.data import Split
 from ttlora.finetune.folder import RunFolder
 from ttlora.finetune.measure import TaskTrainer, by_length, computing, metrics_of, only_logits
 from ttlora.finetune.methods import Method, in_head
 from ttlora.finetune.objectives import objective_of
+from ttlora.finetune.prepared import Encoded
 from ttlora.finetune.progress import ProgressReport
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
 
 LOGS_PER_EPOCH = 20
 COMPLETE = "complete"
+MEASURED = "validation_"
 
 
 class RunError(Exception):
@@ -32,7 +34,7 @@ class RunError(Exception):
 
 @dataclass(frozen=True)
 class Trained:
-    """A training that has ended.
+    """How far a training is.
 
     Attributes:
         checkpoint: Folder with the weights of the lowest validation loss.
@@ -40,6 +42,9 @@ class Trained:
         epochs: Epochs trained.
         seconds: Duration over all resumed parts.
         step_seconds: Mean duration of a step.
+        loss: The lowest validation loss.
+        metrics: What was measured with it, in training.
+        ended: Whether there is nothing left to train.
     """
 
     checkpoint: Path
@@ -47,16 +52,21 @@ class Trained:
     epochs: int
     seconds: float
     step_seconds: float
+    loss: float
+    metrics: Mapping[str, float]
+    ended: bool
 
 
 def find_trained(folder: RunFolder) -> Trained | None:
-    """The training in a folder, if its last whole checkpoint says that it has ended."""
+    """The training in a folder, as its last whole checkpoint tells it; None: there is no checkpoint."""
     checkpoint = _last_checkpoint(folder)
     if checkpoint is None:
         return None
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    if not state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:
-        return None
+    best = next(
+        entry for entry in state.log_history if entry["step"] == state.best_global_step and "eval_loss" in entry
+    )
+    measured = {name: value for name, value in _renamed(best).items() if name.startswith(MEASURED)}
     clock = state.stateful_callbacks["_Clock"]["attributes"]
     steps_per_epoch = state.max_steps // state.num_train_epochs
     return Trained(
@@ -65,6 +75,9 @@ def find_trained(folder: RunFolder) -> Trained | None:
         epochs=state.global_step // steps_per_epoch,
         seconds=clock["seconds"],
         step_seconds=clock["step_seconds"] / state.global_step,
+        loss=measured.pop(f"{MEASURED}loss"),
+        metrics={name.removeprefix(MEASURED): value for name, value in measured.items()},
+        ended=state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"],
     )
 
 
@@ -72,36 +85,32 @@ def train(
     base: Base,
     method: Method,
     task: Task,
-    training: Split,
-    validation: Split,
+    rows: Encoded,
     recipe: Recipe,
     folder: RunFolder,
     report: ProgressReport,
-) -> None:
+    epochs: int | None = None,
+) -> Trained:
     """Train an adapted model, from the folder's last whole checkpoint if there is one.
 
     Args:
         base: The adapted model.
         method: Saves what trains.
         task: Says what is measured after every epoch.
-        training: Rows to train on.
-        validation: Rows whose loss decides when to stop, and which weights are kept.
+        rows: Rows to train on, and those whose loss decides when to stop and which weights are kept.
         recipe: The recipe, completed.
         folder: Takes checkpoints and the log.
         report: Told of every step.
+        epochs: Go on for so many epochs at most; None: to the end.
+
+    Returns:
+        How far the training is.
 
     Raises:
         RunError: The loss is no longer finite.
     """
     objective = objective_of(task, base, recipe.max_length)
-    rows, cut = objective.encode_for_training(training.inputs, training.labels)
-    validation_rows, validation_cut = objective.encode(validation.inputs, validation.labels)
-    if cut or validation_cut:
-        report.say(
-            f"{cut:,} training rows and {validation_cut:,} validation rows are longer than {objective.max_length} "
-            "tokens and were cut (--max-length)"
-        )
-    steps_per_epoch = math.ceil(len(rows) / recipe.batch_size)
+    steps_per_epoch = math.ceil(len(rows.training) / recipe.batch_size)
     arguments = TrainingArguments(
         str(folder.checkpoints),
         num_train_epochs=recipe.epochs,
@@ -124,11 +133,11 @@ def train(
         objective,
         base.model,
         arguments,
-        train_dataset=rows,
-        eval_dataset=[validation_rows[index] for index in by_length(validation_rows)],
+        train_dataset=rows.training,
+        eval_dataset=[rows.validation[index] for index in by_length(rows.validation)],
         compute_metrics=metrics_of(task),
         preprocess_logits_for_metrics=only_logits,
-        callbacks=[_Patience(recipe.patience), _Clock(), _Log(folder.log), report, _Checkpoints()],
+        callbacks=[_Patience(recipe.patience), _Clock(), _Log(folder.log), report, _Checkpoints(), _Pause(epochs)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.method, trainer.recipe, trainer.head = method, recipe, base.head
@@ -138,6 +147,9 @@ def train(
     elif recipe.resume:
         report.say("nothing to go on from: starting with the first epoch")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trained = find_trained(folder)
+    assert trained is not None, "every epoch ends with a checkpoint"
+    return trained
 
 
 class _Trainer(TaskTrainer):
@@ -230,6 +242,18 @@ class _Checkpoints(TrainerCallback):
                 shutil.rmtree(old)
 
 
+class _Pause(TrainerCallback):
+    """Leaves a training after some epochs; the checkpoint, which is there by then, does not say that it has ended."""
+
+    def __init__(self, epochs: int | None) -> None:
+        self.left = epochs
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.left is not None:
+            self.left -= 1
+            control.should_training_stop |= self.left <= 0
+
+
 def _last_checkpoint(folder: RunFolder) -> Path | None:
     whole = [mark.parent for mark in folder.checkpoints.glob(f"checkpoint-*/{COMPLETE}")]
     return max(whole, key=_step, default=None)
@@ -242,4 +266,4 @@ def _step(checkpoint: Path) -> int:
 def _renamed(entry: dict[str, float]) -> dict[str, float]:
     """A log entry in our words, without Trainer's own measurements of speed."""
     speed = ("_runtime", "_per_second")
-    return {name.replace("eval_", "validation_"): value for name, value in entry.items() if not name.endswith(speed)}
+    return {name.replace("eval_", MEASURED): value for name, value in entry.items() if not name.endswith(speed)}

@@ -58,8 +58,14 @@ class Method(ABC):
         """Save what trains, in the number format it trains in, so that Trainer can go on from `folder`."""
 
     @abstractmethod
-    def load(self, name: str, task: Task, folder: Path) -> Base:
-        """A fresh base model with the weights of an adapter folder.
+    def load(self, name: str, task: Task, folder: Path, base: Base | None = None) -> Base:
+        """A base model with the weights of an adapter folder.
+
+        Args:
+            name: The base model.
+            task: The task, its labels known.
+            folder: The adapter folder.
+            base: The base model itself, if it is at hand; it is changed. None: it is loaded.
 
         Raises:
             UserError: The folder's files are damaged, or belong to another model.

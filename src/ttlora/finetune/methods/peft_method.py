@@ -80,9 +80,9 @@ class PeftMethod(Method):
         # the embeddings never train; without False, PEFT asks the hub whether they have been resized
         model.save_pretrained(folder, save_embedding_layers=False)
 
-    def load(self, name: str, task: Task, folder: Path) -> Base:
+    def load(self, name: str, task: Task, folder: Path, base: Base | None = None) -> Base:
         """Load from PEFT's form."""
-        base = self._load_untrained(name, task, folder)
+        base = self._load_untrained(name, task, folder, base)
         wanted = get_peft_model_state_dict(base.model, save_embedding_layers=False)
         set_peft_model_state_dict(base.model, read_weights(folder / WEIGHTS, name, wanted))
         return base
@@ -99,7 +99,7 @@ class PeftMethod(Method):
         config.modules_to_save = [module for module in base.head if module not in ("classifier", "score")] or None
         return config
 
-    def _load_untrained(self, name: str, task: Task, folder: Path) -> Base:
+    def _load_untrained(self, name: str, task: Task, folder: Path, base: Base | None) -> Base:
         """A fresh base model with the adapter of a folder, which does not have its weights yet."""
         if not (folder / CONFIG).is_file():
             raise UserError(f"{folder} holds no {CONFIG}: it is no whole adapter folder")
@@ -108,7 +108,7 @@ class PeftMethod(Method):
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{folder / CONFIG} is damaged: {one_line(error)}") from None
         config.inference_mode = False
-        base = load_base(name, task)
+        base = base or load_base(name, task)
         try:
             return replace(base, model=in_float32(get_peft_model(base.model, config)))
         except (ValueError, TypeError) as error:

@@ -68,9 +68,9 @@ class PromptMethod(PeftMethod):
         tensors = {name: weight.detach().clone().contiguous() for name, weight in state.items()}
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
-    def load(self, name: str, task: Task, folder: Path) -> Base:
+    def load(self, name: str, task: Task, folder: Path, base: Base | None = None) -> Base:
         """Load from PEFT's form."""
-        base = self._load_untrained(name, task, folder)
+        base = self._load_untrained(name, task, folder, base)
         model = base.model
         wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
         weights = read_weights(folder / WEIGHTS, name, wanted)
