@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ttlora.cli.plan import parse_bytes, plan
+from ttlora.cli.plan import plan
 from ttlora.errors import UserError
 
 
@@ -68,28 +68,6 @@ def test_the_table_marks_shapes_that_are_not_aligned(capsys: pytest.CaptureFixtu
     text = capsys.readouterr().out
     assert "≤ 48 *" in text
     assert "* not aligned" in text
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("40KB", 40_000),
-        ("40 kb", 40_000),
-        ("220KiB", 225_280),
-        ("1MB", 1_000_000),
-        ("1.5MiB", 1_572_864),
-        ("77", 77),
-        ("9B", 9),
-    ],
-)
-def test_sizes(text: str, size: int) -> None:
-    assert parse_bytes(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "KB", "0", "0KB", "-1KB", "4TB", "1e3", "40KB 2", "9" * 400, "nan"])
-def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(UserError, match="is no size; write 40KB"):
-        parse_bytes(text)
 
 
 @pytest.mark.parametrize(

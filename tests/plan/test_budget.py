@@ -6,7 +6,7 @@ import pytest
 
 from ttlora.errors import UserError
 from ttlora.plan import Plan, plan_adapter
-from ttlora.plan.budget import fit_budget
+from ttlora.plan.budget import fit_budget, parse_bytes
 from ttlora.plan.matrices import MatrixPlan
 from ttlora.tensor_train import TTShape
 
@@ -86,3 +86,25 @@ def test_the_papers_adapter_fits_its_own_size() -> None:
 def test_a_shape_is_kept() -> None:
     plan = budget_plan(100_000, shape=[64] * 4)
     assert {matrix.shape.dims for matrix in plan.matrices} == {(64,) * 4}
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("40KB", 40_000),
+        ("40 kb", 40_000),
+        ("220KiB", 225_280),
+        ("1MB", 1_000_000),
+        ("1.5MiB", 1_572_864),
+        ("77", 77),
+        ("9B", 9),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_bytes("--budget", text) == size
+
+
+@pytest.mark.parametrize("text", ["", "KB", "0", "0KB", "-1KB", "4TB", "1e3", "40KB 2", "9" * 400, "nan"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(UserError, match=f"^--budget '{text}' is no size; write 40KB"):
+        parse_bytes("--budget", text)

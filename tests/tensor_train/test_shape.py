@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import shapes
 
-from ttlora.tensor_train import TTShape
+from ttlora.tensor_train import TTShape, aligned_dims
 
 
 # Parameter counts a matrix, checked by arithmetic against the paper (Tables I, II and IV; Section III-B).
@@ -49,6 +49,30 @@ def test_auto_serves_any_size_and_is_aligned(out_features, in_features, r):
     assert shape.boundary is not None
     assert math.prod(shape.dims[: shape.boundary]) == out_features
     assert shape.factor_rank <= r
+
+
+@pytest.mark.parametrize(
+    ("out_features", "in_features", "side", "dims"),
+    [
+        (4096, 4096, 1, (4096, 4096)),
+        (4096, 4096, 3, (16,) * 6),
+        (4096, 4096, 6, (4,) * 12),
+        (4096, 4096, 12, (4,) * 12),
+        (192, 576, 2, (12, 16, 24, 24)),
+        (97, 24, 5, (97, 4, 3, 2)),
+        (1, 8, 2, (1, 4, 2)),
+    ],
+)
+def test_dims_by_the_number_of_cores(out_features, in_features, side, dims):
+    assert aligned_dims(out_features, in_features, side) == dims
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 8))
+def test_more_cores_have_fewer_parameters_or_are_not_there(out_features, in_features, side):
+    fewer, more = aligned_dims(out_features, in_features, side), aligned_dims(out_features, in_features, side + 1)
+    assert TTShape.build(out_features, in_features, fewer).boundary is not None
+    assert more == fewer or (len(more) > len(fewer) and sum(more) < sum(fewer))
+    assert len(more) <= 2 * (side + 1)
 
 
 @given(shapes())

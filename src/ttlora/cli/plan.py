@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_format
-import re
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -15,8 +14,6 @@ from ttlora.errors import UserError
 if TYPE_CHECKING:
     from ttlora.plan import MatrixPlan, Plan
     from ttlora.tensor_train import TTShape
-
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def plan(
@@ -44,13 +41,14 @@ def plan(
     """
     from ttlora.finetune.recipe import parse_shape
     from ttlora.plan import plan_adapter
+    from ttlora.plan.budget import parse_bytes
 
     result = plan_adapter(
         model,
         shape=None if shape is None else parse_shape(shape),
         r=r,
         targets=None if targets is None else parse_targets(targets),
-        budget=None if budget is None else parse_bytes(budget),
+        budget=None if budget is None else parse_bytes("--budget", budget),
     )
     if json:
         print(json_format.dumps(_as_json(result), indent=2))
@@ -68,18 +66,6 @@ def parse_targets(text: str) -> list[str]:
     if not all(targets):
         raise UserError(f"--targets '{text}' has an empty name; write --targets q_proj,v_proj")
     return targets
-
-
-def parse_bytes(text: str) -> int:
-    """Read a size such as 40KB (1000 bytes each), 220KiB (1024 bytes each) or 40000.
-
-    Raises:
-        UserError: It is no such size.
-    """
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
-    if not match or match[2].upper() not in UNITS or not float(match[1]):
-        raise UserError(f"--budget '{text}' is no size; write 40KB, 1MB, 220KiB or a number of bytes")
-    return int(float(match[1]) * UNITS[match[2].upper()])
 
 
 def _as_json(plan: Plan) -> dict[str, object]:

@@ -1,23 +1,21 @@
 """A comparison as its YAML file describes it: models, tasks, methods and seeds, and what all its runs share."""
 
 import importlib.resources
-import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from ttlora.errors import UserError
+from ttlora.experiments.keys import check_recipe, given, recipe_keys, require_known
 from ttlora.experiments.strict_yaml import read_mapping
-from ttlora.experiments.values import fits, short, wanted
+from ttlora.experiments.values import fits, short
 from ttlora.finetune.recipe import Recipe
 
 # what a comparison decides for each of its runs
 DECIDED = ("model", "task", "method", "seed", "output", "resume", "threads")
 SHARED = tuple(item.name for item in fields(Recipe) if item.name not in DECIDED)
-HINTS = typing.get_type_hints(Recipe)
-NUMBERS = tuple(key for key, hint in HINTS.items() if fits(0.5, hint) and hint is not Any)
 INSTEAD = {
     "output": "give the comparison's folder as --output",
     "resume": "a comparison always goes on where it was",
@@ -73,7 +71,7 @@ class Comparison:
             UserError: The file is none; the message names the key and its place.
         """
         content = read_mapping(path)
-        _require_known(content, ["models", "tasks", "methods", "seeds", "threads", *SHARED], str(path))
+        require_known(content, ["models", "tasks", "methods", "seeds", "threads", *SHARED], str(path), INSTEAD)
         threads = content.get("threads")
         if threads is not None and not (fits(threads, int) and threads >= 1):
             raise UserError(f"{path}: threads is {threads!r}, and has to be a whole number from 1 on")
@@ -83,7 +81,7 @@ class Comparison:
             _entries("task", content, path),
             _entries("method", content, path),
             _seeds(content.get("seeds", [0]), str(path)),
-            _recipe_keys(content, str(path)),
+            recipe_keys(content, SHARED, str(path)),
             threads,
         )
 
@@ -121,7 +119,7 @@ def _entries(kind: Literal["model", "task", "method"], content: Mapping[str, Any
     """
     values = content.get(f"{kind}s")
     if not isinstance(values, list) or not values:
-        raise UserError(f"{path}: {kind}s is {_given(content, f'{kind}s')}, and has to be a list of at least one")
+        raise UserError(f"{path}: {kind}s is {given(content, f'{kind}s')}, and has to be a list of at least one")
     entries = [_entry(kind, value, f"{path}, {kind}s entry {number}") for number, value in enumerate(values, start=1)]
     labelled: dict[str, Entry] = {}
     for entry in entries:
@@ -141,50 +139,18 @@ def _entry(kind: str, value: Any, place: str) -> Entry:
     keys = {kind: value} if isinstance(value, str) else value
     if not isinstance(keys, dict):
         raise UserError(f"{place} is {value!r}, and has to be a name, or keys with {kind} among them")
-    _require_known(keys, [kind, "label", *(["seeds"] if kind == "method" else []), *SHARED], place)
+    require_known(keys, [kind, "label", *(["seeds"] if kind == "method" else []), *SHARED], place, INSTEAD)
     for name in (kind, "label"):
         text = keys.get(name, "" if name == kind else "none")
         if not isinstance(text, str) or not text.strip():
-            raise UserError(f"{place}: {name} is {_given(keys, name)}, and has to be text")
+            raise UserError(f"{place}: {name} is {given(keys, name)}, and has to be text")
     seeds = _seeds(keys["seeds"], place) if "seeds" in keys else None
-    return Entry(keys[kind], keys.get("label", ""), place, _recipe_keys(keys, place), seeds)
+    return Entry(keys[kind], keys.get("label", ""), place, recipe_keys(keys, SHARED, place), seeds)
 
 
 def _seeds(seeds: Any, place: str) -> tuple[int, ...]:
     if not fits(seeds, list[int]) or not seeds or len(set(seeds)) < len(seeds):
         raise UserError(f"{place}: seeds is {seeds!r}, and has to be a list of different whole numbers, as [0, 1, 2]")
     for seed in seeds:
-        _check_recipe(place, seed=seed)
+        check_recipe(place, seed=seed)
     return tuple(seeds)
-
-
-def _recipe_keys(content: Mapping[str, Any], place: str) -> Mapping[str, Any]:
-    """The recipe keys among others, if each value is of the type and in the range that a recipe wants."""
-    keys = {key: value for key, value in content.items() if key in SHARED}
-    for key, value in keys.items():
-        if not fits(value, HINTS[key]):
-            if value is None:
-                raise UserError(f"{place}: {key} has no value: give one or leave it out")
-            raise UserError(f"{place}: {key} is {value!r}, and has to be {wanted(HINTS[key])}")
-    _check_recipe(place, **keys)
-    # 16 and 16.0 are the same recipe
-    return {key: float(value) if isinstance(value, int) and key in NUMBERS else value for key, value in keys.items()}
-
-
-def _check_recipe(place: str, **keys: Any) -> None:
-    try:
-        Recipe(**{"model": "model", "task": "task", "output": "output", **keys})
-    except UserError as error:
-        raise UserError(f"{place}: {error}") from None
-
-
-def _require_known(keys: Iterable[Any], known: Sequence[str], place: str) -> None:
-    for key in keys:
-        if key not in known:
-            close = get_close_matches(str(key), known, n=1)
-            hint = INSTEAD.get(key) or (f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}")
-            raise UserError(f"{place}: unknown key {key!r}: {hint}")
-
-
-def _given(keys: Mapping[str, Any], name: str) -> str:
-    return repr(keys[name]) if name in keys else "missing"

@@ -1,4 +1,4 @@
-"""How many parameters each method of a comparison trains, counted on models without weights."""
+"""How many parameters a method trains, counted on models without weights."""
 
 import copy
 from collections.abc import Sequence
@@ -78,13 +78,35 @@ def count_all(runs: Sequence[PlannedRun]) -> list[Count]:
     return [_count(run) for run in first.values()]
 
 
+def skeleton_of(recipe: Recipe) -> Base:
+    """A recipe's model as `ttlora.finetune.base.load_base` gives it, without weights and tokenizer.
+
+    Raises:
+        UserError: There is no such model, or it is none for the task.
+    """
+    return _skeleton(recipe.model, _ending(recipe))
+
+
+def count_trained(base: Base, recipe: Recipe) -> tuple[int, int]:
+    """How many parameters a recipe trains outside the head and in it.
+
+    Args:
+        base: A model, which is adapted.
+        recipe: A recipe with its method's defaults.
+
+    Raises:
+        UserError: The method does not fit the model.
+    """
+    return count_parameters(find_method(recipe.method).adapt(base, recipe), base.head)
+
+
 def _count(run: PlannedRun) -> Count:
     recipe = run.recipe
-    ending = _Ending.of(replace(find_task(recipe), scoring=recipe.scoring))
+    ending = _ending(recipe)
     base = _skeleton(recipe.model, ending)
     full = sum(weight.numel() for weight in base.model.parameters())
     try:
-        adapter, head = _count_trained(base, recipe)
+        adapter, head = count_trained(base, recipe)
     except UserError as error:
         raise UserError(f"{run.method} on {run.model}: {error}") from None
     printed = find_printed(recipe.model, recipe.method, recipe.r)
@@ -92,14 +114,14 @@ def _count(run: PlannedRun) -> Count:
     return Count(run.model, run.method, run.task, adapter, head, full, lora, printed)
 
 
+def _ending(recipe: Recipe) -> _Ending:
+    return _Ending.of(replace(find_task(recipe), scoring=recipe.scoring))
+
+
 @cache
 def _count_lora(model: str, ending: _Ending) -> int:
     recipe = Recipe(model=model, task="-", output="-", method="lora", r=LORA_R)
-    return _count_trained(_skeleton(model, ending), find_method("lora").complete(recipe))[0]
-
-
-def _count_trained(base: Base, recipe: Recipe) -> tuple[int, int]:
-    return count_parameters(find_method(recipe.method).adapt(base, recipe), base.head)
+    return count_trained(_skeleton(model, ending), find_method("lora").complete(recipe))[0]
 
 
 @cache

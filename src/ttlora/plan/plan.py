@@ -4,14 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from peft.utils.other import get_pattern_key
-
 from ttlora.errors import UserError
 from ttlora.plan.architectures import BUILT_IN
 from ttlora.plan.budget import fit_budget
 from ttlora.plan.matrices import BYTES_16BIT, MatrixPlan, group_matrices
 from ttlora.plan.skeleton import build_skeleton
-from ttlora.plan.targets import adapted_modules, resolve_targets
+from ttlora.plan.targets import adapted_modules, require_matches, resolve_targets
 from ttlora.tuners.tt_lora import TTLoraConfig, resolve_update
 
 Shape = Literal["auto"] | Sequence[int] | Mapping[str, Sequence[int]]
@@ -84,7 +82,7 @@ def plan_adapter(
             target_modules=resolve_targets(skeleton, targets),
         )
         modules = adapted_modules(skeleton, config)
-        _require_matches(shape if isinstance(shape, Mapping) else {}, modules)
+        require_matches(shape if isinstance(shape, Mapping) else {}, modules)
         shapes = {name: resolve_update(config, name, *size).shape for name, size in modules.items()}
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -109,11 +107,3 @@ def _describe(matrices: Sequence[MatrixPlan]) -> str:
         cores = f"{matrix.shape.order} cores of TT-rank {max(matrix.shape.ranks)}"
         names.setdefault(cores, []).append(matrix.name)
     return "; ".join(f"{cores} for {', '.join(matching)}" for cores, matching in names.items())
-
-
-def _require_matches(shape_pattern: Mapping[str, object], modules: Mapping[str, object]) -> None:
-    """Check that each name with a shape of its own is that of an adapted module, as `resolve_update` looks it up."""
-    for pattern in shape_pattern:
-        if not any(get_pattern_key([pattern], name) == pattern for name in modules):
-            adapted = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in modules))
-            raise UserError(f"the shape of '{pattern}' belongs to no adapted module; adapted are {adapted}")

@@ -154,6 +154,20 @@ class TTShape:
         return min(self.ranks[i] * rows, columns * self.ranks[j])
 
 
+def aligned_dims(out_features: int, in_features: int, side: int) -> tuple[int, ...]:
+    """Near-equal dims, up to ``side`` of them for rows and for columns each, the largest ones next to the boundary.
+
+    There are fewer where more would not lower the sum of the dims, and with it the parameters: a prime stays whole, and
+    4 is not split into 2 and 2.
+
+    Args:
+        out_features: Rows of the matrix.
+        in_features: Columns of the matrix.
+        side: Most dims to a side.
+    """
+    return (*reversed(_lowest_sum_factors(out_features, side)), *_lowest_sum_factors(in_features, side))
+
+
 def _check_dims(dims: tuple[int, ...], out_features: int, in_features: int) -> None:
     if len(dims) < 2 or any(not isinstance(k, int) or isinstance(k, bool) or k < 1 for k in dims):
         raise ValueError(f"shape {list(dims)} is not a list of at least two positive integers")
@@ -193,6 +207,17 @@ def _near_equal_factors(features: int) -> tuple[int, ...]:
         count += 1
     while (factors := _smallest_sum_factors(features, count, features)) is None:
         count -= 1
+    return factors
+
+
+def _lowest_sum_factors(features: int, most: int) -> tuple[int, ...]:
+    """The fewest of up to ``most`` factors that have the least sum, the largest first."""
+    factors: tuple[int, ...] = (features,)
+    for count in range(2, most + 1):
+        finer = _smallest_sum_factors(features, count, features)
+        if finer is None or sum(finer) == sum(factors):
+            break
+        factors = finer
     return factors
 
 
