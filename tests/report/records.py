@@ -10,10 +10,9 @@ RECIPE = {"scoring": "head", "epochs": 2, "batch_size": 8, "learning_rate": 1e-3
 PARAMETERS = {"tt-lora": 16_320, "lora": 73_728, "bitfit": 100_000, "head": 0}
 
 
-def write_run(folder: Path, name: str, score: float = 0.8, **changes: Any) -> Path:
-    """Write a run's folder; changes are the record's keys, or the recipe's if the record has none of that name."""
+def make_record(place: Path, score: float = 0.8, **changes: Any) -> Record:
+    """A record; changes are its keys, or the recipe's if it has none of that name."""
     keys = {key: changes.pop(key) for key in list(changes) if key in Record.__dataclass_fields__}
-    log = changes.pop("log", None)
     method = keys.get("method", "tt-lora")
     metric = keys.get("primary_metric", "accuracy")
     parameters = keys.get("adapter_parameters", PARAMETERS.get(method, 5_000))
@@ -37,10 +36,16 @@ def write_run(folder: Path, name: str, score: float = 0.8, **changes: Any) -> Pa
         "versions": {"python": "3.11"},
         **keys,
     }
+    recipe = {**RECIPE, "output": str(place), **{key: values[key] for key in ("model", "task", "method", "seed")}}
+    return Record(**{"recipe": {**recipe, **changes}, **values})
+
+
+def write_run(folder: Path, name: str, score: float = 0.8, **changes: Any) -> Path:
+    """Write a run's folder: its record, as `make_record` makes it, and the log that is among the changes."""
+    log = changes.pop("log", None)
     place = folder / name
     place.mkdir(parents=True)
-    recipe = {**RECIPE, "output": str(place), **{key: values[key] for key in ("model", "task", "method", "seed")}}
-    Record(**{"recipe": {**recipe, **changes}, **values}).write(place / "result.json")
+    make_record(place, score, **changes).write(place / "result.json")
     if log is not None:
         (place / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
     return place

@@ -1,8 +1,8 @@
 import re
-from html.parser import HTMLParser
 
 import pytest
 
+from report.reading import HOSTILE, Page
 from report.records import write_run
 from ttlora.report.answer import Answer
 from ttlora.report.comparison import compare
@@ -10,31 +10,7 @@ from ttlora.report.drawing import Picture
 from ttlora.report.page import render_page
 from ttlora.report.runs import Failure, find_runs
 
-HOSTILE = "<script>alert('x')</script>\"'&amp;<img src=x onerror=alert(1)>"
 ANSWER = Answer("It is good.", "It is small.", "It is fast.")
-
-
-class Page(HTMLParser):
-    """Every tag with its attributes, and all text outside of scripts and styles."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.text, self.open = [], [], None
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self.open = tag
-
-    def handle_data(self, data):
-        if self.open not in ("script", "style"):
-            self.text.append(data)
-
-    def handle_endtag(self, tag):
-        self.open = None
-
-    def all(self, tag):
-        return [attrs for name, attrs in self.tags if name == tag]
 
 
 @pytest.fixture
@@ -77,7 +53,7 @@ def test_every_number_shows_its_seeds_recipe_and_versions(tmp_path, render):
 def test_names_are_text(tmp_path, render):
     names = {"method": HOSTILE, "model": HOSTILE, "task": HOSTILE, "primary_metric": HOSTILE}
     write_run(tmp_path, "a", **names, versions={HOSTILE: HOSTILE}, note=HOSTILE)
-    failure = Failure(HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE)
+    failure = Failure(*[HOSTILE] * 6)
     text = render([failure], [HOSTILE])
     page = Page(text)
     assert len(page.all("script")) == 1
@@ -101,7 +77,7 @@ def test_the_page_needs_no_network(tmp_path, render):
 def test_headings_and_cells_can_be_used_without_sight_and_mouse(tmp_path, render):
     write_run(tmp_path, "tt")
     write_run(tmp_path, "lora", 0.7, method="lora", task="glue/rte")
-    page = Page(render([Failure("m", "m", "t", "0", "e")]))
+    page = Page(render([Failure("m", "m", "t", "0", "e", "f")]))
     assert all(attrs.get("scope") in ("col", "row") for attrs in page.all("th"))
     assert page.all("html")[0]["lang"] == "en"
     assert all(attrs.get("type") == "button" for attrs in page.all("button"))
@@ -118,7 +94,9 @@ def test_cells_carry_the_value_they_are_sorted_by(tmp_path, render):
 def test_failures_and_what_was_left_out_are_told(tmp_path, render):
     write_run(tmp_path, "tt")
     assert "failed" not in "".join(Page(render()).text)
-    text = "".join(Page(render([Failure("boft", "bert", "rte", "1", "out of memory")], ["x is damaged"])).text)
+    text = "".join(
+        Page(render([Failure("boft", "bert", "rte", "1", "out of memory", "runs/boft")], ["x is damaged"])).text
+    )
     assert "1 run failed" in text
     assert "out of memory" in text
     assert "x is damaged" in text

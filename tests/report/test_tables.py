@@ -61,10 +61,10 @@ def test_cells_without_runs(tmp_path, comparisons):
 
 def test_names_mean_nothing_to_markdown(tmp_path, comparisons):
     write_run(tmp_path, "a", method="*a*|<b>`_[x](y)")
-    text = to_markdown(comparisons(), [()], [Failure("m|m", "m", "t", "0", "<i>a|b")])
+    text = to_markdown(comparisons(), [()], [Failure("m|m", "m", "t", "0", "<i>a|b", "f")])
     assert r"| \*a\*\|&lt;b&gt;\`\_\[x\](y) | 5,000 |" in text
     assert "## 1 run failed" in text
-    assert r"| m\|m | m | t | 0 | &lt;i&gt;a\|b |" in text
+    assert r"| m\|m | m | t | 0 | f | &lt;i&gt;a\|b |" in text
 
 
 def test_csv_gives_back_the_numbers(tmp_path, comparisons):

@@ -56,7 +56,7 @@ def print_report(written: Report) -> None:
         for sentence in (answer.good, answer.small, answer.fast):
             console.print(Text(sentence))
         for table in (score_table(comparison), cost_table(comparison)):
-            for part in _parts(table, console.width):
+            for part in parts(table, console.width):
                 console.print()
                 console.print(part)
         console.print()
@@ -72,8 +72,8 @@ def print_report(written: Report) -> None:
     console.print(Text(str(written.output / "report.html")))
 
 
-def _parts(table: Table, width: int) -> Iterator[RichTable]:
-    """A table in as many as fit side by side into the terminal, each with the methods' names."""
+def parts(table: Table, width: int) -> Iterator[RichTable]:
+    """A table in as many as fit side by side into the terminal, each with its first column."""
     widths = [
         max(_width(heading.replace(" ", "\n")), *(_width(_stacked(row[index])) for row in table.rows)) + 2
         for index, heading in enumerate(table.headings)

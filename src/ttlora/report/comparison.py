@@ -135,7 +135,7 @@ def compare(runs: Iterable[Run]) -> list[Comparison]:
 
 
 def _compare(model: str, name: str, runs: Sequence[Run]) -> Comparison:
-    columns = _columns(runs)
+    columns = task_columns(runs)
     rows = []
     for label, group in group_by_settings(runs).items():
         cells = {
@@ -157,7 +157,8 @@ def _compare(model: str, name: str, runs: Sequence[Run]) -> Comparison:
     return Comparison(model, name, tuple(columns.values()), tuple(rows))
 
 
-def _columns(runs: Sequence[Run]) -> dict[tuple[str, str], Column]:
+def task_columns(runs: Sequence[Run]) -> dict[tuple[str, str], Column]:
+    """A column for each task and metric among the runs, in the paper's order, by their `task_key`."""
     keys = {task_key(run.record) for run in runs}
     order = list(TASK_NAMES)
     places = file_names(task.removeprefix("file ") for task, _ in keys if task.startswith("file "))

@@ -39,6 +39,14 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds:,.0f} s" if seconds >= 100 else f"{seconds:.3g} s"
 
 
+def format_duration(seconds: float) -> str:
+    """Seconds, or minutes, or hours and minutes."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return format_seconds(seconds)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60:,} h {minutes % 60} min"
+
+
 def format_metric(column: Column) -> str:
     """A metric's name and what its values are shown times."""
     return column.measure if column.scale == 1 else f"{column.measure} × {column.scale}"

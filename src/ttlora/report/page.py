@@ -1,35 +1,15 @@
 """The report as one page of HTML that needs no network: answer, tables, figures, and the recipe of every number."""
 
-import json
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from collections.abc import Sequence
 
 from ttlora.report.answer import Answer
 from ttlora.report.comparison import OURS, Comparison
 from ttlora.report.drawing import Picture
-from ttlora.report.formats import counted, format_seconds, format_size
+from ttlora.report.formats import counted
 from ttlora.report.rows import Mean
-from ttlora.report.runs import Failure, Run
+from ttlora.report.runs import Failure
 from ttlora.report.tables import cost_table, explanations, factor_text, same_seeds
-
-GENERATOR = "ttlora report"
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A recipe with its versions, and the seeds that ran it."""
-
-    seeds: tuple[int, ...]
-    task: str
-    yaml: str
-    versions: str
+from ttlora.report.template import render_template
 
 
 def render_page(
@@ -39,7 +19,7 @@ def render_page(
     failures: Sequence[Failure],
     notes: Sequence[str],
 ) -> str:
-    """The whole page; names from records are text in it, whatever they hold.
+    """The whole page.
 
     Args:
         comparisons: One for each base model.
@@ -48,12 +28,6 @@ def render_page(
         failures: Runs that failed.
         notes: What was left out, a line each.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-    )
     parts = [
         {
             "comparison": comparison,
@@ -68,30 +42,19 @@ def render_page(
         }
         for comparison, answer, drawn in zip(comparisons, answers, pictures, strict=True)
     ]
-    return environment.get_template("page.html.jinja").render(
+    return render_template(
+        "page.html.jinja",
         title=_title(comparisons),
         subtitle=_subtitle(comparisons, failures),
-        generator=GENERATOR,
         parts=parts,
+        noun="run",
         failures=failures,
         notes=notes,
         ours=OURS,
-        **_helpers(),
+        factor=factor_text,
+        spread=_spread,
+        value=lambda value, scale: f"{scale * value:,.2f}",
     )
-
-
-def _helpers() -> Mapping[str, Any]:
-    return {
-        "counted": counted,
-        "drawn": lambda picture: Markup(picture.svg),
-        "factor": factor_text,
-        "recipes": _recipes,
-        "seconds": format_seconds,
-        "size": format_size,
-        "spread": _spread,
-        "unbroken": _unbroken,
-        "value": lambda value, scale: f"{scale * value:,.2f}",
-    }
 
 
 def _title(comparisons: Sequence[Comparison]) -> str:
@@ -109,35 +72,9 @@ def _subtitle(comparisons: Sequence[Comparison], failures: Sequence[Failure]) ->
     return f"{counts}: {', '.join(tasks)}{failed}"
 
 
-def _unbroken(text: str) -> str:
-    """Text whose numbers stay on one line with their units and spreads."""
-    return re.sub(r"(?<=[\d±]) (?=±|\d|(s|%|B|[KMG]iB|points)\b)|(?<=\d) (?=%)", "\N{NO-BREAK SPACE}", text)
-
-
 def _spread(mean: Mean, scale: int, same: int | None) -> str:
     """Standard deviation, and the number of seeds where it is not the same everywhere."""
     parts = [] if mean.spread is None else [f"± {scale * mean.spread:.2f}"]
     if same is None:
         parts.append(f"n = {mean.count}")
     return ", ".join(parts)
-
-
-def _recipes(runs: Sequence[Run]) -> list[Recipe]:
-    """The recipes of some runs; those that differ in seed and output alone are told once."""
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        rest = {key: value for key, value in run.record.recipe.items() if key not in ("seed", "output")}
-        groups.setdefault(json.dumps([run.record.task, rest, run.record.versions]), []).append(run)
-    return [
-        Recipe(
-            tuple(run.record.seed for run in group),
-            group[0].record.task,
-            _as_yaml(group[0].record.recipe),
-            _as_yaml(group[0].record.versions),
-        )
-        for group in groups.values()
-    ]
-
-
-def _as_yaml(content: Any) -> str:
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

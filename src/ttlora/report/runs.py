@@ -36,13 +36,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that did not come to its end, with its names and its error as one line each."""
+    """A run that did not come to its end, with its names, its error and its folder as one line each."""
 
     method: str
     model: str
     task: str
     seed: str
     error: str
+    folder: str
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def _read_failure(path: Path) -> Failure:
     if not isinstance(content, dict) or not {"method", "model", "task", "seed", "error"} <= content.keys():
         raise ValueError(f"{path} tells of no failed run: it needs method, model, task, seed and error")
     method = content.get("label") or content["method"]
-    values = (method, *(content[key] for key in ("model", "task", "seed", "error")))
+    values = (method, *(content[key] for key in ("model", "task", "seed", "error")), path.parent)
     return Failure(*(printable(str(value)) for value in values))
 
 
@@ -168,4 +169,4 @@ def _nothing(results: Iterable[str | Path], failures: Sequence[Failure], damaged
         return (
             f"all {len(failures)} runs in {where} failed, the first ({first.method}, {first.task}) with: {first.error}"
         )
-    return f"there is no {RESULT} in {where}: name the output folders of ttlora train or ttlora compare"
+    return f"there is no {RESULT} in {where}: name the output folders of ttlora train, compare or search"

@@ -46,8 +46,8 @@ def task_key(record: Record) -> tuple[str, str]:
     return (f"file {place}" if place else record.task, record.primary_metric)
 
 
-def settings_of(record: Record) -> Settings:
-    """Every setting of a run by name, as text; the fields of a method's own config stand beside the recipe's keys."""
+def setting_values(record: Record) -> dict[str, Any]:
+    """Every setting of a run by name; the fields of a method's own config stand beside the recipe's keys."""
     settings = {key: value for key, value in record.recipe.items() if key not in NO_SETTINGS and key != "settings"}
     own = record.recipe.get("settings")
     if isinstance(own, dict):
@@ -55,7 +55,12 @@ def settings_of(record: Record) -> Settings:
         settings |= {f"settings.{name}" if name in taken else name: value for name, value in own.items()}
     elif own is not None:
         settings["settings"] = own
-    return {name: value_text(value) for name, value in settings.items() if value is not None}
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def settings_of(record: Record) -> Settings:
+    """Every setting of a run by name, as text."""
+    return {name: value_text(value) for name, value in setting_values(record).items()}
 
 
 def value_text(value: Any) -> str:

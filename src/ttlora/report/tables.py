@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -104,6 +104,13 @@ def factor_text(row: Row, reference: Row) -> str:
     return format_factor(row.parameters / reference.parameters) if row.parameters and reference.parameters else NOTHING
 
 
+def failure_table(failures: Sequence[Failure]) -> Table:
+    """The runs that failed, and why."""
+    headings = ("method", "model", "task", "seed", "folder", "error")
+    rows = ((one.method, one.model, one.task, one.seed, one.folder, one.error) for one in failures)
+    return Table(headings, tuple(tuple(map(Entry, row)) for row in rows))
+
+
 def to_markdown(
     comparisons: Sequence[Comparison], answers: Sequence[Sequence[str]], failures: Sequence[Failure]
 ) -> str:
@@ -116,19 +123,21 @@ def to_markdown(
     """
     parts = []
     for comparison, sentences in zip(comparisons, answers, strict=True):
-        parts += [f"## {_escaped(comparison.name)}", *map(_escaped, sentences)]
-        parts += [_markdown(score_table(comparison)), *map(_escaped, explanations(comparison))]
-        parts += [_markdown(cost_table(comparison))]
+        parts += [f"## {escaped(comparison.name)}", *map(escaped, sentences)]
+        parts += [markdown_table(score_table(comparison)), *map(escaped, explanations(comparison))]
+        parts += [markdown_table(cost_table(comparison))]
     if failures:
-        rows = ((one.method, one.model, one.task, one.seed, one.error) for one in failures)
-        table = Table(("method", "model", "task", "seed", "error"), tuple(tuple(map(Entry, row)) for row in rows))
-        parts += [f"## {counted(len(failures), 'run')} failed", _markdown(table)]
+        parts += [f"## {counted(len(failures), 'run')} failed", markdown_table(failure_table(failures))]
     return "\n\n".join(parts) + "\n"
 
 
 def to_csv(comparisons: Sequence[Comparison]) -> str:
     """The score tables in one, a row a method; scores as in the table, sizes in bytes, times in seconds."""
-    rows = [_csv_row(comparison, row) for comparison in comparisons for row in comparison.rows]
+    return csv_text([_csv_row(comparison, row) for comparison in comparisons for row in comparison.rows])
+
+
+def csv_text(rows: Sequence[Mapping[str, str]]) -> str:
+    """Rows by column name as CSV, a column for each name in any of them; no spreadsheet takes a cell for a formula."""
     headings = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -146,13 +155,14 @@ def _entry(comparison: Comparison, row: Row, column: Column | None, same: bool) 
     return Entry(format_mean(mean, scale, with_count=not same), comparison.is_best(row, column))
 
 
-def _markdown(table: Table) -> str:
+def markdown_table(table: Table) -> str:
+    """A table in Markdown; names in it mean nothing to Markdown, nor to HTML."""
     lines = [
-        _markdown_line([_escaped(heading) for heading in table.headings]),
+        _markdown_line([escaped(heading) for heading in table.headings]),
         _markdown_line(["---", *["---:"] * (len(table.headings) - 1)]),
     ]
     for row in table.rows:
-        texts = [_escaped(entry.text) for entry in row]
+        texts = [escaped(entry.text) for entry in row]
         lines.append(
             _markdown_line([f"**{text}**" if entry.best else text for text, entry in zip(texts, row, strict=True)])
         )
@@ -163,7 +173,7 @@ def _markdown_line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Text that means nothing to Markdown, nor to the HTML it is turned into."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", text)

@@ -1,0 +1,1 @@
+"""The report of a search, from the records of its trials alone."""

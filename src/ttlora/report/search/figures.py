@@ -1,0 +1,179 @@
+"""The figures of a search; here the Pareto front of score against parameters, with α as colour."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.transforms import Bbox
+
+from ttlora.report.drawing import (
+    COLOURS,
+    MARKERS,
+    Picture,
+    drawing,
+    new_figure,
+    render,
+    short_count,
+)
+from ttlora.report.formats import format_metric
+from ttlora.report.labels import Label, place_labels
+from ttlora.report.search.answer import Answer
+from ttlora.report.search.curves import draw_curves
+from ttlora.report.search.importance import Importances
+from ttlora.report.search.panels import draw_importances, draw_losses, number_ticks
+from ttlora.report.search.trials import Search, Trial, is_number, number_text
+
+FIGURE_NAMES = ("pareto-front", "importance", "loss-by-setting", "loss-by-category", "validation-loss")
+MOST_ALPHAS = 8
+FRONT_COLOUR = "#555555"
+INK = "#222222"
+PLAIN = (COLOURS[0], MARKERS[0])
+
+
+def draw_figures(search: Search, front: Sequence[Trial], answer: Answer, importances: Importances) -> list[Picture]:
+    """Every figure for which the search has something to show."""
+    with drawing():
+        return [
+            *_draw_front(search, front, answer),
+            *draw_importances(search, importances),
+            *draw_losses(search),
+            *draw_curves(search),
+        ]
+
+
+def _draw_front(search: Search, front: Sequence[Trial], answer: Answer) -> list[Picture]:
+    """The paper's Fig. 5 with the front in it."""
+    trials = [trial for trial in search.trials if trial.parameters > 0]
+    if not trials:
+        return []
+    figure = new_figure(7.0, 4.6)
+    axes = figure.add_subplot()
+    keys = _draw_trials(figure, axes, search, trials)
+    steps = [trial for trial in front if trial.parameters > 0]
+    least, most = min(trial.parameters for trial in trials), max(trial.parameters for trial in trials)
+    axes.set_xscale("log")
+    axes.set_xlim(least / 1.7, most * 1.7)
+    number_ticks(axes.xaxis, least / 1.7, most * 1.7, short_count)
+    axes.grid(True)
+    axes.set_xlabel("trained parameters of the adapter, without the head (logarithmic)")
+    axes.set_ylabel(f"{search.column.name}: {format_metric(search.column)}")
+    heights = [_height(search, trial) for trial in trials]
+    if answer.target is not None:
+        heights.append(search.column.scale * answer.target)
+        axes.axhline(heights[-1], color=FRONT_COLOUR, linestyle=":", linewidth=1.2, zorder=1)
+        keys.append(Line2D([], [], color=FRONT_COLOUR, linestyle=":", label="target"))
+    room = max(0.12 * (max(heights) - min(heights)), 0.005 * max(map(abs, heights)))
+    axes.set_ylim(min(heights) - room, max(heights) + room)
+    corners = _corners(axes, [(trial.parameters, _height(search, trial)) for trial in steps])
+    axes.plot(
+        [x for x, _ in corners],
+        [y for _, y in corners],
+        color=FRONT_COLOUR,
+        linewidth=1.2,
+        zorder=2,
+        scalex=False,
+        scaley=False,
+    )
+    figure.legend(handles=keys, loc="outside lower center", ncols=len(keys))
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    boxes = [_marker_box(axes, trial.parameters, _height(search, trial)) for trial in trials]
+    boxes += [_line_box(axes, *ends) for ends in pairwise(corners)]
+    place_labels(axes, _labels(search, answer), 8.0, boxes)
+    return [
+        render(
+            figure,
+            "pareto-front",
+            "Score against trained parameters",
+            "One marker a trial, hollow if it was stopped early; colour and marker tell α. The line is the "
+            "Pareto front: no adapter below it is as small and as good. The numbers are in the tables.",
+        )
+    ]
+
+
+def _height(search: Search, trial: Trial) -> float:
+    return search.column.scale * trial.score
+
+
+def _draw_trials(figure: Figure, axes: Axes, search: Search, trials: Sequence[Trial]) -> list[Line2D]:
+    """Draw the markers, and explain their colours.
+
+    Returns:
+        Keys for what else the figure shows.
+    """
+    alphas = sorted({float(alpha) for trial in trials if is_number(alpha := trial.settings.get("alpha"))})
+    looks = _looks(figure, axes, alphas) if len(alphas) > 1 else {}
+    for trial in trials:
+        alpha = trial.settings.get("alpha")
+        colour, marker = looks.get(float(alpha), PLAIN) if is_number(alpha) else PLAIN
+        hollow = trial.stopped
+        axes.plot(trial.parameters, _height(search, trial), marker, markersize=7, zorder=3,
+                  markerfacecolor="none" if hollow else colour, markeredgecolor=colour if hollow else "white",
+                  markeredgewidth=1.2 if hollow else 0.5)  # fmt: skip
+    keys = [Line2D([], [], color=FRONT_COLOUR, linewidth=1.2, label="Pareto front")]
+    if any(trial.stopped for trial in trials):
+        keys.append(Line2D([], [], color=INK, marker="o", linestyle="", markersize=7, markerfacecolor="none",
+                           label="stopped early"))  # fmt: skip
+    return keys
+
+
+def _looks(figure: Figure, axes: Axes, alphas: Sequence[float]) -> dict[float, tuple[Any, str]]:
+    """Colour and marker for each α, with a legend; or colour alone with its scale, where there are many."""
+    # without viridis' last yellow, which is too light on white
+    colours = ListedColormap(colormaps["viridis"](np.linspace(0, 0.86, 256)))
+    if len(alphas) > MOST_ALPHAS:
+        norm = (LogNorm if alphas[0] > 0 else Normalize)(alphas[0], alphas[-1])
+        figure.colorbar(ScalarMappable(norm, colours), ax=axes, label="α")
+        return {alpha: (colours(norm(alpha)), MARKERS[0]) for alpha in alphas}
+    looks: dict[float, tuple[Any, str]] = {
+        alpha: (colours(index / (len(alphas) - 1)), MARKERS[index % len(MARKERS)]) for index, alpha in enumerate(alphas)
+    }
+    keys = [
+        Line2D([], [], color=colour, marker=marker, linestyle="", markersize=7, label=number_text(alpha))
+        for alpha, (colour, marker) in looks.items()
+    ]
+    figure.legend(handles=keys, loc="outside right upper", title="α")
+    return looks
+
+
+def _corners(axes: Axes, points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The front as steps, to the axes' right end: what a size allows, every larger one allows too."""
+    corners: list[tuple[float, float]] = []
+    for (x, y), (end, _) in zip(points, [*points[1:], (axes.get_xlim()[1], 0.0)], strict=True):
+        corners += [(x, y), (end, y)]
+    return corners
+
+
+def _labels(search: Search, answer: Answer) -> list[Label]:
+    near = "within 1 %" if search.column.lower_is_better else "within a point"
+    names = [
+        (answer.highest, "best score"),
+        (answer.best, "lowest loss"),
+        (answer.smallest, f"smallest {near}"),
+        (answer.reaching, "smallest at target"),
+    ]
+    texts: dict[Trial, list[str]] = {}
+    for trial, name in names:
+        if trial is not None and trial.parameters > 0:
+            texts.setdefault(trial, []).append(name)
+    return [
+        Label("\n".join(parts), trial.parameters, _height(search, trial), INK, bold=True)
+        for trial, parts in texts.items()
+    ]
+
+
+def _marker_box(axes: Axes, x: float, y: float) -> Bbox:
+    left, bottom = axes.transData.transform((x, y))
+    return Bbox.from_extents(left - 4, bottom - 4, left + 4, bottom + 4)
+
+
+def _line_box(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> Bbox:
+    (left, low), (right, high) = axes.transData.transform([start, end])
+    return Bbox.from_extents(left - 1, min(low, high) - 1, right + 1, max(low, high) + 1)
