@@ -94,7 +94,7 @@ class Space:
         """Different candidates, or all if there are fewer; of one seed, a longer list begins with a shorter one.
 
         "random" takes each adapter of the space as likely as any other, and every other setting by itself. "grid" goes
-        through all combinations in the order of the file, with five points at even distances for a range.
+        through all combinations, with five points at even distances for a range.
 
         Args:
             count: How many.
@@ -124,12 +124,11 @@ class Space:
         Args:
             plan: The plan that this is the space of.
         """
+        first: list[Candidate] = []
         if plan.target_score is not None:
             first = self.ladder(plan.trials)[:SHOWN]
-        else:
-            first = (
-                [] if plan.sampler == "optuna" else self.candidates(min(SHOWN, plan.trials), plan.sampler, plan.seed)
-            )
+        elif plan.sampler != "optuna":
+            first = self.candidates(min(SHOWN, plan.trials), plan.sampler, plan.seed)
         sizes = [adapter.parameters for adapter in self.adapters]
         return Overview(self.count(plan.sampler), min(sizes), max(sizes), self.notes, tuple(first))
 
@@ -210,12 +209,14 @@ def _spread_sizes(adapters: Sequence[Candidate], most: int) -> list[Candidate]:
         by_size.setdefault(adapter.parameters, adapter)
     left = sorted(by_size)
     steps = min(most, len(left))
-    low, high = left[0], left[-1]
+    # a method may train the head alone
+    low, high = max(left[0], 1), max(left[-1], 1)
     chosen = []
     for step in range(steps):
-        wanted = low * (high / low) ** (step / max(steps - 1, 1)) if low else high * step / max(steps - 1, 1)
+        wanted = low * (high / low) ** (step / max(steps - 1, 1))
         # as many have to be left as there are steps to come
-        nearest = min(left[: len(left) - (steps - 1 - step)], key=lambda size: abs(size - wanted))
+        reachable = left[: len(left) - (steps - 1 - step)]
+        nearest = min(reachable, key=lambda size: abs(math.log(max(size, 1) / wanted)))
         left = left[left.index(nearest) + 1 :]
         chosen.append(by_size[nearest])
     return chosen
