@@ -28,6 +28,18 @@ class TestSizes:
             {"q_proj": [2, 3, 4, 4, 3, 2], "v_proj": [3, 4, 4, 3, 2]},
         )
 
+    def test_modules_of_one_name_and_several_sizes_are_told_apart_by_their_paths(self, space_of):
+        _, shape, *_ = space_of(targets="all-linear").domains["shape"].values
+        assert shape == {
+            "query": [4, 6, 6, 4],
+            "key": [4, 6, 6, 4],
+            "value": [4, 6, 6, 4],
+            "attention.output.dense": [4, 6, 6, 4],
+            "intermediate.dense": [6, 6, 6, 4],
+            r"\d+.output.dense": [4, 6, 6, 6],
+            "pooler.dense": [4, 6, 6, 4],
+        }
+
     @pytest.mark.parametrize(
         "keys",
         [
@@ -150,7 +162,7 @@ class TestCandidates:
         return Space.of(SearchPlan.read(path))
 
     def test_fewer_than_asked_for_are_noted(self, finite):
-        assert finite.notes == ("the space has 24 candidates, which are fewer than the 30 trials asked for",)
+        assert finite.notes == ("the space has 24 candidates, and 30 trials were asked for",)
 
     def test_a_range_that_rounding_leaves_few_numbers_ends(self, space_of):
         space = space_of(space="{learning_rate: {from: 1e-3, to: 1.02e-3}}")

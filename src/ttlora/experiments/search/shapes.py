@@ -119,7 +119,22 @@ def _narrow(preset: Preset, dims: tuple[int, ...], out_features: int) -> tuple[i
 
 
 def _as_shape(dims: Mapping[str, Sequence[int]]) -> Shape:
-    """Dims by module name as a recipe has them: one list where all agree."""
+    """Dims by module name as a recipe has them: one list where all agree, or else by the shortest endings that do."""
     lists = {name: list(its_dims) for name, its_dims in dims.items()}
     first, *others = lists.values()
-    return first if all(other == first for other in others) else by_pattern(lists)
+    if all(other == first for other in others):
+        return first
+    agreed: dict[str, list[int] | None] = {}
+    for name, its_dims in lists.items():
+        for ending in _endings(name):
+            agreed[ending] = its_dims if agreed.get(ending, its_dims) == its_dims else None
+    clear = {ending: its_dims for ending, its_dims in agreed.items() if its_dims is not None}
+    shortest = [next((ending for ending in _endings(name) if ending in clear), "") for name in lists]
+    # where one layer is not like another, each module goes by its whole name
+    return {ending: clear[ending] for ending in shortest} if all(shortest) else by_pattern(lists)
+
+
+def _endings(name: str) -> list[str]:
+    """The endings of a module's path, the shortest first; the number of a layer is any number."""
+    parts = [r"\d+" if part.isdigit() else part for part in name.split(".")]
+    return [".".join(parts[at:]) for at in reversed(range(len(parts)))]

@@ -177,7 +177,8 @@ class Space:
         if plan.target_score is not None or total is None:
             return []
         if total < plan.trials:
-            return [f"the space has {total:,} candidates, which are fewer than the {plan.trials:,} trials asked for"]
+            candidates = "1 candidate" if total == 1 else f"{total:,} candidates"
+            return [f"the space has {candidates}, and {plan.trials:,} trials were asked for"]
         if plan.sampler == "grid" and total > plan.trials:
             return [f"the grid has {total:,} candidates, of which the first {plan.trials:,} are tried"]
         return []
