@@ -24,11 +24,11 @@ def test_in_the_terminal(written, tmp_path, capsys, monkeypatch):
     print_search_report(written)
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
-    assert "The lowest validation loss, " in text
+    assert " has the lowest validation loss, " in text
     assert "The smallest that reaches the target of 20.00 is " in text.replace("\n", " ")
     for trial in written.front:
         assert f"\n{trial.name} " in text
-    assert "out of [bold]memory [31m" in text
+    assert "trial-x: out of [bold]memory [31m" in text
     assert "\x1b" not in text
     assert str(tmp_path / "report" / "report.html") in text.replace("\n", "")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -37,7 +38,7 @@ def print_search_report(written: SearchReport) -> None:
     if search.failures:
         console.print(Text(f"{counted(len(search.failures), 'trial')} failed:", style="bold"))
         for failure in search.failures:
-            console.print(Text(f"  {failure.folder}: {failure.error}"))
+            console.print(Text(f"  {Path(failure.folder).name}: {failure.error}"))
         console.print()
     console.print(Text(str(written.output / "report.html")))
 

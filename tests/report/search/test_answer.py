@@ -10,11 +10,11 @@ def test_the_lowest_loss_and_the_best_score_are_two_trials():
     found = answer(make_search(low, high), None)
     assert (found.best, found.highest, found.smallest) == (low, high, low)
     assert found.good == (
-        "The lowest validation loss, 0.3000, has low: TT-rank 5, learning rate 1e-3. It scores 84.00 on SST-2 "
-        "(accuracy × 100), with 16,320 parameters, 31.9 KiB in 16 bit. The best score, 85.00, has high, at a "
-        "validation loss of 0.3300: TT-rank 8, learning rate 5e-4, with 40,000 parameters, 78.1 KiB in 16 bit."
+        "low has the lowest validation loss, 0.3000: TT-rank 5, learning rate 1e-3. It scores 84.00 on SST-2 "
+        "(accuracy × 100) with 16,320 parameters (31.9 KiB in 16 bit). high has the best score, 85.00, at a validation "
+        "loss of 0.3300: TT-rank 8, learning rate 5e-4, with 40,000 parameters (78.1 KiB in 16 bit)."
     )
-    assert found.small.startswith("16,320 parameters, 31.9 KiB in 16 bit come within one point of the best score: low")
+    assert found.small.startswith("An adapter of 16,320 parameters (31.9 KiB in 16 bit) comes within one point")
     assert found.small.endswith("It is 2.5× smaller than that of the best score.")
 
 
@@ -22,7 +22,7 @@ def test_one_trial_is_best_in_both():
     found = answer(make_search(make_trial(100, 0.8, 0.3), make_trial(200, 0.7, 0.4)), None)
     assert found.good.endswith("no trial scores better.")
     assert found.small == (
-        "No smaller adapter comes within one point of the best score; its own has 100 parameters, 200 B in 16 bit."
+        "No smaller adapter comes within one point of the best score; its own has 100 parameters (200 B in 16 bit)."
     )
 
 
@@ -41,9 +41,9 @@ def test_what_it_took(tmp_path):
     write_failure(tmp_path, "c")
     found = answer(read_search([tmp_path]), None)
     assert found.effort == ("3 trials: 1 ran to the end, 1 stopped early, 1 failed. 2 h 30 min of training in total.")
-    assert "b: TT-rank 2, learning rate 1e-3 (stopped after epoch 1 of 4)" in found.good
+    assert "0.1000: TT-rank 2, learning rate 1e-3 (stopped after epoch 1 of 4)" in found.good
 
 
 def test_no_adapter_at_all():
     found = answer(make_search(make_trial(0, 0.8), make_trial(500, 0.805)), None)
-    assert found.small.startswith("0 parameters, 0 B in 16 bit come within one point")
+    assert found.small.startswith("An adapter of 0 parameters (0 B in 16 bit) comes within one point")

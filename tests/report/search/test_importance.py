@@ -1,3 +1,4 @@
+import math
 import random
 
 import pytest
@@ -31,6 +32,13 @@ def test_shares_are_those_of_a_sum():
     assert [one.share for one in found.settings] == pytest.approx([0.8, 0.2, 0.0, 0.0], abs=0.1)
     assert found.fit > 0.95
     assert "150 trials that came to epoch 8" in found.explanation
+
+
+def test_a_trial_that_diverged_hides_nothing():
+    trials = list(trials_of(30, lambda settings, noise: abs(math.log10(settings["learning_rate"]) + 3) + 0.1 * noise))
+    found = importances(make_search(*trials, make_trial(loss=50.0, r=1, alpha=1.0, learning_rate=1e-3, shape=[4, 4])))
+    assert found.settings[0].setting == "learning_rate"
+    assert found.fit > 0.6
 
 
 def test_the_same_trials_give_the_same_shares():

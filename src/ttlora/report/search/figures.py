@@ -16,6 +16,7 @@ from matplotlib.transforms import Bbox
 from ttlora.report.drawing import (
     COLOURS,
     MARKERS,
+    OUR_COLOUR,
     Picture,
     drawing,
     new_figure,
@@ -34,6 +35,7 @@ FIGURE_NAMES = ("pareto-front", "importance", "loss-by-setting", "loss-by-catego
 MOST_ALPHAS = 8
 FRONT_COLOUR = "#555555"
 INK = "#222222"
+RING = 12.0  # width of the ring around a marker that has a label, in points
 PLAIN = (COLOURS[0], MARKERS[0])
 
 
@@ -60,7 +62,7 @@ def _draw_front(search: Search, front: Sequence[Trial], answer: Answer) -> list[
     least, most = min(trial.parameters for trial in trials), max(trial.parameters for trial in trials)
     axes.set_xscale("log")
     axes.set_xlim(least / 1.7, most * 1.7)
-    number_ticks(axes.xaxis, least / 1.7, most * 1.7, short_count)
+    number_ticks(axes.xaxis, least / 1.7, most * 1.7, text=short_count)
     axes.grid(True)
     axes.set_xlabel("trained parameters of the adapter, without the head (logarithmic)")
     axes.set_ylabel(f"{search.column.name}: {format_metric(search.column)}")
@@ -86,7 +88,10 @@ def _draw_front(search: Search, front: Sequence[Trial], answer: Answer) -> list[
     figure.set_layout_engine("none")
     boxes = [_marker_box(axes, trial.parameters, _height(search, trial)) for trial in trials]
     boxes += [_line_box(axes, *ends) for ends in pairwise(corners)]
-    place_labels(axes, _labels(search, answer), 8.0, boxes)
+    labels = _labels(search, answer)
+    for label in labels:  # a ring, since many markers can stand about the same place
+        axes.plot(label.x, label.y, "o", markersize=RING, markerfacecolor="none", markeredgecolor=OUR_COLOUR, zorder=4)
+    place_labels(axes, labels, RING, boxes)
     return [
         render(
             figure,
@@ -130,7 +135,9 @@ def _looks(figure: Figure, axes: Axes, alphas: Sequence[float]) -> dict[float, t
     colours = ListedColormap(colormaps["viridis"](np.linspace(0, 0.86, 256)))
     if len(alphas) > MOST_ALPHAS:
         norm = (LogNorm if alphas[0] > 0 else Normalize)(alphas[0], alphas[-1])
-        figure.colorbar(ScalarMappable(norm, colours), ax=axes, label="α")
+        scale = figure.colorbar(ScalarMappable(norm, colours), ax=axes, label="α")
+        if alphas[0] > 0:
+            number_ticks(scale.ax.yaxis, alphas[0], alphas[-1])
         return {alpha: (colours(norm(alpha)), MARKERS[0]) for alpha in alphas}
     looks: dict[float, tuple[Any, str]] = {
         alpha: (colours(index / (len(alphas) - 1)), MARKERS[index % len(MARKERS)]) for index, alpha in enumerate(alphas)

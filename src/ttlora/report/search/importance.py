@@ -59,7 +59,9 @@ def importances(search: Search) -> Importances:
     Saint-Pierre, Correlation and variable importance in random forests, 2017). The same trials give the same shares.
 
     Trials that were stopped have their loss at another epoch. So all are compared by their lowest loss up to one epoch,
-    the last that at least half of them have reached, and the others are left out.
+    the last that at least half of them have reached, and the others are left out. A trial that diverged would have most
+    of the variance by itself, so losses count no further than Tukey's fence, 1.5 interquartile ranges above the third
+    quartile.
     """
     epoch, trials, losses = _comparable(search.trials)
     if len(trials) < FEWEST_TRIALS:
@@ -70,7 +72,7 @@ def importances(search: Search) -> Importances:
         what = "validation loss" if names else "settings"
         return Importances((), None, f"Nothing is said about importance: all trials have the same {what}.")
     blocks = [_columns([trial.settings.get(name) for trial in trials]) for name in names]
-    fit, drops = _forest(blocks, np.array(losses))
+    fit, drops = _forest(blocks, _without_outliers(np.array(losses)))
     basis = (
         f"From {counted(len(trials), 'trial')} that came to epoch {epoch}, by the lowest validation loss up to there. "
         "For trials that it has not seen, a random forest on the settings explains"
@@ -112,6 +114,11 @@ def _lowest_loss(trial: Trial, epoch: int) -> float | None:
     return min(losses, default=None)
 
 
+def _without_outliers(losses: Losses) -> Losses:
+    first, third = np.quantile(losses, [0.25, 0.75])
+    return np.minimum(losses, third + 1.5 * (third - first)) if third > first else losses
+
+
 def _columns(values: Sequence[Any]) -> Columns:
     """A setting as numbers: the logarithm of a number above 0, what makes up a shape, or a column a category."""
     if all(is_number(value) for value in values):
@@ -141,9 +148,9 @@ def _forest(blocks: Sequence[Columns], losses: Losses) -> tuple[float, list[floa
     matrix = np.hstack(blocks)
     forest = RandomForestRegressor(TREES, random_state=0).fit(matrix, losses)
     chance = np.random.default_rng(0)
-    copies, start = [matrix], 0
-    for block in blocks:
-        own = slice(start, start := start + block.shape[1])
+    copies = [matrix]
+    for block, end in zip(blocks, np.cumsum([block.shape[1] for block in blocks]), strict=True):
+        own = slice(end - block.shape[1], end)
         for _ in range(SHUFFLES):
             copies.append(matrix.copy())
             copies[-1][:, own] = chance.permutation(block)
@@ -151,6 +158,8 @@ def _forest(blocks: Sequence[Columns], losses: Losses) -> tuple[float, list[floa
     sums, counts = np.zeros((len(copies), len(losses))), np.zeros(len(losses))
     for tree, drawn in zip(forest.estimators_, forest.estimators_samples_, strict=True):
         unseen = np.setdiff1d(np.arange(len(losses)), drawn)
+        if not len(unseen):
+            continue
         rows = stack[:, unseen].reshape(-1, matrix.shape[1])
         sums[:, unseen] += tree.predict(rows).reshape(len(copies), -1)
         counts[unseen] += 1

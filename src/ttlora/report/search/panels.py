@@ -17,6 +17,7 @@ from ttlora.report.search.trials import Search, Trial, is_number, number_text, s
 MOST_CHOICES = 8
 MOST_CATEGORIES = 24
 MOST_PANELS = 9
+MOST_TICKS = 4
 LINE = 44  # letters of a category's name in a line
 LARGE_RATIO = 4  # of the highest to the lowest loss, from which its axis is logarithmic
 GOLDEN = 0.6180339887498949
@@ -66,12 +67,16 @@ def loss_axis(axes: Axes, which: Literal["x", "y"], losses: Sequence[float]) -> 
     number_ticks(axis, low, high)
 
 
-def number_ticks(axis: Axis, low: float, high: float, text: Callable[[float], str] = number_text) -> None:
-    """Ticks of a logarithmic axis, written as numbers: at every power of ten, and between where there are few."""
+def number_ticks(
+    axis: Axis, low: float, high: float, most: int = 8, text: Callable[[float], str] = number_text
+) -> None:
+    """Ticks of a logarithmic axis, `most` at most where powers of ten leave the choice, written by `text`."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    steps = (1, 2, 5) if high < 200 * low else (1,)
-    ticks = [step * 10.0**power for power in powers for step in steps]
-    axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    for steps in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
+        if len(ticks) <= most:
+            break
+    axis.set_major_locator(FixedLocator(ticks))
     axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
     axis.set_minor_formatter(NullFormatter())
 
@@ -98,9 +103,11 @@ def _draw_number(axes: Axes, search: Search, name: str) -> None:
     values = [trial.settings[name] for trial in search.trials]
     choices = sorted(set(values))
     if len(choices) > MOST_CHOICES:
-        if choices[0] > 0:
+        if _are_logarithmic(choices):
             axes.set_xscale("log")
-            number_ticks(axes.xaxis, choices[0], choices[-1])
+            number_ticks(axes.xaxis, choices[0], choices[-1], MOST_TICKS)
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(MOST_TICKS))
         for trial, value in zip(search.trials, values, strict=True):
             axes.plot(value, trial.loss, **_look(search, trial))
         return
@@ -115,6 +122,15 @@ def _draw_number(axes: Axes, search: Search, name: str) -> None:
     crowded = sum(map(len, texts)) > 20
     axes.set_xticks(range(len(choices)), texts, rotation=60 if crowded else 0)
     axes.set_xlim(-0.6, len(choices) - 0.4)
+
+
+def _are_logarithmic(choices: Sequence[float]) -> bool:
+    """Whether rising numbers lie more evenly on a logarithmic axis: their median is nearer to its middle."""
+    if choices[0] <= 0:
+        return False
+    low, middle, high = choices[0], median(choices), choices[-1]
+    even = (middle - low) / (high - low)
+    return abs(math.log(middle / low) / math.log(high / low) - 0.5) < abs(even - 0.5)
 
 
 def _draw_categories(search: Search, names: Sequence[str], text: str) -> Picture:
