@@ -30,6 +30,7 @@ COMMANDS = {
     "plan": Command("show what an adapter will cost, from a model's architecture alone"),
     "train": Command("fine-tune a model with TT-LoRA or another method"),
     "compare": Command("compare methods over models, tasks and seeds, from one YAML file"),
+    "search": Command("search for shapes, ranks, scales and learning rates, from one YAML file"),
     "evaluate": Command("measure a finished run again, from its saved adapter", "directory"),
     "predict": Command("label new rows with a finished run", "directory"),
     "report": Command("compare finished runs: tables, figures, one page", "results"),

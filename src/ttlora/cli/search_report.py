@@ -27,8 +27,8 @@ def print_search_report(written: SearchReport) -> None:
     tables = [("Best settings", best_table(search)), ("Pareto front", front_table(search, written.front))]
     if importances.settings:
         tables.append(("Importance", importance_table(search, importances)))
+    console.print()
     for title, table in tables:
-        console.print()
         console.print(Text(title, style="bold"))
         for part in parts(table, console.width):
             console.print(part)

@@ -49,7 +49,12 @@ class Base:
 
 
 def load_base(
-    name: str, task: Task, seed: int = 0, dtype: torch.dtype | None = None, weights: Path | None = None
+    name: str,
+    task: Task,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    weights: Path | None = None,
+    on_meta: bool = False,
 ) -> Base:
     """Load a base model with a head of as many outputs as the task has classes, one for numbers and choices, or none.
 
@@ -59,6 +64,7 @@ def load_base(
         seed: Seed of the head's start.
         dtype: Number format of the weights; None: the one they were saved in, but bfloat16 for float16.
         weights: Folder with other weights for the same model, head included.
+        on_meta: Read no weights: the model is there for its sizes alone.
 
     Raises:
         UserError: There is no such model, or it is none for the task.
@@ -71,13 +77,21 @@ def load_base(
         raise UserError(f"model folder {name} is not there: give its place with --model")
     else:
         try:
-            return _load(name, task, seed, dtype, weights, local_files_only=True)
+            return _load(name, task, seed, dtype, weights, on_meta, local_files_only=True)
         except UserError:
             require_on_hub("model", name, "give a local folder as --model")
-    return _load(name, task, seed, dtype, weights)
+    return _load(name, task, seed, dtype, weights, on_meta)
 
 
-def _load(name: str, task: Task, seed: int, dtype: torch.dtype | None, weights: Path | None, **options: Any) -> Base:
+def _load(
+    name: str,
+    task: Task,
+    seed: int,
+    dtype: torch.dtype | None,
+    weights: Path | None,
+    on_meta: bool,
+    **options: Any,
+) -> Base:
     source = weights or name
     try:
         config = AutoConfig.from_pretrained(source, **options)
@@ -85,6 +99,9 @@ def _load(name: str, task: Task, seed: int, dtype: torch.dtype | None, weights: 
         _fit_to_task(config, tokenizer, task)
         torch.manual_seed(seed)
         model_class = AutoModelForCausalLM if task.is_causal else AutoModelForSequenceClassification
+        if on_meta:
+            with torch.device("meta"):
+                return Base(name, model := model_class.from_config(config), tokenizer, _beside_body(model, task))
         model, report = model_class.from_pretrained(
             source,
             config=config,
@@ -124,8 +141,7 @@ def _fit_to_task(config: Any, tokenizer: Any, task: Task) -> None:
 def _find_head(name: str, model: Any, report: dict[str, Any], task: Task) -> tuple[str, ...]:
     """The modules beside the pretrained body, and those in it that the checkpoint does not hold, such as a pooler."""
     body = model.base_model_prefix
-    beside = [child for child, module in model.named_children() if child != body and list(module.parameters())]
-    head = [] if task.is_causal else beside
+    head = list(_beside_body(model, task))
     new = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
     for key in sorted(new):
         parts = key.split(".")
@@ -137,3 +153,10 @@ def _find_head(name: str, model: Any, report: dict[str, Any], task: Task) -> tup
     if not head and not task.is_causal:
         raise UserError(f"model {name} has no head to train for classification")
     return tuple(dict.fromkeys(head))
+
+
+def _beside_body(model: Any, task: Task) -> tuple[str, ...]:
+    """The modules beside the pretrained body that make up the task's head."""
+    body = model.base_model_prefix
+    beside = [child for child, module in model.named_children() if child != body and list(module.parameters())]
+    return () if task.is_causal else tuple(beside)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ttlora.finetune.base import Base, load_base
 from ttlora.finetune.data import Split, load_data
-from ttlora.finetune.methods import Method, in_head
+from ttlora.finetune.methods import Method, in_head, virtual_tokens
 from ttlora.finetune.objectives import Objective, Rows, objective_of
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
@@ -62,6 +62,15 @@ class TaskData:
         """
         return cls(*load_data(recipe))
 
+    def with_tokens(self, recipe: Recipe, method: Method) -> "TaskData":
+        """The rows with their token ids, from a model without weights.
+
+        Raises:
+            UserError: The model is not there, or the recipe does not fit it.
+        """
+        base = adapted(load_base(recipe.model, self.task, on_meta=True), method, recipe)
+        return replace(self, encoded=self.encode(base, recipe.max_length))
+
     def encode(self, base: Base, max_length: int) -> Encoded:
         """The rows as token ids of a model."""
         return Encoded.of(objective_of(self.task, base, max_length), self.training, self.validation)
@@ -102,3 +111,9 @@ class Prepared:
         """Whether a run would train weights that are shared."""
         own = {id(weight) for weight in self.base.model.parameters()}
         return any(weight.requires_grad and id(weight) in own for weight in parameters)
+
+
+def adapted(base: Base, method: Method, recipe: Recipe) -> Base:
+    """A base model with what trains in it."""
+    model = method.adapt(base, recipe)
+    return replace(base, model=model, virtual_tokens=virtual_tokens(model))

@@ -16,9 +16,9 @@ import torch
 from ttlora.finetune.base import Base, load_base
 from ttlora.finetune.folder import RunFolder
 from ttlora.finetune.measure import cpu_threads, measure
-from ttlora.finetune.methods import Method, count_parameters, find_method, virtual_tokens
+from ttlora.finetune.methods import Method, count_parameters, find_method
 from ttlora.finetune.metrics import TEXT_METRICS
-from ttlora.finetune.prepared import Encoded, Prepared, TaskData
+from ttlora.finetune.prepared import Encoded, Prepared, TaskData, adapted
 from ttlora.finetune.progress import ProgressReport
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
@@ -104,12 +104,6 @@ def run_epoch(recipe: Recipe, prepared: Prepared) -> Record:
         record = _record(recipe, folder, base, metrics, trained.loss, trained)
         record.write(folder.so_far)
         return record
-
-
-def adapted(base: Base, method: Method, recipe: Recipe) -> Base:
-    """A base model with what trains in it."""
-    model = method.adapt(base, recipe)
-    return replace(base, model=model, virtual_tokens=virtual_tokens(model))
 
 
 def _adapted_copy(prepared: Prepared, method: Method, recipe: Recipe) -> Base:

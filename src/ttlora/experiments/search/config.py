@@ -61,7 +61,7 @@ class SearchPlan:
         max_adapter_size: Most bytes of an adapter in 16 bit, the head apart.
         target_score: The score for which the smallest adapter is sought.
         cpus_per_trial: CPU threads of a trial.
-        gpus_per_trial: GPUs of a trial, or a share of one.
+        gpus_per_trial: GPUs of a trial, or a share of one; None: a quarter where there are any.
     """
 
     path: Path
@@ -76,7 +76,7 @@ class SearchPlan:
     max_adapter_size: int | None = None
     target_score: float | None = None
     cpus_per_trial: int = 1
-    gpus_per_trial: float = 0.0
+    gpus_per_trial: float | None = None
 
     @classmethod
     def read(cls, path: Path) -> Self:

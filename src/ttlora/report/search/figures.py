@@ -98,7 +98,7 @@ def _draw_front(search: Search, front: Sequence[Trial], answer: Answer) -> list[
             "pareto-front",
             "Score against trained parameters",
             "One marker a trial, hollow if it was stopped early; colour and marker tell α. The line is the "
-            "Pareto front: no adapter below it is as small and as good. The numbers are in the tables.",
+            "Pareto front: the best score up to each size. The numbers are in the tables.",
         )
     ]
 

@@ -1,0 +1,175 @@
+"""`ttlora search`: shapes, ranks, scales and learning rates with Ray Tune, as one YAML file says."""
+
+from __future__ import annotations
+
+import importlib.util
+import json as json_format
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ttlora.errors import UserError
+
+if TYPE_CHECKING:
+    from ttlora.experiments.search.config import SearchPlan
+    from ttlora.experiments.search.search import Search
+    from ttlora.experiments.search.space import Space
+
+
+def search(
+    *,
+    config: str,
+    output: str | None = None,
+    trials: int | None = None,
+    max_adapter_size: str | None = None,
+    target_score: float | None = None,
+    address: str | None = None,
+    resume: bool = False,
+    retry_failed: bool = False,
+    dry_run: bool = False,
+    json: bool = False,
+) -> int:
+    """Search for tensor shapes, TT-ranks, scales and learning rates with Ray Tune, as a YAML file says.
+
+    OUTPUT gets trials/, with a folder for each trial as ttlora train makes it, best.yaml for ttlora train --config, and
+    report/. A search that was stopped goes on with --resume: what was trained is not trained again.
+
+    Args:
+        config: YAML file with model, task, space and keys of ttlora train.
+        output: Folder of the search (default: named as the YAML file, in the current folder).
+        trials: Most trials, in the place of the file's.
+        max_adapter_size: Try no adapter that is larger in 16 bit, such as 40KB.
+        target_score: Find the smallest adapter with this score, from 0 to 1, trying small ones first.
+        address: A Ray cluster, as ray://HOST:10001 or auto (default: a Ray of this machine's own).
+        resume: Go on with the search in OUTPUT where it stopped.
+        retry_failed: With --resume, do failed trials again.
+        dry_run: Show the space and the first trials, and do nothing; no weights are read.
+        json: Print one JSON object.
+
+    Returns:
+        The exit status.
+    """
+    path = Path(config).expanduser()
+    if not path.is_file():
+        raise UserError(f"--config {config} is not there: name a YAML file with model, task and space")
+    if retry_failed and not resume:
+        raise UserError("--retry-failed goes with --resume")
+    from ttlora.experiments.search.config import SearchPlan
+    from ttlora.experiments.search.folder import SearchFolder
+    from ttlora.experiments.search.space import Space
+
+    plan = SearchPlan.read(path).override(trials, max_adapter_size, target_score)
+    folder = SearchFolder(Path(output or path.stem).expanduser().absolute())
+    space = Space.of(plan)
+    if dry_run:
+        _show_space(plan, space, json)
+        return 0
+    folder.require_usable(resume)
+    if importlib.util.find_spec("ray") is None:
+        raise UserError("ttlora search needs Ray Tune: python -m pip install 'ttlora[search]'")
+    from ttlora.experiments.search.search import Search
+
+    try:
+        with folder.claim():
+            search = Search(plan, space, folder)
+            _carry_out(search, address, retry_failed)
+            return _tell_outcome(search, json)
+    except KeyboardInterrupt:
+        _say("ttlora: stopped; the same command with --resume goes on where it was")
+        return 130
+
+
+def _carry_out(search: Search, address: str | None, retry_failed: bool) -> None:
+    from ttlora.experiments.search.carry_out import carry_out
+
+    for note in search.space.notes:
+        _say(note)
+    carry_out(search, address, retry_failed, _say)
+
+
+def _tell_outcome(search: Search, json: bool) -> int:
+    from ttlora.cli.search_report import print_search_report
+    from ttlora.report.search.report import write_search_report
+
+    folder, plan = search.folder, search.plan
+    errors = [trial.error for trial in search.trials if trial.error is not None]
+    ended = [trial for trial in search.trials if trial.record is not None]
+    best = search.best()
+    report = None
+    if ended:
+        about = [f"{plan.sampler} sampler, {plan.scheduler} scheduler, seed {plan.seed}"]
+        report = write_search_report([folder.trials], folder.report, plan.target_score, about)
+    if best is not None:
+        folder.write_best(best.recipe)
+    if json:
+        content = {
+            "output": str(folder.path),
+            "report": report and str(folder.report),
+            "best": best and {"trial": best.name, "recipe": str(folder.best)},
+            "trials": [
+                {
+                    "trial": trial.name,
+                    "state": trial.state,
+                    "settings": trial.settings,
+                    "adapter_parameters": trial.parameters,
+                    "error": trial.error,
+                }
+                for trial in search.trials
+            ],
+        }
+        print(json_format.dumps(content, indent=2))
+    elif report is not None:
+        print_search_report(report)
+    if best is not None:
+        _say(f"best: trial {best.name}: ttlora train --config {folder.best} --output FOLDER")
+    elif plan.target_score is not None and ended:
+        _say(f"no trial reaches a score of {plan.target_score:g}: allow more --trials, or larger adapters")
+    _say(f"{len(ended)} of {len(search.trials)} trials have a result: {folder.path}")
+    if errors:
+        _say(f"{len(errors)} failed, the first with: {errors[0]} (--resume --retry-failed does them again)")
+    return 1 if errors else 0
+
+
+def _show_space(plan: SearchPlan, space: Space, json: bool) -> None:
+    overview = space.overview(plan)
+    if json:
+        content: dict[str, Any] = {
+            "candidates": overview.candidates,
+            "smallest_adapter_parameters": overview.smallest,
+            "largest_adapter_parameters": overview.largest,
+            "notes": list(overview.notes),
+            "first": [
+                {"settings": candidate.settings, "adapter_parameters": candidate.parameters}
+                for candidate in overview.first
+            ],
+        }
+        print(json_format.dumps(content, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from ttlora.experiments.values import short
+
+    console = Console(highlight=False)
+    count = "candidates without end" if overview.candidates is None else f"{overview.candidates:,} candidates"
+    console.print(
+        f"{count}, adapters of {overview.smallest:,} to {overview.largest:,} parameters; {plan.trials} trials"
+    )
+    for note in overview.notes:
+        console.print(note, markup=False)
+    if not overview.first:
+        console.print("Optuna proposes trials from what the earlier ones come to: none is known before", markup=False)
+        return
+    table = Table(box=None, title="the first trials", title_justify="left")
+    for name in overview.first[0].settings:
+        table.add_column(name)
+    table.add_column("parameters", justify="right")
+    for candidate in overview.first:
+        cells = [Text(short(value)) for value in candidate.settings.values()]
+        table.add_row(*cells, Text(f"{candidate.parameters:,}"))
+    console.print(table)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

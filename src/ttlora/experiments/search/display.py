@@ -1,0 +1,114 @@
+"""What a person sees of a search, on stderr: a line for each trial, and in a terminal what is at work right now."""
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from ttlora.experiments.estimate import format_duration
+from ttlora.experiments.search.folder import Trial
+from ttlora.experiments.values import short
+
+WORDS = {"done": "done", "stopped": "stopped early", "failed": "failed"}
+
+
+class Display:
+    """Tells how a search goes.
+
+    Args:
+        total: How many trials there are to be at most.
+        finished: Epochs that trials of a search that goes on have behind them, by the trials' names.
+    """
+
+    def __init__(self, total: int, finished: dict[str, int]) -> None:
+        self.total, self.finished = total, finished
+        self.running: dict[str, tuple[Trial, str]] = {}
+        self.ended_trials: dict[str, Trial] = {}
+        self.best: Trial | None = None
+        self.began_at = time.monotonic()
+        self.worked = 0
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.live = Live(console=self.console, auto_refresh=False, transient=True)
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.live.stop()
+
+    def say(self, line: str) -> None:
+        """Print a line."""
+        self.console.print(line, markup=False)
+
+    def began(self, trial: Trial) -> None:
+        """A trial has begun, or goes on."""
+        self.running.setdefault(trial.name, (trial, ""))
+
+    def epoch(self, trial: Trial, epoch: int, loss: float, score: float) -> None:
+        """An epoch of a trial has ended, or was remembered."""
+        if epoch > self.finished.get(trial.name, 0):
+            self.worked += 1
+        self.running[trial.name] = (trial, f"epoch {epoch}/{trial.recipe.epochs}  loss {loss:.4f}  score {score:.4f}")
+
+    def ended(self, trial: Trial) -> None:
+        """Print how a trial ended."""
+        self.running.pop(trial.name, None)
+        self.ended_trials[trial.name] = trial
+        record = trial.record
+        if record is not None and (self.best is None or record.validation_loss < _loss(self.best)):
+            self.best = trial
+        number = f"{len(self.ended_trials)}/{self.total}"
+        self.say(f"{number} trial {trial.name} {_settings(trial)}: {_outcome(trial)}")
+
+    def at_work(self) -> None:
+        """Show the table, in a terminal."""
+        if not self.console.is_terminal:
+            return
+        table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+        for trial, progress in list(self.running.values()):
+            table.add_row(Text(f"  {trial.name}"), Text(_settings(trial)), Text(progress))
+        self.live.update(Group(Text(self._summary()), table), refresh=True)
+
+    def _summary(self) -> str:
+        states = [trial.state for trial in self.ended_trials.values()]
+        counts = [f"{states.count(state)} {word}" for state, word in WORDS.items() if state in states]
+        line = f"{len(self.ended_trials)} of {self.total} trials ended" + (f" ({', '.join(counts)})" if counts else "")
+        if self.best is not None:
+            line += f"; best so far: trial {self.best.name}, {_outcome(self.best)}"
+        rest = self._rest()
+        return line + (f"; at most {format_duration(rest)} left" if rest is not None else "")
+
+    def _rest(self) -> float | None:
+        """Seconds until all trials have all their epochs, which schedulers make fewer; None: it cannot be told yet."""
+        if not self.worked:
+            return None
+        a_trial = next(iter((*self.ended_trials.values(), *(trial for trial, _ in self.running.values()))))
+        epochs = a_trial.recipe.epochs * (self.total - len(self.ended_trials))
+        return (time.monotonic() - self.began_at) / self.worked * epochs
+
+
+def _outcome(trial: Trial) -> str:
+    record = trial.record
+    if record is None:
+        return f"failed: {trial.error}"
+    score = f"{record.primary_metric} {record.metrics[record.primary_metric]:.4f}, loss {record.validation_loss:.4f}"
+    early = f", stopped after epoch {record.epochs}" if trial.state == "stopped" else ""
+    return f"{score}, {trial.parameters:,} parameters{early}"
+
+
+def _settings(trial: Trial) -> str:
+    return " ".join(f"{key}={short(value)}" for key, value in trial.settings.items())
+
+
+def _loss(trial: Trial) -> float:
+    record = trial.record
+    assert record is not None, "only a trial with a record is the best"
+    return record.validation_loss

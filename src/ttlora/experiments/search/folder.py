@@ -1,0 +1,182 @@
+"""The folder of a search: its trials, how far each is, and who may work in it."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from ttlora.errors import UserError
+from ttlora.experiments.folder import write_json
+from ttlora.finetune.folder import RunFolder, content_of, locked
+from ttlora.finetune.recipe import Recipe
+from ttlora.record import Record
+
+State = Literal["done", "stopped", "failed", "unfinished", "waiting"]
+OPEN: tuple[State, ...] = ("unfinished", "waiting")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial of a search.
+
+    Attributes:
+        name: Name of its folder.
+        recipe: What it does, with the method's defaults; its output is that folder.
+        settings: What of the recipe the search chose.
+        parameters: Size of its adapter, without the head.
+    """
+
+    name: str
+    recipe: Recipe
+    settings: Mapping[str, Any]
+    parameters: int
+
+    @property
+    def folder(self) -> RunFolder:
+        """The trial's folder."""
+        return RunFolder(self.recipe.output)
+
+    @property
+    def record(self) -> Record | None:
+        """What it has come to, if it has ended.
+
+        Raises:
+            UserError: The record is damaged.
+        """
+        path = self.folder.result
+        try:
+            return Record.read(path) if path.exists() else None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{error}; remove {path.parent} to do the trial again") from None
+
+    @property
+    def state(self) -> State:
+        """How far it is."""
+        if self.folder.result.exists():
+            return "stopped" if self.was_stopped else "done"
+        if self.failure.exists():
+            return "failed"
+        return "unfinished" if self.folder.recipe.exists() else "waiting"
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether the record tells of fewer epochs than the recipe would have come to by itself."""
+        record = self.record
+        if record is None:
+            return False
+        out_of_patience = record.epochs - record.best_epoch >= self.recipe.patience
+        return record.epochs < self.recipe.epochs and not out_of_patience
+
+    @property
+    def failure(self) -> Path:
+        """Where the error of a failed trial stands."""
+        return self.folder.path / "failed.json"
+
+    @property
+    def error(self) -> str | None:
+        """With what it has failed; None: it has not."""
+        if self.state != "failed":
+            return None
+        try:
+            return str(json.loads(self.failure.read_text("utf-8"))["error"])
+        except (OSError, ValueError, TypeError, KeyError):
+            return f"an error that cannot be told: {self.failure} is damaged"
+
+    def fail(self, error: str) -> None:
+        """Record that the trial has failed."""
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        recipe = self.recipe
+        names = {"method": recipe.method, "model": recipe.model, "task": recipe.task, "seed": recipe.seed}
+        write_json(self.failure, {**names, "label": self.name, "error": error})
+
+    def stop(self) -> None:
+        """Make the record of what it has come to its result: the scheduler gave it up."""
+        if not self.folder.result.exists() and self.folder.so_far.exists():
+            os.replace(self.folder.so_far, self.folder.result)
+
+    def go_on(self) -> None:
+        """Take a result back that `stop` has made: the trial goes on after all."""
+        if self.was_stopped and self.folder.checkpoints.exists():
+            os.replace(self.folder.result, self.folder.so_far)
+
+
+class SearchFolder:
+    """The output folder of a search.
+
+    ``search.json`` says what was asked and lists the trials, ``trials/`` holds a folder for each that was begun,
+    ``best.yaml`` the recipe of the best, and ``report/`` what was made of them.
+
+    Args:
+        path: The folder; it need not be there yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.plan = path / "search.json"
+        self.trials = path / "trials"
+        self.best = path / "best.yaml"
+        self.report = path / "report"
+        self.log = path / "search.log"
+        self.ray = path / "ray"
+
+    def require_usable(self, resume: bool) -> None:
+        """Refuse a folder that holds something else than the search to be resumed.
+
+        Raises:
+            UserError: It does, or it is a file.
+        """
+        content = content_of(self.path)
+        if content and not self.plan.exists():
+            raise UserError(f"output folder {self.path} holds other files ({min(content)}): name another as --output")
+        if content and not resume:
+            raise UserError(
+                f"output folder {self.path} holds a search: add --resume to go on with it, or name another as --output"
+            )
+
+    def read_plan(self) -> dict[str, Any] | None:
+        """What was asked when the search was begun, and its trials; None: it was not begun.
+
+        Raises:
+            UserError: The file is damaged.
+        """
+        try:
+            content = json.loads(self.plan.read_text("utf-8"))
+            return {"asked": dict(content["asked"]), "trials": [dict(trial) for trial in content["trials"]]}
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{self.plan} is damaged: {error}; name another folder as --output") from None
+
+    def write_plan(self, asked: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> None:
+        """Write down what was asked and which trials there are."""
+        write_json(self.plan, {"asked": asked, "trials": trials})
+
+    @contextmanager
+    def claim(self) -> Iterator[None]:
+        """Make the folder, and keep other searches out of it.
+
+        Raises:
+            UserError: Another search is at work in it, or it cannot be made.
+        """
+        with locked(self.path, f"another search is at work in {self.path}: wait for it, or name another as --output"):
+            self.trials.mkdir(exist_ok=True)
+            yield
+
+    def write_best(self, recipe: Recipe) -> None:
+        """Write a recipe for ``ttlora train``, which asks for an output folder of its own."""
+        content = {key: value for key, value in recipe.as_dict().items() if key != "output" and value is not None}
+        temporary = self.best.with_name(self.best.name + ".tmp")
+        temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "utf-8")
+        os.replace(temporary, self.best)
+
+    def drop_checkpoints(self, trials: Sequence[Trial]) -> None:
+        """Drop what only a search that goes on needs."""
+        for trial in trials:
+            shutil.rmtree(trial.folder.checkpoints, ignore_errors=True)
+        shutil.rmtree(self.ray, ignore_errors=True)

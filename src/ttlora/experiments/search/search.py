@@ -1,0 +1,103 @@
+"""A search from beginning to end: which trials there are, which of them are done, and what they come to."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ttlora.errors import UserError
+from ttlora.experiments.search.config import SearchPlan
+from ttlora.experiments.search.folder import OPEN, SearchFolder, Trial
+from ttlora.experiments.search.space import Candidate, Space
+from ttlora.finetune.recipe import Recipe
+
+# what may change when a search goes on: the trials that are there stay the same
+CHANGEABLE = ("trials", "scheduler", "cpus_per_trial", "gpus_per_trial", "target_score", "max_adapter_size")
+
+
+class Search:
+    """The trials of a search, in its folder.
+
+    Args:
+        plan: What is searched.
+        space: What trials may try.
+        folder: The search's folder.
+
+    Raises:
+        UserError: The folder holds a search that was asked something else; the message names the key.
+    """
+
+    def __init__(self, plan: SearchPlan, space: Space, folder: SearchFolder) -> None:
+        self.plan, self.space, self.folder = plan, space, folder
+        self.trials: list[Trial] = []
+        before = folder.read_plan()
+        if before is not None:
+            _require_same(before["asked"], plan.asked, folder)
+            for trial in before["trials"]:
+                self._add(trial["name"], trial["settings"], trial["parameters"])
+
+    def trial(self, candidate: Candidate) -> Trial:
+        """The trial of a candidate, which is a new one unless the search has it already."""
+        for trial in self.trials:
+            if _alike(trial.settings, candidate.settings):
+                return trial
+        trial = self._add(f"{len(self.trials) + 1:04}", candidate.settings, candidate.parameters)
+        self._write()
+        return trial
+
+    def listed(self) -> list[Trial]:
+        """The trials that are known before any is done; Optuna proposes its own."""
+        plan = self.plan
+        if plan.target_score is not None:
+            candidates = self.space.ladder(plan.trials)
+        elif plan.sampler == "optuna":
+            return list(self.trials)
+        else:
+            candidates = self.space.candidates(plan.trials, plan.sampler, plan.seed)
+        return [self.trial(candidate) for candidate in candidates]
+
+    def best(self) -> Trial | None:
+        """The trial whose recipe is worth keeping.
+
+        That is the one of the lowest validation loss; where a score was asked for, the smallest that has it.
+        """
+        ended = [(trial, record) for trial in self.trials if (record := trial.record) is not None]
+        if self.plan.target_score is not None:
+            reaching = [trial for trial, _ in ended if reaches(trial, self.plan.target_score)]
+            return min(reaching, key=lambda trial: trial.parameters, default=None)
+        return min(ended, key=lambda pair: pair[1].validation_loss, default=(None, None))[0]
+
+    def is_complete(self) -> bool:
+        """Whether nothing is left to be done."""
+        return all(trial.state not in OPEN for trial in self.trials)
+
+    def _add(self, name: str, settings: Mapping[str, Any], parameters: int) -> Trial:
+        recipe: Recipe = self.plan.recipe(settings, str(self.folder.trials / name))
+        trial = Trial(name, recipe, dict(settings), parameters)
+        self.trials.append(trial)
+        return trial
+
+    def _write(self) -> None:
+        trials = [
+            {"name": trial.name, "settings": trial.settings, "parameters": trial.parameters} for trial in self.trials
+        ]
+        self.folder.write_plan(self.plan.asked, trials)
+
+
+def reaches(trial: Trial, target: float) -> bool:
+    """Whether a trial has ended with a score."""
+    record = trial.record
+    return record is not None and record.metrics[record.primary_metric] >= target
+
+
+def _require_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: SearchFolder) -> None:
+    for key in dict.fromkeys((*before, *now)):
+        if key not in CHANGEABLE and not _alike({key: before.get(key)}, {key: now.get(key)}):
+            raise UserError(
+                f"{folder.path} was begun with {key} {before.get(key)!r}, not {now.get(key)!r}: go on with the same "
+                "file, or name another folder as --output"
+            )
+
+
+def _alike(settings: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
+    """Whether two sets of values are the same once they have been written down and read again."""
+    return json.dumps(settings, sort_keys=True) == json.dumps(others, sort_keys=True)

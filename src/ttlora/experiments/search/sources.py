@@ -1,0 +1,126 @@
+"""Where the trials of a search come from: a list, a ladder from small adapters to large ones, or Optuna."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from ray import tune
+from ray.tune.search.optuna import OptunaSearch
+
+from ttlora.experiments.search.domains import Choices, Domain
+from ttlora.experiments.search.folder import Trial
+from ttlora.experiments.search.search import reaches
+from ttlora.experiments.search.space import Candidate, Space
+from ttlora.experiments.search.trial import LOSS
+
+MOST_ATTEMPTS = 200
+
+
+class Listed:
+    """Trials in the order of a list.
+
+    Args:
+        trials: The list.
+    """
+
+    def __init__(self, trials: Iterable[Trial]) -> None:
+        self.waiting = list(trials)
+
+    def next(self) -> Trial | None:
+        """The next of the list."""
+        return self.waiting.pop(0) if self.waiting else None
+
+    def ended(self, trial: Trial) -> None:
+        """A list has nothing to learn."""
+
+
+class Ladder(Listed):
+    """Trials from small adapters to large ones, until one has the score that is wanted.
+
+    Trials that are at work by then are left to their end: one of them may be smaller.
+
+    Args:
+        trials: The trials, by rising size.
+        target: The score.
+    """
+
+    def __init__(self, trials: Iterable[Trial], target: float) -> None:
+        super().__init__(trials)
+        self.target = target
+
+    def ended(self, trial: Trial) -> None:
+        """Climb no further once the score is there."""
+        if reaches(trial, self.target):
+            self.waiting.clear()
+
+
+class Proposed:
+    """Trials that Optuna's TPE proposes from what the earlier ones came to.
+
+    Args:
+        space: What may be proposed.
+        earlier: Trials of a search that goes on; they are proposed first, in their order.
+        make: Makes a trial of a candidate.
+        seed: Seed of the proposals.
+    """
+
+    def __init__(self, space: Space, earlier: Sequence[Trial], make: Callable[[Candidate], Trial], seed: int) -> None:
+        self.space, self.make = space, make
+        points = [
+            {key: _index(domain, trial.settings[key]) for key, domain in space.domains.items()} for trial in earlier
+        ]
+        domains = {key: _as_ray(domain) for key, domain in space.domains.items()}
+        self.optuna = OptunaSearch(domains, LOSS, "min", points_to_evaluate=points or None, seed=seed)
+        self.proposals: dict[str, str] = {}
+        self.ended_trials: dict[str, Trial] = {}
+        self.count = 0
+
+    def next(self) -> Trial | None:
+        """What Optuna proposes, unless it is too large or was there before: then it is told so and asked again."""
+        for _ in range(MOST_ATTEMPTS):
+            self.count += 1
+            proposal = str(self.count)
+            point = self.optuna.suggest(proposal)
+            if point is None:
+                return None
+            settings = {key: _value(domain, point[key]) for key, domain in self.space.domains.items()}
+            candidate = self.space.candidate(settings)
+            if candidate is None:
+                self.optuna.on_trial_complete(proposal, error=True)
+                continue
+            trial = self.make(candidate)
+            if trial.name not in self.proposals:
+                self.proposals[trial.name] = proposal
+                return trial
+            self._tell(proposal, self.ended_trials.get(trial.name))
+        return None
+
+    def ended(self, trial: Trial) -> None:
+        """Tell Optuna what a trial has come to."""
+        self.ended_trials[trial.name] = trial
+        self._tell(self.proposals[trial.name], trial)
+
+    def _tell(self, proposal: str, trial: Trial | None) -> None:
+        record = None if trial is None else trial.record
+        if record is None:
+            self.optuna.on_trial_complete(proposal, error=True)
+        else:
+            self.optuna.on_trial_complete(proposal, result={LOSS: record.validation_loss})
+
+
+def _as_ray(domain: Domain) -> Any:
+    """A domain as Ray writes it; of choices the places, since a shape is no value that Optuna takes."""
+    if isinstance(domain, Choices):
+        return tune.choice(list(range(domain.count)))
+    if domain.whole:
+        # the upper end of Ray's whole numbers is not among them
+        low, high = int(domain.low), int(domain.high) + 1
+        return tune.lograndint(low, high) if domain.scale == "log" else tune.randint(low, high)
+    return tune.loguniform(domain.low, domain.high) if domain.scale == "log" else tune.uniform(domain.low, domain.high)
+
+
+def _value(domain: Domain, point: Any) -> Any:
+    return domain.values[point] if isinstance(domain, Choices) else point
+
+
+def _index(domain: Domain, value: Any) -> Any:
+    return domain.values.index(value) if isinstance(domain, Choices) else value
