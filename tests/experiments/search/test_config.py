@@ -10,7 +10,7 @@ def test_a_model_and_a_task_are_enough(search):
     assert (plan.shared["method"], plan.seed) == ("tt-lora", 0)
     assert (plan.sampler, plan.scheduler, plan.trials) == ("random", "hyperband", 24)
     assert (plan.max_adapter_size, plan.target_score) == (None, None)
-    assert (plan.cpus_per_trial, plan.gpus_per_trial) == (1, 0)
+    assert (plan.cpus_per_trial, plan.gpus_per_trial) == (1, None)
     assert plan.domains == {
         "shape": "auto",
         "r": Choices((1, 2, 4, 5, 8, 12, 16)),

@@ -80,7 +80,7 @@ class Share:
         Raises:
             UserError: There is not so much.
         """
-        has = ray.cluster_resources()
+        has = ray.cluster_resources()  # type: ignore[no-untyped-call]
         gpus = plan.gpus_per_trial
         share = cls(plan.cpus_per_trial, GPUS if gpus is None and has.get("GPU") else gpus or 0.0)
         for name, wanted, there in (("cpus", share.cpus, has.get("CPU", 0)), ("gpus", share.gpus, has.get("GPU", 0))):
