@@ -14,7 +14,7 @@ from ttlora.report.search.report import write_search_report
 @pytest.fixture
 def written(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "draw_figures", lambda *_: [])
-    write_failure(tmp_path / "trials", "trial-x", error="out of [bold]memory \x1b[31m")
+    write_failure(tmp_path / "trials", "9999", error="out of [bold]memory \x1b[31m")
     write_search(tmp_path / "trials", 12)
     return write_search_report([tmp_path / "trials"], tmp_path / "report", 0.2)
 
@@ -25,10 +25,10 @@ def test_in_the_terminal(written, tmp_path, capsys, monkeypatch):
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
     assert " has the lowest validation loss, " in text
-    assert "The smallest that reaches the target of 20.00 is " in text.replace("\n", " ")
+    assert "The smallest that reaches the target of 20.00 is that of trial " in text.replace("\n", " ")
     for trial in written.front:
         assert f"\n{trial.name} " in text
-    assert "trial-x: out of [bold]memory [31m" in text
+    assert "9999: out of [bold]memory [31m" in text
     assert "\x1b" not in text
     assert str(tmp_path / "report" / "report.html") in text.replace("\n", "")
 

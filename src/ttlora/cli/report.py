@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -82,17 +83,18 @@ def parts(table: Table, width: int) -> Iterator[RichTable]:
     columns: list[int] = []
     for index in range(1, len(widths)):
         if columns and widths[0] + sum(widths[column] for column in [*columns, index]) > width:
-            yield _part(table, columns)
+            yield _part(table, columns, widths)
             columns = []
         columns.append(index)
-    yield _part(table, columns)
+    yield _part(table, columns, widths)
 
 
-def _part(table: Table, columns: Sequence[int]) -> RichTable:
+def _part(table: Table, columns: Sequence[int], widths: Sequence[int]) -> RichTable:
     part = RichTable(box=None, padding=(0, 2, 0, 0))
     part.add_column(Text(table.headings[0]), overflow="ellipsis", no_wrap=True, max_width=MOST_OF_A_LABEL)
     for column in columns:
-        part.add_column(Text(table.headings[column]), justify="right")
+        heading = textwrap.fill(table.headings[column], widths[column] - 2, break_on_hyphens=False)
+        part.add_column(Text(heading), justify="right")
     for row in table.rows:
         cells = [Text(_stacked(row[column]), style="bold" if row[column].best else "") for column in columns]
         part.add_row(Text(row[0].text), *cells)

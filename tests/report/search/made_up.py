@@ -66,7 +66,7 @@ def write_search(folder: Path, count: int, seed: int = 0, **changes: Any) -> Sea
             **changes,
         }
         score = round(1.13 - 0.8 * losses[-1] + chance.gauss(0, 0.01), 4)
-        write_trial(folder, f"trial-{number:03}", score, losses[-1], **keys)
+        write_trial(folder, f"{number:04}", score, losses[-1], **keys)
     return read_search([folder])
 
 

@@ -10,9 +10,9 @@ def test_the_lowest_loss_and_the_best_score_are_two_trials():
     found = answer(make_search(low, high), None)
     assert (found.best, found.highest, found.smallest) == (low, high, low)
     assert found.good == (
-        "low has the lowest validation loss, 0.3000: TT-rank 5, learning rate 1e-3. It scores 84.00 on SST-2 "
-        "(accuracy × 100) with 16,320 parameters (31.9 KiB in 16 bit). high has the best score, 85.00, at a validation "
-        "loss of 0.3300: TT-rank 8, learning rate 5e-4, with 40,000 parameters (78.1 KiB in 16 bit)."
+        "Trial low has the lowest validation loss, 0.3000: TT-rank 5, learning rate 1e-3. It scores 84.00 on SST-2 "
+        "(accuracy × 100) with 16,320 parameters (31.9 KiB in 16 bit). Trial high has the best score, 85.00, at a "
+        "validation loss of 0.3300: TT-rank 8, learning rate 5e-4, with 40,000 parameters (78.1 KiB in 16 bit)."
     )
     assert found.small.startswith("An adapter of 16,320 parameters (31.9 KiB in 16 bit) comes within one point")
     assert found.small.endswith("It is 2.5× smaller than that of the best score.")
@@ -22,7 +22,8 @@ def test_one_trial_is_best_in_both():
     found = answer(make_search(make_trial(100, 0.8, 0.3), make_trial(200, 0.7, 0.4)), None)
     assert found.good.endswith("no trial scores better.")
     assert found.small == (
-        "No smaller adapter comes within one point of the best score; its own has 100 parameters (200 B in 16 bit)."
+        "No adapter smaller than that of trial trial, 100 parameters (200 B in 16 bit), comes within one point of the "
+        "best score."
     )
 
 
@@ -30,7 +31,7 @@ def test_the_target():
     search = make_search(make_trial(100, 0.7, 0.5, "small"), make_trial(300, 0.9, 0.3, "large"))
     found = answer(search, 0.695)
     assert found.reaching is search.trials[1]
-    assert "The smallest that reaches the target of 69.50 is small" in found.small
+    assert "The smallest that reaches the target of 69.50 is that of trial small" in found.small
     assert answer(search, 0.95).small.endswith("No trial reaches the target of 95.00.")
     assert answer(search, 0.95).reaching is None
 

@@ -57,7 +57,7 @@ def test_all_trials_can_be_sorted_by_every_column(search):
 def test_markdown(search):
     found = Importances((Importance("r", 0.61),), 0.7, "From 3 trials.")
     text = to_markdown(search, front(search.trials), answer(search, 0.9), found)
-    assert text.startswith("# Search for TT-LoRA on SST-2\n\nb has the lowest validation loss, 0.3000: ")
+    assert text.startswith("# Search for TT-LoRA on SST-2\n\nTrial b has the lowest validation loss, 0.3000: ")
     assert "No trial reaches the target of 90.00." in text
     assert r"| bert | SST-2 | \[16, 24, 24, 16\] | 2 | 4 | 1e-3 | 600 | 82.00 |" in text
     assert "| TT-rank | 61.0 % |" in text

@@ -51,7 +51,7 @@ def test_fields_of_a_methods_own_config_and_methods_are_settings():
 def test_several_models_or_tasks_are_no_search(tmp_path):
     write_trial(tmp_path, "a", r=1)
     write_trial(tmp_path, "b", r=2, model="other/bert")
-    with pytest.raises(UserError, match=r"trials on 2 models \(some/bert, other/bert\): name those of one search"):
+    with pytest.raises(UserError, match=r"trials on 2 models \(other/bert, some/bert\): name those of one search"):
         read_search([tmp_path])
     write_trial(tmp_path / "c", "c", task="glue/rte")
     with pytest.raises(UserError, match=r"trials on 2 tasks \(SST-2, RTE\)"):

@@ -56,12 +56,14 @@ def answer(search: Search, target: float | None) -> Answer:
 
 def _good(search: Search, best: Trial, top: Trial) -> str:
     where = f"on {search.column.name} ({format_metric(search.column)})"
-    sentence = f"{best.name} has the lowest validation loss, {best.loss:.4f}: {search.describe(best)}{_cut(best)}."
+    sentence = (
+        f"Trial {best.name} has the lowest validation loss, {best.loss:.4f}: {search.describe(best)}{_cut(best)}."
+    )
     scores = f"It scores {search.score_text(best)} {where} with {_sized(best)}"
     if best.merit == top.merit:
         return f"{sentence} {scores}; no trial scores better."
     return (
-        f"{sentence} {scores}. {top.name} has the best score, {search.score_text(top)}, at a validation loss of "
+        f"{sentence} {scores}. Trial {top.name} has the best score, {search.score_text(top)}, at a validation loss of "
         f"{top.loss:.4f}: {search.describe(top)}{_cut(top)}, with {_sized(top)}."
     )
 
@@ -69,9 +71,11 @@ def _good(search: Search, best: Trial, top: Trial) -> str:
 def _small(search: Search, smallest: Trial, top: Trial) -> str:
     near = "1 %" if search.column.lower_is_better else "one point"
     if smallest.parameters == top.parameters:
-        return f"No smaller adapter comes within {near} of the best score; its own has {_sized(smallest)}."
+        return (
+            f"No adapter smaller than that of trial {top.name}, {_sized(top)}, comes within {near} of the best score."
+        )
     sentence = (
-        f"An adapter of {_sized(smallest)} comes within {near} of the best score: {smallest.name} scores "
+        f"An adapter of {_sized(smallest)} comes within {near} of the best score: trial {smallest.name} scores "
         f"{search.score_text(smallest)}, with {search.describe(smallest)}{_cut(smallest)}"
     )
     if not smallest.parameters:
@@ -88,7 +92,7 @@ def _target(search: Search, reaching: Trial | None, target: float | None) -> str
     if reaching is None:
         return f" No trial reaches {asked}."
     return (
-        f" The smallest that reaches {asked} is {reaching.name}, with {_sized(reaching)}: it scores "
+        f" The smallest that reaches {asked} is that of trial {reaching.name}, with {_sized(reaching)}: it scores "
         f"{search.score_text(reaching)}, with {search.describe(reaching)}{_cut(reaching)}."
     )
 

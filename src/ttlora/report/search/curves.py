@@ -44,7 +44,7 @@ def draw_curves(search: Search) -> list[Picture]:
             "validation-loss",
             "Learning curves: validation loss",
             "One line a trial: the validation loss after each epoch, to where the trial ended or was stopped. "
-            f"The trial with the lowest loss is {best.name}.",
+            f"Trial {best.name} has the lowest loss.",
         )
     ]
 

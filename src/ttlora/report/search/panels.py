@@ -102,7 +102,8 @@ def _draw_number(axes: Axes, search: Search, name: str) -> None:
     """Choices at even distances, each trial a little beside its own; many values on an axis of numbers."""
     values = [trial.settings[name] for trial in search.trials]
     choices = sorted(set(values))
-    if len(choices) > MOST_CHOICES:
+    drawn_often = 2 * len(choices) <= len(values) or all(isinstance(choice, int) for choice in choices)
+    if len(choices) > MOST_CHOICES or not drawn_often:
         if _are_logarithmic(choices):
             axes.set_xscale("log")
             number_ticks(axes.xaxis, choices[0], choices[-1], MOST_TICKS)

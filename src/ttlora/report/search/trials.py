@@ -151,7 +151,7 @@ def read_search(results: Sequence[str | Path]) -> Search:
     """
     found = find_runs(results)
     runs, repeated = without_repeats(found.runs)
-    models = model_names({run.record.model for run in runs})
+    models = model_names(sorted({run.record.model for run in runs}))
     columns = task_columns(runs)
     for what, names in (("models", models.values()), ("tasks", [column.name for column in columns.values()])):
         if len(names) > 1:
