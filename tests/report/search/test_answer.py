@@ -39,9 +39,10 @@ def test_the_target():
 def test_what_it_took(tmp_path):
     write_trial(tmp_path, "a", planned=4, r=1, train_seconds=3000.0)
     write_trial(tmp_path, "b", planned=4, epochs=1, best_epoch=1, loss=0.1, r=2, train_seconds=6000.0)
-    write_failure(tmp_path, "c")
+    write_trial(tmp_path, "c", planned=4, epochs=1, best_epoch=1, loss=0.2, r=4, train_seconds=60.0)
+    write_failure(tmp_path, "d")
     found = answer(read_search([tmp_path]), None)
-    assert found.effort == ("3 trials: 1 ran to the end, 1 stopped early, 1 failed. 2 h 30 min of training in total.")
+    assert found.effort == ("4 trials: 1 ran to the end, 2 stopped early, 1 failed. 2 h 31 min of training in total.")
     assert "0.1000: TT-rank 2, learning rate 1e-3 (stopped after epoch 1 of 4)" in found.good
 
 

@@ -36,6 +36,8 @@ def test_all_figures_of_a_rich_search(tmp_path):
 def test_a_single_trial_and_trials_without_an_adapter():
     assert [picture.name for picture in draw(make_search(make_trial()))] == ["pareto-front"]
     assert draw(make_search(make_trial(0))) == []
+    better_without = make_search(make_trial(0, 0.9), make_trial(100, 0.8))
+    assert [picture.name for picture in draw(better_without)] == ["pareto-front"]
 
 
 def test_names_are_text_and_no_formulas():
@@ -64,6 +66,6 @@ def test_the_front_is_drawn_as_steps():
 
 
 def test_the_same_records_give_the_same_files():
-    search = make_search(make_trial(r=1), make_trial(2000, 0.9, r=2))
+    search = make_search(make_trial())
     first, second = draw(search), draw(search)
     assert [(one.svg, one.png) for one in first] == [(one.svg, one.png) for one in second]

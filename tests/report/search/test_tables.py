@@ -40,7 +40,7 @@ def test_the_front(search):
         ["b", "600", "1.2 KiB", "82.00", "0.3000"],
         ["c", "950", "1.9 KiB", "83.00", "0.5000"],
     ]
-    assert [row[-1] for row in texts(table)] == ["3", "3"]
+    assert [row[-2:] for row in texts(table)] == [["2 of 4, stopped", "3"], ["4 of 4", "3"]]
     assert [row[3].best for row in table.rows] == [False, True]
     assert [row[4].best for row in table.rows] == [True, False]
 

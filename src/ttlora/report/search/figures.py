@@ -153,7 +153,8 @@ def _looks(figure: Figure, axes: Axes, alphas: Sequence[float]) -> dict[float, t
 def _corners(axes: Axes, points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """The front as steps, to the axes' right end: what a size allows, every larger one allows too."""
     corners: list[tuple[float, float]] = []
-    for (x, y), (end, _) in zip(points, [*points[1:], (axes.get_xlim()[1], 0.0)], strict=True):
+    ends = [x for x, _ in points[1:]] + [axes.get_xlim()[1]]
+    for (x, y), end in zip(points, ends, strict=False):
         corners += [(x, y), (end, y)]
     return corners
 

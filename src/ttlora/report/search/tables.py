@@ -27,7 +27,7 @@ def best_table(search: Search) -> Table:
 def front_table(search: Search, front: Sequence[Trial]) -> Table:
     """The Pareto front by rising size."""
     quality = (_score_heading(search), "validation loss")
-    headings = ("trial", "parameters", "16 bit", *quality, *map(search.heading, search.shown), "seed")
+    headings = ("trial", "parameters", "16 bit", *quality, *map(search.heading, search.shown), "epochs", "seed")
     return Table(
         headings,
         tuple(
@@ -36,6 +36,7 @@ def front_table(search: Search, front: Sequence[Trial]) -> Table:
                 *_size(trial),
                 *_quality(search, trial),
                 *_settings(search, trial),
+                _epochs(trial),
                 Entry(str(trial.record.seed), value=trial.record.seed),
             )
             for trial in front
@@ -63,7 +64,7 @@ def trial_table(search: Search) -> Table:
                 *_settings(search, trial),
                 *_size(trial),
                 *_quality(search, trial),
-                Entry(_epochs(trial), value=trial.record.epochs),
+                _epochs(trial),
                 Entry(format_seconds(trial.record.train_seconds), value=trial.record.train_seconds),
             )
             for trial in search.trials
@@ -128,9 +129,9 @@ def _place(search: Search, trial: Trial, name: str) -> int:
     return order.index(setting_text(trial.settings.get(name)))
 
 
-def _epochs(trial: Trial) -> str:
+def _epochs(trial: Trial) -> Entry:
     text = f"{trial.record.epochs} of {trial.planned_epochs}"
-    return f"{text}, stopped" if trial.stopped else text
+    return Entry(f"{text}, stopped" if trial.stopped else text, value=trial.record.epochs)
 
 
 def _csv_row(search: Search, trial: Trial, on_front: bool) -> dict[str, str]:
