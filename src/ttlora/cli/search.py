@@ -40,7 +40,7 @@ def search(
         trials: Most trials, in the place of the file's.
         max_adapter_size: Try no adapter that is larger in 16 bit, such as 40KB.
         target_score: Find the smallest adapter with this score, from 0 to 1, trying small ones first.
-        address: A Ray cluster, as ray://HOST:10001 or auto (default: a Ray of this machine's own).
+        address: A Ray cluster, as HOST:6379, or auto for the one that this machine belongs to (default: a Ray of its own).
         resume: Go on with the search in OUTPUT where it stopped.
         retry_failed: With --resume, do failed trials again.
         dry_run: Show the space and the first trials, and do nothing; no weights are read.

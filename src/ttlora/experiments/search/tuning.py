@@ -14,6 +14,8 @@ from ttlora.finetune.prepared import TaskData
 
 # read by Ray when it is imported
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# a trial has the priority that ttlora train has: by default it would wait for everything else on the machine
+os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.update(
     RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
     RAY_CHDIR_TO_TRIAL_DIR="0",
@@ -96,6 +98,7 @@ def connected(address: str | None) -> Iterator[None]:
     Raises:
         UserError: The cluster cannot be reached.
     """
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
     local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     try:
         ray.init(
@@ -139,7 +142,6 @@ def run_trials(
         ahead: Whether all trials are known before any is done, so that HyperBand can fill its brackets with them.
     """
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(most if ahead else 1)
-    logging.getLogger("ray").setLevel(logging.CRITICAL)
     searcher = _Suggestions(source)
     trainable = tune.with_parameters(EpochByEpoch, data=data, threads=share.cpus)
     tuner = tune.Tuner(

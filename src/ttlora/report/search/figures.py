@@ -67,9 +67,10 @@ def _draw_front(search: Search, front: Sequence[Trial], answer: Answer) -> list[
     axes.set_xlabel("trained parameters of the adapter, without the head (logarithmic)")
     axes.set_ylabel(f"{search.column.name}: {format_metric(search.column)}")
     heights = [_height(search, trial) for trial in trials]
-    if answer.target is not None:
-        heights.append(search.column.scale * answer.target)
-        axes.axhline(heights[-1], color=FRONT_COLOUR, linestyle=":", linewidth=1.2, zorder=1)
+    target = None if answer.target is None else search.column.scale * answer.target
+    if target is not None:
+        heights.append(target)
+        axes.axhline(target, color=FRONT_COLOUR, linestyle=":", linewidth=1.2, zorder=1)
         keys.append(Line2D([], [], color=FRONT_COLOUR, linestyle=":", label="target"))
     room = max(0.12 * (max(heights) - min(heights)), 0.005 * max(map(abs, heights)))
     axes.set_ylim(min(heights) - room, max(heights) + room)
@@ -87,7 +88,11 @@ def _draw_front(search: Search, front: Sequence[Trial], answer: Answer) -> list[
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     boxes = [_marker_box(axes, trial.parameters, _height(search, trial)) for trial in trials]
-    boxes += [_line_box(axes, *ends) for ends in pairwise(corners)]
+    lines = [*pairwise(corners)]
+    if target is not None:
+        left, right = axes.get_xlim()
+        lines.append(((left, target), (right, target)))
+    boxes += [_line_box(axes, *line) for line in lines]
     labels = _labels(search, answer)
     for label in labels:  # a ring, since many markers can stand about the same place
         axes.plot(label.x, label.y, "o", markersize=RING, markerfacecolor="none", markeredgecolor=OUR_COLOUR, zorder=4)

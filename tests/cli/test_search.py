@@ -1,0 +1,148 @@
+"""`ttlora search` as a user types it. Ray takes seconds to start: what can be asked of one search is asked of one."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+import yaml
+from conftest import command
+
+from ttlora.cli.main import main
+from ttlora.record import Record
+
+
+def write_search(path, bert, rows, **keys):
+    content = {
+        "model": str(bert),
+        "task": "glue/sst2",
+        "data": str(rows),
+        "epochs": 3,
+        "batch_size": 8,
+        "space": {"r": [1, 2, 5], "learning_rate": {"from": 1e-3, "to": 1e-1, "scale": "log"}},
+        **keys,
+    }
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+def test_a_search_from_beginning_to_end(bert, data, tmp_path, capsys):
+    # one of the rates makes a loss that is not finite
+    space = {"r": [1, 2], "learning_rate": [1e-3, 1e-2, 1e30]}
+    config = write_search(tmp_path / "s.yaml", bert, data, space=space, sampler="grid", trials=6)
+    output = tmp_path / "out"
+    assert main(["search", "--config", config, "--output", str(output), "--json"]) == 1
+    told, said = capsys.readouterr()
+    told = json.loads(told)
+    states = [trial["state"] for trial in told["trials"]]
+    assert len(states) == 6
+    assert states.count("failed") == 2
+    assert states.count("done") >= 2
+    for trial in told["trials"]:
+        folder = output / "trials" / trial["trial"]
+        assert (folder / "result.json").exists() == (trial["state"] != "failed")
+        assert "lower --learning-rate" in trial["error"] if trial["state"] == "failed" else trial["error"] is None
+        if trial["state"] == "stopped":
+            assert Record.read(folder / "result.json").epochs < 3
+        assert (folder / "adapter" / "adapter_config.json").exists() == (trial["state"] != "failed")
+    assert not list(output.glob("trials/*/checkpoints"))
+    assert not (output / "ray").exists()
+    records = [Record.read(path) for path in output.glob("trials/*/result.json")]
+    best = min(records, key=lambda record: record.validation_loss)
+    assert yaml.safe_load((output / "best.yaml").read_text())["learning_rate"] == best.recipe["learning_rate"]
+    assert (output / "report" / "report.html").exists()
+    assert "Traceback" not in said
+    assert "--retry-failed does them again" in said
+
+    # the best recipe is one that train takes, and comes to the same
+    again = tmp_path / "again"
+    assert main(["train", "--config", str(output / "best.yaml"), "--output", str(again), "--threads", "1"]) == 0
+    if best.epochs == 3:
+        assert Record.read(again / "result.json").validation_loss == pytest.approx(best.validation_loss, rel=1e-4)
+
+    # with nothing left to do, nothing is done
+    capsys.readouterr()
+    began = time.monotonic()
+    assert main(["search", "--config", config, "--output", str(output), "--resume", "--json"]) == 1
+    assert time.monotonic() - began < 20
+    assert json.loads(capsys.readouterr().out)["trials"] == told["trials"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "flags", "complaint"),
+    [
+        ({}, ["--config", "nowhere.yaml"], "--config nowhere.yaml is not there"),
+        ({"spce": "auto"}, [], "did you mean space?"),
+        ({"max_adapter_size": "10B"}, [], "the smallest adapter"),
+        ({"space": {}}, [], "is empty"),
+        ({"space": {"shape": [[3, 3]]}}, [], "[3, 3]"),
+        ({"model": "/nowhere"}, [], "/nowhere"),
+        ({"data": "/nowhere"}, [], "/nowhere"),
+        ({}, ["--trials", "0"], "--trials is 0"),
+        ({}, ["--retry-failed"], "--retry-failed goes with --resume"),
+        ({"cpus_per_trial": 4096}, [], "cpus_per_trial is 4096"),
+    ],
+)
+def test_wrong_use_is_one_line_and_leaves_nothing(keys, flags, complaint, bert, data, tmp_path, capsys, monkeypatch):
+    config = write_search(tmp_path / "s.yaml", bert, data, **keys)
+    monkeypatch.chdir(tmp_path)
+    arguments = flags if "--config" in flags else ["--config", config, *flags]
+    assert main(["search", *arguments]) == 2
+    told, said = capsys.readouterr()
+    assert told == ""
+    assert complaint in said.splitlines()[-1]
+    assert "Traceback" not in said
+    assert not (tmp_path / "s" / "trials" / "0001").exists()
+
+
+def test_a_folder_that_holds_something_is_refused(bert, data, tmp_path, capsys):
+    config = write_search(tmp_path / "s.yaml", bert, data)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    assert main(["search", "--config", config, "--output", str(tmp_path / "out")]) == 2
+    assert "mine.txt" in capsys.readouterr().err
+    (tmp_path / "out" / "mine.txt").rename(tmp_path / "out" / "search.json")
+    assert main(["search", "--config", config, "--output", str(tmp_path / "out")]) == 2
+    assert "add --resume" in capsys.readouterr().err
+    assert main(["search", "--config", config, "--output", str(tmp_path / "out"), "--resume"]) == 2
+    assert "search.json is damaged" in capsys.readouterr().err
+
+
+def test_dry_run_tells_the_space_and_does_nothing(bert, data, tmp_path, capsys):
+    config = write_search(tmp_path / "s.yaml", bert, data, trials=4)
+    assert main(["search", "--config", config, "--output", str(tmp_path / "out"), "--dry-run", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["candidates"] is None
+    assert len(told["first"]) == 4
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["driver", "worker"])
+def test_a_kill_loses_no_trial(victim, bert, data, tmp_path):
+    config = write_search(tmp_path / "s.yaml", bert, data, epochs=9, trials=12)
+    output = tmp_path / "out"
+    arguments = command("search", "--config", config, "--output", output)
+    search = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: len(list(output.glob("trials/*/result.json"))) >= 4)
+    before = {path: path.read_bytes() for path in output.glob("trials/*/result.json")}
+    if victim == "driver":
+        search.kill()
+        search.wait()
+        search = subprocess.Popen([*arguments, "--resume"], stderr=subprocess.PIPE, text=True)
+    else:
+        found = subprocess.run(["pgrep", "-f", "ray::EpochByEpoch"], capture_output=True, text=True)
+        os.kill(int(found.stdout.split()[0]), signal.SIGKILL)
+    search.communicate()
+    assert search.returncode == 0
+    assert len(list(output.glob("trials/*/result.json"))) == 12
+    assert {path: path.read_bytes() for path in before if Record.read(path).epochs == 9}.items() <= before.items()
+
+
+def wait_for(condition, seconds=240):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.5)

@@ -1,0 +1,122 @@
+import json
+
+import pytest
+
+from ttlora.experiments.search.config import SearchPlan
+from ttlora.experiments.search.folder import SearchFolder, Trial
+from ttlora.experiments.search.search import Search
+from ttlora.experiments.search.sources import Ladder, Listed, Proposed
+from ttlora.experiments.search.space import Space
+from ttlora.record import Record
+
+
+@pytest.fixture
+def search(bert, data, tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text(
+        f"""
+model: {bert}
+task: glue/sst2
+data: {data}
+epochs: 2
+space:
+  shape: [[4, 8, 8, 4], [32, 32]]
+  r: [1, 2, 12, 16]
+  alpha: [1, 2, 4, 8]
+  learning_rate: {{from: 1e-4, to: 1e-2, scale: log}}
+sampler: optuna
+max_adapter_size: 1200
+trials: 12
+"""
+    )
+    plan = SearchPlan.read(path)
+    folder = SearchFolder(tmp_path / "out")
+    with folder.claim():
+        return Search(plan, Space.of(plan), folder)
+
+
+def end(trial: Trial, loss: float, score: float = 0.5, epochs: int = 2) -> None:
+    """Make a trial's result."""
+    trial.folder.path.mkdir(parents=True, exist_ok=True)
+    Record(
+        method="tt-lora", model="m", task="glue/sst2", seed=0, adapter_parameters=trial.parameters, head_parameters=66,
+        trainable_parameters=trial.parameters + 66, adapter_bytes=1000, metrics={"accuracy": score},
+        primary_metric="accuracy", validation_loss=loss, best_epoch=1, epochs=epochs, train_seconds=1.0,
+        seconds_per_step=0.1, peak_memory_bytes=10**8, recipe=trial.recipe.as_dict(), versions={},
+    ).write(trial.folder.result)  # fmt: skip
+
+
+def drain(source, count: int = 1000) -> list[Trial]:
+    trials = []
+    while len(trials) < count and (trial := source.next()) is not None:
+        trials.append(trial)
+    return trials
+
+
+def test_listed_gives_all_in_order(search):
+    trials = [search.trial(candidate) for candidate in search.space.candidates(5, "random", 0)]
+    assert [trial.name for trial in trials] == ["0001", "0002", "0003", "0004", "0005"]
+    assert drain(Listed(trials)) == trials
+
+
+def test_ladder_ends_with_the_score(search):
+    trials = [search.trial(candidate) for candidate in search.space.ladder(9)]
+    assert [trial.parameters for trial in trials] == sorted(trial.parameters for trial in trials)
+    ladder = Ladder(trials, 0.8)
+    first, second, third = (ladder.next() for _ in range(3))
+    end(first, 0.5, 0.79)
+    ladder.ended(first)
+    assert ladder.next() is trials[3]
+    end(third, 0.4, 0.8)
+    ladder.ended(third)
+    assert ladder.next() is None
+    end(second, 0.4, 0.81)
+    ladder.ended(second)
+    assert ladder.next() is None
+
+
+def test_optuna_proposes_within_the_bound_and_nothing_twice(search):
+    source = Proposed(search.space, [], search.trial, seed=3)
+    trials = []
+    for _ in range(12):
+        trial = source.next()
+        end(trial, loss=abs(trial.recipe.learning_rate - 1e-3))
+        source.ended(trial)
+        trials.append(trial)
+    assert len({json.dumps(trial.settings) for trial in trials}) == 12
+    assert all(2 * trial.parameters <= 1200 for trial in trials)
+    assert all(1e-4 <= trial.recipe.learning_rate <= 1e-2 for trial in trials)
+    # it learns: the later half is nearer to the best rate than the earlier one
+    assert len({trial.recipe.learning_rate for trial in trials}) > 6
+
+
+def test_optuna_goes_on_with_what_was_proposed_before(search):
+    before = drain(Proposed(search.space, [], search.trial, seed=3), 4)
+    end(before[0], loss=0.3)
+    again = Search(search.plan, search.space, search.folder)
+    assert [trial.settings for trial in again.trials] == [trial.settings for trial in before]
+    source = Proposed(again.space, again.listed(), again.trial, seed=3)
+    proposed = drain(source, 6)
+    assert [trial.name for trial in proposed[:4]] == [trial.name for trial in before]
+    assert [trial.name for trial in proposed] == ["0001", "0002", "0003", "0004", "0005", "0006"]
+
+
+def test_optuna_ends_where_the_space_does(bert, data, tmp_path):
+    path = tmp_path / "few.yaml"
+    path.write_text(f"model: {bert}\ntask: glue/sst2\ndata: {data}\nspace: {{r: [1, 2]}}\nsampler: optuna\n")
+    plan = SearchPlan.read(path)
+    folder = SearchFolder(tmp_path / "few")
+    with folder.claim():
+        few = Search(plan, Space.of(plan), folder)
+    source = Proposed(few.space, [], few.trial, seed=0)
+    assert len(drain(source)) == 2
+
+
+def test_best_is_the_lowest_loss_or_the_smallest_that_reaches(search):
+    trials = [search.trial(candidate) for candidate in search.space.ladder(9)][:3]
+    for trial, loss, score in zip(trials, (0.5, 0.3, 0.4), (0.7, 0.8, 0.9), strict=True):
+        end(trial, loss, score)
+    assert search.best() is trials[1]
+    for target, best in ((0.75, trials[1]), (0.85, trials[2]), (0.95, None)):
+        wanted = Search(search.plan.override(target_score=target), search.space, search.folder)
+        assert (wanted.best() and wanted.best().name) == (best and best.name)
