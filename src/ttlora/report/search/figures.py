@@ -58,32 +58,14 @@ def _draw_front(search: Search, front: Sequence[Trial], answer: Answer) -> list[
     figure = new_figure(7.0, 4.6)
     axes = figure.add_subplot()
     keys = _draw_trials(figure, axes, search, trials)
-    steps = [trial for trial in front if trial.parameters > 0]
-    least, most = min(trial.parameters for trial in trials), max(trial.parameters for trial in trials)
-    axes.set_xscale("log")
-    axes.set_xlim(least / 1.7, most * 1.7)
-    number_ticks(axes.xaxis, least / 1.7, most * 1.7, text=short_count)
-    axes.grid(True)
-    axes.set_xlabel("trained parameters of the adapter, without the head (logarithmic)")
-    axes.set_ylabel(f"{search.column.name}: {format_metric(search.column)}")
-    heights = [_height(search, trial) for trial in trials]
     target = None if answer.target is None else search.column.scale * answer.target
+    _set_axes(axes, search, trials, target)
     if target is not None:
-        heights.append(target)
         axes.axhline(target, color=FRONT_COLOUR, linestyle=":", linewidth=1.2, zorder=1)
         keys.append(Line2D([], [], color=FRONT_COLOUR, linestyle=":", label="target"))
-    room = max(0.12 * (max(heights) - min(heights)), 0.005 * max(map(abs, heights)))
-    axes.set_ylim(min(heights) - room, max(heights) + room)
-    corners = _corners(axes, [(trial.parameters, _height(search, trial)) for trial in steps])
-    axes.plot(
-        [x for x, _ in corners],
-        [y for _, y in corners],
-        color=FRONT_COLOUR,
-        linewidth=1.2,
-        zorder=2,
-        scalex=False,
-        scaley=False,
-    )
+    corners = _corners(axes, [(trial.parameters, _height(search, trial)) for trial in front if trial.parameters > 0])
+    axes.plot([x for x, _ in corners], [y for _, y in corners], color=FRONT_COLOUR, linewidth=1.2, zorder=2,
+              scalex=False, scaley=False)  # fmt: skip
     figure.legend(handles=keys, loc="outside lower center", ncols=len(keys))
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
@@ -106,6 +88,19 @@ def _draw_front(search: Search, front: Sequence[Trial], answer: Answer) -> list[
             "Pareto front: the best score up to each size. The numbers are in the tables.",
         )
     ]
+
+
+def _set_axes(axes: Axes, search: Search, trials: Sequence[Trial], target: float | None) -> None:
+    least, most = min(trial.parameters for trial in trials) / 1.7, max(trial.parameters for trial in trials) * 1.7
+    axes.set_xscale("log")
+    axes.set_xlim(least, most)
+    number_ticks(axes.xaxis, least, most, text=short_count)
+    heights = [_height(search, trial) for trial in trials] + ([] if target is None else [target])
+    room = max(0.12 * (max(heights) - min(heights)), 0.005 * max(map(abs, heights)))
+    axes.set_ylim(min(heights) - room, max(heights) + room)
+    axes.grid(True)
+    axes.set_xlabel("trained parameters of the adapter, without the head (logarithmic)")
+    axes.set_ylabel(f"{search.column.name}: {format_metric(search.column)}")
 
 
 def _height(search: Search, trial: Trial) -> float:
