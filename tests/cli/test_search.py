@@ -83,6 +83,7 @@ def test_a_search_from_beginning_to_end(bert, data, tmp_path, capsys):
         ({}, ["--trials", "0"], "--trials is 0"),
         ({}, ["--retry-failed"], "--retry-failed goes with --resume"),
         ({"cpus_per_trial": 4096}, [], "cpus_per_trial is 4096"),
+        ({}, ["--address", "127.0.0.1:9"], "the Ray cluster at 127.0.0.1:9 cannot be reached"),
     ],
 )
 def test_wrong_use_is_one_line_and_leaves_nothing(keys, flags, complaint, bert, data, tmp_path, capsys, monkeypatch):
@@ -95,6 +96,10 @@ def test_wrong_use_is_one_line_and_leaves_nothing(keys, flags, complaint, bert, 
     assert complaint in said.splitlines()[-1]
     assert "Traceback" not in said
     assert not (tmp_path / "s" / "trials" / "0001").exists()
+    # what failed for a reason of its own is no search to be resumed
+    if (tmp_path / "s").exists():
+        assert main(["search", *arguments]) == 2
+        assert complaint in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_folder_that_holds_something_is_refused(bert, data, tmp_path, capsys):
@@ -104,6 +109,7 @@ def test_a_folder_that_holds_something_is_refused(bert, data, tmp_path, capsys):
     assert main(["search", "--config", config, "--output", str(tmp_path / "out")]) == 2
     assert "mine.txt" in capsys.readouterr().err
     (tmp_path / "out" / "mine.txt").rename(tmp_path / "out" / "search.json")
+    (tmp_path / "out" / "trials" / "0001").mkdir(parents=True)
     assert main(["search", "--config", config, "--output", str(tmp_path / "out")]) == 2
     assert "add --resume" in capsys.readouterr().err
     assert main(["search", "--config", config, "--output", str(tmp_path / "out"), "--resume"]) == 2

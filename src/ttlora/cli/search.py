@@ -40,7 +40,8 @@ def search(
         trials: Most trials, in the place of the file's.
         max_adapter_size: Try no adapter that is larger in 16 bit, such as 40KB.
         target_score: Find the smallest adapter with this score, from 0 to 1, trying small ones first.
-        address: A Ray cluster, as HOST:6379, or auto for the one that this machine belongs to (default: a Ray of its own).
+        address: A Ray cluster, as HOST:6379, or auto for the one that this machine is part of (default: one of its
+            own).
         resume: Go on with the search in OUTPUT where it stopped.
         retry_failed: With --resume, do failed trials again.
         dry_run: Show the space and the first trials, and do nothing; no weights are read.
@@ -88,7 +89,7 @@ def _carry_out(search: Search, address: str | None, retry_failed: bool) -> None:
 
 
 def _tell_outcome(search: Search, json: bool) -> int:
-    from ttlora.cli.search_report import print_search_report
+    from ttlora.cli.search_report import print_search_report, search_report_as_json
     from ttlora.report.search.report import write_search_report
 
     folder, plan = search.folder, search.plan
@@ -104,8 +105,8 @@ def _tell_outcome(search: Search, json: bool) -> int:
     if json:
         content = {
             "output": str(folder.path),
-            "report": report and str(folder.report),
             "best": best and {"trial": best.name, "recipe": str(folder.best)},
+            "report": report and search_report_as_json(report),
             "trials": [
                 {
                     "trial": trial.name,

@@ -1,49 +1,10 @@
 import json
 
-import pytest
-
 from ttlora.experiments.search.config import SearchPlan
 from ttlora.experiments.search.folder import SearchFolder, Trial
 from ttlora.experiments.search.search import Search
 from ttlora.experiments.search.sources import Ladder, Listed, Proposed
 from ttlora.experiments.search.space import Space
-from ttlora.record import Record
-
-
-@pytest.fixture
-def search(bert, data, tmp_path):
-    path = tmp_path / "s.yaml"
-    path.write_text(
-        f"""
-model: {bert}
-task: glue/sst2
-data: {data}
-epochs: 2
-space:
-  shape: [[4, 8, 8, 4], [32, 32]]
-  r: [1, 2, 12, 16]
-  alpha: [1, 2, 4, 8]
-  learning_rate: {{from: 1e-4, to: 1e-2, scale: log}}
-sampler: optuna
-max_adapter_size: 1200
-trials: 12
-"""
-    )
-    plan = SearchPlan.read(path)
-    folder = SearchFolder(tmp_path / "out")
-    with folder.claim():
-        return Search(plan, Space.of(plan), folder)
-
-
-def end(trial: Trial, loss: float, score: float = 0.5, epochs: int = 2) -> None:
-    """Make a trial's result."""
-    trial.folder.path.mkdir(parents=True, exist_ok=True)
-    Record(
-        method="tt-lora", model="m", task="glue/sst2", seed=0, adapter_parameters=trial.parameters, head_parameters=66,
-        trainable_parameters=trial.parameters + 66, adapter_bytes=1000, metrics={"accuracy": score},
-        primary_metric="accuracy", validation_loss=loss, best_epoch=1, epochs=epochs, train_seconds=1.0,
-        seconds_per_step=0.1, peak_memory_bytes=10**8, recipe=trial.recipe.as_dict(), versions={},
-    ).write(trial.folder.result)  # fmt: skip
 
 
 def drain(source, count: int = 1000) -> list[Trial]:
@@ -53,14 +14,14 @@ def drain(source, count: int = 1000) -> list[Trial]:
     return trials
 
 
-def test_listed_gives_all_in_order(search):
-    trials = [search.trial(candidate) for candidate in search.space.candidates(5, "random", 0)]
+def test_listed_gives_all_in_order(begun):
+    trials = [begun.trial(candidate) for candidate in begun.space.candidates(5, "random", 0)]
     assert [trial.name for trial in trials] == ["0001", "0002", "0003", "0004", "0005"]
     assert drain(Listed(trials)) == trials
 
 
-def test_ladder_ends_with_the_score(search):
-    trials = [search.trial(candidate) for candidate in search.space.ladder(9)]
+def test_ladder_ends_with_the_score(begun, end):
+    trials = [begun.trial(candidate) for candidate in begun.space.ladder(9)]
     assert [trial.parameters for trial in trials] == sorted(trial.parameters for trial in trials)
     ladder = Ladder(trials, 0.8)
     first, second, third = (ladder.next() for _ in range(3))
@@ -75,8 +36,8 @@ def test_ladder_ends_with_the_score(search):
     assert ladder.next() is None
 
 
-def test_optuna_proposes_within_the_bound_and_nothing_twice(search):
-    source = Proposed(search.space, [], search.trial, seed=3)
+def test_optuna_proposes_within_the_bound_and_nothing_twice(begun, end):
+    source = Proposed(begun.space, [], begun.trial, seed=3)
     trials = []
     for _ in range(12):
         trial = source.next()
@@ -90,10 +51,10 @@ def test_optuna_proposes_within_the_bound_and_nothing_twice(search):
     assert len({trial.recipe.learning_rate for trial in trials}) > 6
 
 
-def test_optuna_goes_on_with_what_was_proposed_before(search):
-    before = drain(Proposed(search.space, [], search.trial, seed=3), 4)
+def test_optuna_goes_on_with_what_was_proposed_before(begun, end):
+    before = drain(Proposed(begun.space, [], begun.trial, seed=3), 4)
     end(before[0], loss=0.3)
-    again = Search(search.plan, search.space, search.folder)
+    again = Search(begun.plan, begun.space, begun.folder)
     assert [trial.settings for trial in again.trials] == [trial.settings for trial in before]
     source = Proposed(again.space, again.listed(), again.trial, seed=3)
     proposed = drain(source, 6)
@@ -112,11 +73,11 @@ def test_optuna_ends_where_the_space_does(bert, data, tmp_path):
     assert len(drain(source)) == 2
 
 
-def test_best_is_the_lowest_loss_or_the_smallest_that_reaches(search):
-    trials = [search.trial(candidate) for candidate in search.space.ladder(9)][:3]
+def test_best_is_the_lowest_loss_or_the_smallest_that_reaches(begun, end):
+    trials = [begun.trial(candidate) for candidate in begun.space.ladder(9)][:3]
     for trial, loss, score in zip(trials, (0.5, 0.3, 0.4), (0.7, 0.8, 0.9), strict=True):
         end(trial, loss, score)
-    assert search.best() is trials[1]
+    assert begun.best() is trials[1]
     for target, best in ((0.75, trials[1]), (0.85, trials[2]), (0.95, None)):
-        wanted = Search(search.plan.override(target_score=target), search.space, search.folder)
+        wanted = Search(begun.plan.override(target_score=target), begun.space, begun.folder)
         assert (wanted.best() and wanted.best().name) == (best and best.name)

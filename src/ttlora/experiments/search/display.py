@@ -72,19 +72,23 @@ class Display:
         """Show the table, in a terminal."""
         if not self.console.is_terminal:
             return
+        lines = [Text(self._summary())]
+        if self.best is not None:
+            lines.append(Text(f"best so far: trial {self.best.name}, {_outcome(self.best)}"))
         table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-        for trial, progress in list(self.running.values()):
-            table.add_row(Text(f"  {trial.name}"), Text(_settings(trial)), Text(progress))
-        self.live.update(Group(Text(self._summary()), table), refresh=True)
+        for trial, progress in self.running.values():
+            table.add_row(Text(f"  {trial.name}"), Text(progress), Text(_settings(trial)))
+        self.live.update(Group(*lines, table), refresh=True)
 
     def _summary(self) -> str:
         states = [trial.state for trial in self.ended_trials.values()]
         counts = [f"{states.count(state)} {word}" for state, word in WORDS.items() if state in states]
-        line = f"{len(self.ended_trials)} of {self.total} trials ended" + (f" ({', '.join(counts)})" if counts else "")
-        if self.best is not None:
-            line += f"; best so far: trial {self.best.name}, {_outcome(self.best)}"
         rest = self._rest()
-        return line + (f"; at most {format_duration(rest)} left" if rest is not None else "")
+        return (
+            f"{len(states)} of {self.total} trials ended"
+            + (f" ({', '.join(counts)})" if counts else "")
+            + (f"; at most {format_duration(rest)} left" if rest is not None else "")
+        )
 
     def _rest(self) -> float | None:
         """Seconds until all trials have all their epochs, which schedulers make fewer; None: it cannot be told yet."""

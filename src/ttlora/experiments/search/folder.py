@@ -125,6 +125,11 @@ class SearchFolder:
         self.log = path / "search.log"
         self.ray = path / "ray"
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether any trial has left something."""
+        return self.trials.is_dir() and any(self.trials.iterdir())
+
     def require_usable(self, resume: bool) -> None:
         """Refuse a folder that holds something else than the search to be resumed.
 
@@ -134,7 +139,7 @@ class SearchFolder:
         content = content_of(self.path)
         if content and not self.plan.exists():
             raise UserError(f"output folder {self.path} holds other files ({min(content)}): name another as --output")
-        if content and not resume:
+        if self.has_begun and not resume:
             raise UserError(
                 f"output folder {self.path} holds a search: add --resume to go on with it, or name another as --output"
             )

@@ -29,7 +29,7 @@ class Search:
     def __init__(self, plan: SearchPlan, space: Space, folder: SearchFolder) -> None:
         self.plan, self.space, self.folder = plan, space, folder
         self.trials: list[Trial] = []
-        before = folder.read_plan()
+        before = folder.read_plan() if folder.has_begun else None
         if before is not None:
             _require_same(before["asked"], plan.asked, folder)
             for trial in before["trials"]:

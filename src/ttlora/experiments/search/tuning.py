@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from ttlora.experiments.search.trial import EPOCH, FAILED, LOSS, SCORE, EpochByE
 
 REDUCTION = 3
 GPUS = 0.25
+CONNECT_SECONDS = 10
 OBJECT_STORE_BYTES = 200 * 2**20
 
 
@@ -99,6 +101,7 @@ def connected(address: str | None) -> Iterator[None]:
         UserError: The cluster cannot be reached.
     """
     logging.getLogger("ray").setLevel(logging.CRITICAL)
+    _require_listening(address)
     local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     try:
         ray.init(
@@ -115,6 +118,21 @@ def connected(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _require_listening(address: str | None) -> None:
+    """Ask whether anybody is there, since Ray would wait for minutes.
+
+    Raises:
+        UserError: Nobody is.
+    """
+    host, colon, port = (address or "").rpartition(":")
+    if not colon or "/" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError(f"the Ray cluster at {address} cannot be reached: {one_line(error)}") from None
 
 
 def run_trials(
