@@ -24,8 +24,6 @@ def trials(begun):
 
 def test_terminal_shows_how_far_the_search_is(terminal, trials, end):
     with Display(4, {}) as shown:
-        for trial in trials[:3]:
-            shown.began(trial)
         shown.epoch(trials[0], 1, 0.6, 0.61)
         shown.epoch(trials[1], 1, 0.5, 0.71)
         end(trials[0], 0.6, 0.61, epochs=1)
@@ -34,9 +32,8 @@ def test_terminal_shows_how_far_the_search_is(terminal, trials, end):
         shown.ended(trials[1])
         trials[2].fail("the loss [is] nan")
         shown.ended(trials[2])
-        shown.began(trials[3])
         shown.epoch(trials[3], 1, 0.65, 0.55)
-        shown.at_work()
+        shown.at_work([trials[3]])
     text = terminal.getvalue()
     assert "1/4 trial 0001" in text
     assert "accuracy 0.6100, loss 0.6000" in text
@@ -49,9 +46,8 @@ def test_terminal_shows_how_far_the_search_is(terminal, trials, end):
 
 def test_plain_lines_where_there_is_no_terminal(trials, end, capsys):
     with Display(4, {"0001": 1}) as shown:
-        shown.began(trials[0])
         shown.epoch(trials[0], 1, 0.6, 0.61)
-        shown.at_work()
+        shown.at_work(trials)
         end(trials[0], 0.6, 0.61)
         shown.ended(trials[0])
     (line,) = capsys.readouterr().err.splitlines()

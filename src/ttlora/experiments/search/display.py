@@ -1,6 +1,7 @@
 """What a person sees of a search, on stderr: a line for each trial, and in a terminal what is at work right now."""
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -26,11 +27,11 @@ class Display:
 
     def __init__(self, total: int, finished: dict[str, int]) -> None:
         self.total, self.finished = total, finished
-        self.running: dict[str, tuple[Trial, str]] = {}
+        self.progress: dict[str, str] = {}
         self.ended_trials: dict[str, Trial] = {}
         self.best: Trial | None = None
         self.began_at = time.monotonic()
-        self.worked = 0
+        self.worked = self.epochs = 0
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
 
@@ -48,19 +49,15 @@ class Display:
         """Print a line."""
         self.console.print(line, markup=False)
 
-    def began(self, trial: Trial) -> None:
-        """A trial has begun, or goes on."""
-        self.running.setdefault(trial.name, (trial, ""))
-
     def epoch(self, trial: Trial, epoch: int, loss: float, score: float) -> None:
         """An epoch of a trial has ended, or was remembered."""
         if epoch > self.finished.get(trial.name, 0):
             self.worked += 1
-        self.running[trial.name] = (trial, f"epoch {epoch}/{trial.recipe.epochs}  loss {loss:.4f}  score {score:.4f}")
+        self.epochs = trial.recipe.epochs
+        self.progress[trial.name] = f"epoch {epoch}/{self.epochs}  loss {loss:.4f}  score {score:.4f}"
 
     def ended(self, trial: Trial) -> None:
         """Print how a trial ended."""
-        self.running.pop(trial.name, None)
         self.ended_trials[trial.name] = trial
         record = trial.record
         if record is not None and (self.best is None or record.validation_loss < _loss(self.best)):
@@ -68,7 +65,7 @@ class Display:
         number = f"{len(self.ended_trials)}/{self.total}"
         self.say(f"{number} trial {trial.name} {_settings(trial)}: {_outcome(trial)}")
 
-    def at_work(self) -> None:
+    def at_work(self, running: Sequence[Trial]) -> None:
         """Show the table, in a terminal."""
         if not self.console.is_terminal:
             return
@@ -76,8 +73,8 @@ class Display:
         if self.best is not None:
             lines.append(Text(f"best so far: trial {self.best.name}, {_outcome(self.best)}"))
         table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-        for trial, progress in self.running.values():
-            table.add_row(Text(f"  {trial.name}"), Text(progress), Text(_settings(trial)))
+        for trial in running:
+            table.add_row(Text(f"  {trial.name}"), Text(self.progress.get(trial.name, "")), Text(_settings(trial)))
         self.live.update(Group(*lines, table), refresh=True)
 
     def _summary(self) -> str:
@@ -94,8 +91,7 @@ class Display:
         """Seconds until all trials have all their epochs, which schedulers make fewer; None: it cannot be told yet."""
         if not self.worked:
             return None
-        a_trial = next(iter((*self.ended_trials.values(), *(trial for trial, _ in self.running.values()))))
-        epochs = a_trial.recipe.epochs * (self.total - len(self.ended_trials))
+        epochs = self.epochs * (self.total - len(self.ended_trials))
         return (time.monotonic() - self.began_at) / self.worked * epochs
 
 

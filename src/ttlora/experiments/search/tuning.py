@@ -52,17 +52,14 @@ class Source(Protocol):
 class Watcher(Protocol):
     """Who is told how the trials go."""
 
-    def began(self, trial: Trial) -> None:
-        """A trial has begun, or goes on."""
-
     def epoch(self, trial: Trial, epoch: int, loss: float, score: float) -> None:
         """An epoch of a trial has ended."""
 
     def ended(self, trial: Trial) -> None:
         """A trial has ended: its folder says how."""
 
-    def at_work(self) -> None:
-        """Called again and again."""
+    def at_work(self, running: Sequence[Trial]) -> None:
+        """Called again and again with what runs."""
 
 
 @dataclass(frozen=True)
@@ -238,10 +235,7 @@ class _Callbacks(_Unsaved, tune.Callback):
         self.given, self.watcher = searcher.given, watcher
 
     def on_step_end(self, iteration: int, trials: Sequence[Any], **info: Any) -> None:
-        self.watcher.at_work()
-
-    def on_trial_start(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
-        self.watcher.began(self.given[trial.trial_id])
+        self.watcher.at_work([self.given[trial.trial_id] for trial in trials if trial.status == "RUNNING"])
 
     def on_trial_result(
         self, iteration: int, trials: Sequence[Any], trial: Any, result: dict[str, Any], **info: Any
