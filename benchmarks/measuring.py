@@ -137,6 +137,7 @@ COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "to_frozen": ("x frozen", lambda ratio: f"{ratio:.3f}"),
     "to_one_adapter": ("x one adapter", lambda ratio: f"{ratio:.3f}"),
     "to_lora": ("x LoRA r=8", lambda ratio: f"{ratio:.3f}"),
+    "over_frozen": ("ms over frozen", lambda seconds: f"{1000 * seconds:.2f}"),
     "logits_apart": ("logits apart", lambda apart: f"{apart:.1e}"),
     "overhead": ("overhead", lambda overhead: f"{100 * overhead:.1f} %"),
     "overhead_to_lora": ("x LoRA's overhead", lambda ratio: f"{ratio:.2f}"),
