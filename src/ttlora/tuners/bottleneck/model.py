@@ -6,13 +6,12 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils import resolve_quantization_backend
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from ttlora.tuners.bottleneck.config import BottleneckConfig, write_shape
 from ttlora.tuners.bottleneck.layer import BottleneckLinear
 from ttlora.tuners.bottleneck.projection import TrainLinear
+from ttlora.tuners.checks import require_linear
 from ttlora.tuners.mixed_batch import mixed_batch
 from ttlora.tuners.norms import train_norms
 
@@ -110,11 +109,7 @@ class BottleneckModel(BaseTuner):
             target.update_layer(adapter_name, peft_config, current_key)
             return
         base_layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        if not _is_linear(base_layer):
-            raise TypeError(
-                f"Target module {current_key} is not supported: {type(base_layer).__name__} is neither "
-                "`torch.nn.Linear` (quantised or not) nor `transformers.pytorch_utils.Conv1D`."
-            )
+        require_linear(base_layer, current_key)
         layer = BottleneckLinear(target, adapter_name, peft_config, current_key)
         self._replace_module(parent, target_name, layer, target)
 
@@ -135,10 +130,3 @@ class BottleneckModel(BaseTuner):
         """Hand the names of a mixed batch to the layers."""
         with nullcontext() if adapter_names is None else mixed_batch(self, adapter_names, num_beams):
             yield
-
-
-def _is_linear(layer: nn.Module) -> bool:
-    if isinstance(layer, nn.Linear | Conv1D):
-        return True
-    backend = resolve_quantization_backend(layer)
-    return backend is not None and backend.layer_type == "linear"

@@ -4,10 +4,10 @@ import copy
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils import get_quantization_kwargs, resolve_quantization_backend
+from peft.utils import get_quantization_kwargs
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
+from ttlora.tuners.checks import require_linear
 from ttlora.tuners.loretta_rep.config import LorettaRepConfig, write_shapes
 from ttlora.tuners.loretta_rep.layer import LorettaRepLinear
 from ttlora.tuners.norms import TrainedNorm, train_norms
@@ -66,12 +66,7 @@ class LorettaRepModel(BaseTuner):
             target.update_layer(adapter_name, peft_config, current_key)
             return
         base_layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        backend = resolve_quantization_backend(base_layer)
-        if not isinstance(base_layer, nn.Linear | Conv1D) and (backend is None or backend.layer_type != "linear"):
-            raise TypeError(
-                f"Target module {current_key} is not supported: {type(base_layer).__name__} is neither "
-                "`torch.nn.Linear` (quantised or not) nor `transformers.pytorch_utils.Conv1D`."
-            )
+        require_linear(base_layer, current_key)
         quantization = get_quantization_kwargs(self.model)
         layer = LorettaRepLinear(target, adapter_name, peft_config, current_key, **quantization)
         self._replace_module(parent, target_name, layer, target)

@@ -9,12 +9,11 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
     get_quantization_kwargs,
-    resolve_quantization_backend,
 )
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from ttlora.tensor_train import TensorTrain
+from ttlora.tuners.checks import is_linear
 from ttlora.tuners.mixed_batch import mixed_batch
 from ttlora.tuners.tt_lora.attention import TTLoraMultiheadAttention
 from ttlora.tuners.tt_lora.combine import config_of_sum, weighted_sum
@@ -215,7 +214,4 @@ def _kind_of(layer: nn.Module) -> type[TTLoraLayer] | None:
         return TTLoraConv
     if isinstance(layer, nn.MultiheadAttention):
         return TTLoraMultiheadAttention
-    if isinstance(layer, nn.Linear | Conv1D):
-        return TTLoraLinear
-    backend = resolve_quantization_backend(layer)
-    return TTLoraLinear if backend is not None and backend.layer_type == "linear" else None
+    return TTLoraLinear if is_linear(layer) else None
