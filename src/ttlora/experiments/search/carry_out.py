@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from ttlora.experiments.search.display import Display
-from ttlora.experiments.search.folder import OPEN, Trial
+from ttlora.experiments.search.folder import OPEN
 from ttlora.experiments.search.search import Search
 from ttlora.experiments.search.sources import Ladder, Listed, Proposed
 from ttlora.experiments.search.trial import finished_epochs
@@ -25,40 +25,43 @@ def carry_out(search: Search, address: str | None, retry_failed: bool, say: Call
         UserError: Data or model are not there, or the cluster cannot be reached.
     """
     plan = search.plan
-    listed = search.listed()
     if retry_failed:
         for trial in search.trials:
             trial.failure.unlink(missing_ok=True)
-    # those that are done are handed over too: schedulers and Optuna learn from what is remembered of them
-    listed = [trial for trial in listed if trial.state != "failed"]
-    everything_known = plan.sampler != "optuna" or plan.target_score is not None
-    if everything_known and not any(trial.state in OPEN for trial in listed):
+    source = _source(search)
+    if source is None:
         return
     recipe = plan.recipe({})
     method = find_method(recipe.method)
     data = TaskData.read(recipe).with_tokens(recipe, method)
-    with connected(address):
-        display = Display(plan.trials, {trial.name: finished_epochs(trial) for trial in search.trials})
-        with display:
-            run_trials(
-                search.folder,
-                _source(search, listed),
-                data,
-                plan.trials,
-                recipe.epochs,
-                "none" if plan.target_score is not None else plan.scheduler,
-                Share.of(plan),
-                display,
-                ahead=everything_known and plan.target_score is None,
-            )
-    if search.is_complete():
-        search.folder.drop_checkpoints(search.trials)
+    finished = {trial.name: finished_epochs(trial) for trial in search.trials}
+    with connected(address), Display(plan.trials, finished) as display:
+        run_trials(
+            search.folder,
+            source,
+            data,
+            plan.trials,
+            recipe.epochs,
+            # a trial of a ladder is to tell what its size can do
+            "none" if plan.target_score is not None else plan.scheduler,
+            Share.of(plan),
+            display,
+            ahead=isinstance(source, Listed),
+        )
+    search.folder.drop_checkpoints(search.trials)
 
 
-def _source(search: Search, listed: list[Trial]) -> Source:
+def _source(search: Search) -> Source | None:
+    """Where the trials come from; None: there is nothing left to be done.
+
+    Trials that are done are among them: schedulers and Optuna learn from what is remembered of them.
+    """
     plan = search.plan
+    is_open = any(trial.state in OPEN for trial in search.trials)
     if plan.target_score is not None:
-        return Ladder(listed, plan.target_score)
+        ladder = Ladder(search.space.ladder(plan.trials), search.trial, plan.target_score)
+        return ladder if is_open or search.best() is None else None
+    listed = search.listed()
     if plan.sampler == "optuna":
-        return Proposed(search.space, listed, search.trial, plan.seed)
-    return Listed(listed)
+        return Proposed(search.space, listed, search.trial, plan.seed) if is_open or len(listed) < plan.trials else None
+    return Listed(listed) if any(trial.state in OPEN for trial in listed) else None

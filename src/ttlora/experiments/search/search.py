@@ -6,12 +6,12 @@ from typing import Any
 
 from ttlora.errors import UserError
 from ttlora.experiments.search.config import SearchPlan
-from ttlora.experiments.search.folder import OPEN, SearchFolder, Trial
+from ttlora.experiments.search.folder import SearchFolder, Trial
 from ttlora.experiments.search.space import Candidate, Space
 from ttlora.finetune.recipe import Recipe
 
 # what may change when a search goes on: the trials that are there stay the same
-CHANGEABLE = ("trials", "scheduler", "cpus_per_trial", "gpus_per_trial", "target_score", "max_adapter_size")
+CHANGEABLE = ("trials", "scheduler", "cpus_per_trial", "gpus_per_trial", "target_score")
 
 
 class Search:
@@ -45,15 +45,13 @@ class Search:
         return trial
 
     def listed(self) -> list[Trial]:
-        """The trials that are known before any is done; Optuna proposes its own."""
+        """The trials that are known before any is done, but for those that have failed; Optuna proposes its own."""
         plan = self.plan
-        if plan.target_score is not None:
-            candidates = self.space.ladder(plan.trials)
-        elif plan.sampler == "optuna":
-            return list(self.trials)
-        else:
+        known = self.trials
+        if plan.sampler != "optuna":
             candidates = self.space.candidates(plan.trials, plan.sampler, plan.seed)
-        return [self.trial(candidate) for candidate in candidates]
+            known = [self.trial(candidate) for candidate in candidates]
+        return [trial for trial in known if trial.state != "failed"]
 
     def best(self) -> Trial | None:
         """The trial whose recipe is worth keeping.
@@ -65,10 +63,6 @@ class Search:
             reaching = [trial for trial, _ in ended if reaches(trial, self.plan.target_score)]
             return min(reaching, key=lambda trial: trial.parameters, default=None)
         return min(ended, key=lambda pair: pair[1].validation_loss, default=(None, None))[0]
-
-    def is_complete(self) -> bool:
-        """Whether nothing is left to be done."""
-        return all(trial.state not in OPEN for trial in self.trials)
 
     def _add(self, name: str, settings: Mapping[str, Any], parameters: int) -> Trial:
         recipe: Recipe = self.plan.recipe(settings, str(self.folder.trials / name))

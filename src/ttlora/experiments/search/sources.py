@@ -33,19 +33,27 @@ class Listed:
         """A list has nothing to learn."""
 
 
-class Ladder(Listed):
+class Ladder:
     """Trials from small adapters to large ones, until one has the score that is wanted.
 
     Trials that are at work by then are left to their end: one of them may be smaller.
 
     Args:
-        trials: The trials, by rising size.
+        candidates: What is tried, by rising size.
+        make: Makes a trial of a candidate.
         target: The score.
     """
 
-    def __init__(self, trials: Iterable[Trial], target: float) -> None:
-        super().__init__(trials)
-        self.target = target
+    def __init__(self, candidates: Iterable[Candidate], make: Callable[[Candidate], Trial], target: float) -> None:
+        self.waiting, self.make, self.target = list(candidates), make, target
+
+    def next(self) -> Trial | None:
+        """The trial of the next candidate, unless it has failed before."""
+        while self.waiting:
+            trial = self.make(self.waiting.pop(0))
+            if trial.state != "failed":
+                return trial
+        return None
 
     def ended(self, trial: Trial) -> None:
         """Climb no further once the score is there."""
@@ -88,7 +96,7 @@ class Proposed:
                 self.optuna.on_trial_complete(proposal, error=True)
                 continue
             trial = self.make(candidate)
-            if trial.name not in self.proposals:
+            if trial.name not in self.proposals and trial.state != "failed":
                 self.proposals[trial.name] = proposal
                 return trial
             self._tell(proposal, self.ended_trials.get(trial.name))
