@@ -82,7 +82,6 @@ def test_a_search_from_beginning_to_end(bert, data, tmp_path, capsys):
         ({"data": "/nowhere"}, [], "/nowhere"),
         ({}, ["--trials", "0"], "--trials is 0"),
         ({}, ["--retry-failed"], "--retry-failed goes with --resume"),
-        ({"cpus_per_trial": 4096}, [], "cpus_per_trial is 4096"),
         ({}, ["--address", "127.0.0.1:9"], "the Ray cluster at 127.0.0.1:9 cannot be reached"),
     ],
 )
