@@ -8,31 +8,31 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from ttlora.errors import UserError, one_line
-from ttlora.experiments.search.config import SearchPlan
-from ttlora.experiments.search.folder import SearchFolder, Trial
-from ttlora.finetune.prepared import TaskData
-
-# read by Ray when it is imported
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# a trial has the priority that ttlora train has: by default it would wait for everything else on the machine
-os.environ.setdefault("RAY_worker_niceness", "0")
-os.environ.update(
-    RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
-    RAY_CHDIR_TO_TRIAL_DIR="0",
-    RAY_AIR_NEW_OUTPUT="0",
-    TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
-    TUNE_DISABLE_SIGINT_HANDLER="1",
-    TUNE_GLOBAL_CHECKPOINT_S="3600",
-)
-
 import ray
 from ray import tune
 from ray.tune import schedulers
 from ray.tune.search import Searcher
 
+from ttlora.errors import UserError, one_line
+from ttlora.experiments.search.config import SearchPlan
+from ttlora.experiments.search.folder import SearchFolder, Trial
 from ttlora.experiments.search.trial import EPOCH, FAILED, LOSS, SCORE, EpochByEpoch, as_config
+from ttlora.finetune.prepared import TaskData
 
+# how Ray is told what to leave alone: the user's own values go before the first two
+OPEN_TO_USERS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # a trial has the priority that ttlora train has: by default it would wait for everything else on the machine
+    "RAY_worker_niceness": "0",
+}
+SET = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+}
 REDUCTION = 3
 GPUS = 0.25
 CONNECT_SECONDS = 10
@@ -97,8 +97,9 @@ def connected(address: str | None) -> Iterator[None]:
     Raises:
         UserError: The cluster cannot be reached.
     """
-    logging.getLogger("ray").setLevel(logging.CRITICAL)
     _require_listening(address)
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    os.environ.update({**OPEN_TO_USERS, **os.environ, **SET})
     local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     try:
         ray.init(
