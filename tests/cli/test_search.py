@@ -127,7 +127,7 @@ def test_dry_run_tells_the_space_and_does_nothing(bert, data, tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["driver", "worker"])
 def test_a_kill_loses_no_trial(victim, bert, data, tmp_path):
-    config = write_search(tmp_path / "s.yaml", bert, data, epochs=9, trials=12)
+    config = write_search(tmp_path / "s.yaml", bert, data, epochs=9, trials=12, scheduler="none")
     output = tmp_path / "out"
     arguments = command("search", "--config", config, "--output", output)
     search = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
@@ -138,12 +138,19 @@ def test_a_kill_loses_no_trial(victim, bert, data, tmp_path):
         search.wait()
         search = subprocess.Popen([*arguments, "--resume"], stderr=subprocess.PIPE, text=True)
     else:
-        found = subprocess.run(["pgrep", "-f", "ray::EpochByEpoch"], capture_output=True, text=True)
-        os.kill(int(found.stdout.split()[0]), signal.SIGKILL)
-    search.communicate()
-    assert search.returncode == 0
-    assert len(list(output.glob("trials/*/result.json"))) == 12
-    assert {path: path.read_bytes() for path in before if Record.read(path).epochs == 9}.items() <= before.items()
+        wait_for(lambda: workers())
+        os.kill(workers()[0], signal.SIGKILL)
+    said = search.communicate()[1]
+    assert search.returncode == 0, said
+    assert {path: path.read_bytes() for path in before} == before
+    records = [Record.read(path) for path in output.glob("trials/*/result.json")]
+    assert [record.epochs for record in records] == [9] * 12
+    assert "12 of 12 trials have a result" in said
+
+
+def workers():
+    """The processes that train."""
+    return [int(pid) for pid in subprocess.run(["pgrep", "-f", "ray::.*Epoch"], capture_output=True).stdout.split()]
 
 
 def wait_for(condition, seconds=240):
