@@ -144,13 +144,14 @@ def test_a_kill_loses_no_trial(victim, bert, data, tmp_path):
     assert search.returncode == 0, said
     assert {path: path.read_bytes() for path in before} == before
     records = [Record.read(path) for path in output.glob("trials/*/result.json")]
-    assert [record.epochs for record in records] == [9] * 12
+    assert len(records) == 12
+    assert all(record.epochs == 9 or record.epochs - record.best_epoch == 5 for record in records)
     assert "12 of 12 trials have a result" in said
 
 
 def workers():
     """The processes that train."""
-    return [int(pid) for pid in subprocess.run(["pgrep", "-f", "ray::.*Epoch"], capture_output=True).stdout.split()]
+    return [int(pid) for pid in subprocess.run(["pgrep", "-f", "^ray::.*Trainable"], capture_output=True).stdout.split()]
 
 
 def wait_for(condition, seconds=240):
