@@ -151,7 +151,9 @@ def test_a_kill_loses_no_trial(victim, bert, data, tmp_path):
 
 def workers():
     """The processes that train."""
-    return [int(pid) for pid in subprocess.run(["pgrep", "-f", "^ray::.*Trainable"], capture_output=True).stdout.split()]
+    return [
+        int(pid) for pid in subprocess.run(["pgrep", "-f", "^ray::.*Trainable"], capture_output=True).stdout.split()
+    ]
 
 
 def wait_for(condition, seconds=240):
