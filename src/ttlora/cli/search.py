@@ -68,24 +68,20 @@ def search(
     folder.require_usable(resume)
     if importlib.util.find_spec("ray") is None:
         raise UserError("ttlora search needs Ray Tune: python -m pip install 'ttlora[search]'")
+    from ttlora.experiments.search.carry_out import carry_out
     from ttlora.experiments.search.search import Search
 
-    try:
-        with folder.claim():
-            search = Search(plan, space, folder)
-            _carry_out(search, address, retry_failed)
-            return _tell_outcome(search, json)
-    except KeyboardInterrupt:
-        _say("ttlora: stopped; the same command with --resume goes on where it was")
-        return 130
-
-
-def _carry_out(search: Search, address: str | None, retry_failed: bool) -> None:
-    from ttlora.experiments.search.carry_out import carry_out
-
-    for note in search.space.notes:
-        _say(note)
-    carry_out(search, address, retry_failed, _say)
+    with folder.claim():
+        search = Search(plan, space, folder)
+        for note in space.notes:
+            _say(note)
+        try:
+            carry_out(search, address, retry_failed)
+        except KeyboardInterrupt:
+            _tell_outcome(search, json)
+            _say("ttlora: stopped; the same command with --resume goes on where it was")
+            return 130
+        return _tell_outcome(search, json)
 
 
 def _tell_outcome(search: Search, json: bool) -> int:

@@ -1,7 +1,5 @@
 """Carry a search out: read the data once, hand the trials to Ray Tune, and clear up."""
 
-from collections.abc import Callable
-
 from ttlora.experiments.search.display import Display
 from ttlora.experiments.search.folder import OPEN
 from ttlora.experiments.search.search import Search
@@ -12,14 +10,13 @@ from ttlora.finetune.methods import find_method
 from ttlora.finetune.prepared import TaskData
 
 
-def carry_out(search: Search, address: str | None, retry_failed: bool, say: Callable[[str], None]) -> None:
+def carry_out(search: Search, address: str | None, retry_failed: bool) -> None:
     """Do the trials of a search that are not done.
 
     Args:
         search: The search.
         address: A Ray cluster; None: a Ray of this machine's own.
         retry_failed: Do failed trials again.
-        say: Tells the user a line.
 
     Raises:
         UserError: Data or model are not there, or the cluster cannot be reached.
