@@ -72,6 +72,19 @@ class Record:
         if self.primary_metric not in self.metrics:
             raise ValueError(f"primary_metric {self.primary_metric!r} is not among metrics ({', '.join(self.metrics)})")
 
+    @property
+    def planned_epochs(self) -> int:
+        """The epochs that the run was to train at most."""
+        planned = self.recipe.get("epochs")
+        return max(planned, self.epochs) if isinstance(planned, int) else self.epochs
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the run was stopped before its epochs or its patience had run out."""
+        patience = self.recipe.get("patience")
+        waited = self.epochs - self.best_epoch
+        return self.epochs < self.planned_epochs and not (isinstance(patience, int) and waited >= patience)
+
     def write(self, path: Path) -> None:
         """Write the record as JSON; the file appears whole or not at all."""
         temporary = path.with_name(path.name + ".tmp")

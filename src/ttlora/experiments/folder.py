@@ -10,6 +10,7 @@ from typing import Any, Literal
 from ttlora.errors import UserError
 from ttlora.experiments.runs import PlannedRun
 from ttlora.finetune.folder import content_of, locked
+from ttlora.finetune.recipe import Recipe
 from ttlora.record import Record
 
 State = Literal["done", "failed", "unfinished", "waiting"]
@@ -66,7 +67,7 @@ class ComparisonFolder:
         """
         in_use = f"another comparison is at work in {self.path}: wait for it, or name another folder as --output"
         with locked(self.path, in_use):
-            write_json(self.plan, {"runs": [{"run": run.name, **_names(run)} for run in runs]})
+            write_json(self.plan, {"runs": [{"run": run.name, **names_of(run.recipe, run.method)} for run in runs]})
             self.runs.mkdir(exist_ok=True)
             self.logs.mkdir(exist_ok=True)
             yield
@@ -83,10 +84,7 @@ class ComparisonFolder:
         """With what a run has failed; None: it has not."""
         if self.state(run) != "failed":
             return None
-        try:
-            return str(json.loads(failure_file(run).read_text("utf-8"))["error"])
-        except (OSError, ValueError, TypeError, KeyError):
-            return f"an error that cannot be told: {failure_file(run)} is damaged"
+        return read_failure(failure_file(run))
 
     def durations(self, runs: Sequence[PlannedRun]) -> list[tuple[PlannedRun, float]]:
         """The runs that are done, with the seconds that each took.
@@ -118,17 +116,24 @@ def failure_file(run: PlannedRun) -> Path:
     return run.folder / "failed.json"
 
 
+def read_failure(path: Path) -> str:
+    """The error that stands in a failed run's file."""
+    try:
+        return str(json.loads(path.read_text("utf-8"))["error"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return f"an error that cannot be told: {path} is damaged"
+
+
 def write_failure(run: PlannedRun, error: str) -> None:
     """Record that a run has failed."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    write_json(failure_file(run), {**_names(run), "error": error})
+    write_json(failure_file(run), {**names_of(run.recipe, run.method), "error": error})
 
 
-def _names(run: PlannedRun) -> dict[str, Any]:
-    """What a run is about, as a result record names it, and its method's label."""
-    recipe = run.recipe
+def names_of(recipe: Recipe, label: str) -> dict[str, Any]:
+    """What a run is about, as a result record names it, and what it is called."""
     names = {"method": recipe.method, "model": recipe.model, "task": recipe.task, "seed": recipe.seed}
-    return {**names, "label": run.method}
+    return {**names, "label": label}
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ttlora.experiments.estimate import format_duration
-from ttlora.experiments.search.folder import Trial
+from ttlora.experiments.search.folder import State, Trial
 from ttlora.experiments.values import short
 
 WORDS = {"done": "done", "stopped": "stopped early", "failed": "failed"}
@@ -28,8 +28,8 @@ class Display:
     def __init__(self, total: int, finished: dict[str, int]) -> None:
         self.total, self.finished = total, finished
         self.progress: dict[str, str] = {}
-        self.ended_trials: dict[str, Trial] = {}
-        self.best: Trial | None = None
+        self.ended_states: list[State] = []
+        self.best: tuple[float, str] | None = None
         self.began_at = time.monotonic()
         self.worked = self.epochs = 0
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -58,12 +58,12 @@ class Display:
 
     def ended(self, trial: Trial) -> None:
         """Print how a trial ended."""
-        self.ended_trials[trial.name] = trial
-        record = trial.record
-        if record is not None and (self.best is None or record.validation_loss < _loss(self.best)):
-            self.best = trial
-        number = f"{len(self.ended_trials)}/{self.total}"
-        self.say(f"{number} trial {trial.name} {_settings(trial)}: {_outcome(trial)}")
+        self.ended_states.append(trial.state)
+        record, outcome = trial.record, _outcome(trial)
+        if record is not None and (self.best is None or record.validation_loss < self.best[0]):
+            self.best = record.validation_loss, f"trial {trial.name}, {outcome}"
+        number = f"{len(self.ended_states)}/{self.total}"
+        self.say(f"{number} trial {trial.name} {_settings(trial)}: {outcome}")
 
     def at_work(self, running: Sequence[Trial]) -> None:
         """Show the table, in a terminal."""
@@ -71,14 +71,14 @@ class Display:
             return
         lines = [Text(self._summary())]
         if self.best is not None:
-            lines.append(Text(f"best so far: trial {self.best.name}, {_outcome(self.best)}"))
+            lines.append(Text(f"best so far: {self.best[1]}"))
         table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
         for trial in running:
             table.add_row(Text(f"  {trial.name}"), Text(self.progress.get(trial.name, "")), Text(_settings(trial)))
         self.live.update(Group(*lines, table), refresh=True)
 
     def _summary(self) -> str:
-        states = [trial.state for trial in self.ended_trials.values()]
+        states = self.ended_states
         counts = [f"{states.count(state)} {word}" for state, word in WORDS.items() if state in states]
         rest = self._rest()
         return (
@@ -91,7 +91,7 @@ class Display:
         """Seconds until all trials have all their epochs, which schedulers make fewer; None: it cannot be told yet."""
         if not self.worked:
             return None
-        epochs = self.epochs * (self.total - len(self.ended_trials))
+        epochs = self.epochs * (self.total - len(self.ended_states))
         return (time.monotonic() - self.began_at) / self.worked * epochs
 
 
@@ -106,9 +106,3 @@ def _outcome(trial: Trial) -> str:
 
 def _settings(trial: Trial) -> str:
     return " ".join(f"{key}={short(value)}" for key, value in trial.settings.items())
-
-
-def _loss(trial: Trial) -> float:
-    record = trial.record
-    assert record is not None, "only a trial with a record is the best"
-    return record.validation_loss

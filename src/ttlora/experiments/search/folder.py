@@ -12,7 +12,7 @@ from typing import Any, Literal
 import yaml
 
 from ttlora.errors import UserError
-from ttlora.experiments.folder import write_json
+from ttlora.experiments.folder import names_of, read_failure, write_json
 from ttlora.finetune.folder import RunFolder, content_of, locked
 from ttlora.finetune.recipe import Recipe
 from ttlora.record import Record
@@ -58,20 +58,11 @@ class Trial:
     @property
     def state(self) -> State:
         """How far it is."""
-        if self.folder.result.exists():
-            return "stopped" if self.was_stopped else "done"
+        if (record := self.record) is not None:
+            return "stopped" if record.stopped_early else "done"
         if self.failure.exists():
             return "failed"
         return "unfinished" if self.folder.recipe.exists() else "waiting"
-
-    @property
-    def was_stopped(self) -> bool:
-        """Whether the record tells of fewer epochs than the recipe would have come to by itself."""
-        record = self.record
-        if record is None:
-            return False
-        out_of_patience = record.epochs - record.best_epoch >= self.recipe.patience
-        return record.epochs < self.recipe.epochs and not out_of_patience
 
     @property
     def failure(self) -> Path:
@@ -81,19 +72,12 @@ class Trial:
     @property
     def error(self) -> str | None:
         """With what it has failed; None: it has not."""
-        if self.state != "failed":
-            return None
-        try:
-            return str(json.loads(self.failure.read_text("utf-8"))["error"])
-        except (OSError, ValueError, TypeError, KeyError):
-            return f"an error that cannot be told: {self.failure} is damaged"
+        return read_failure(self.failure) if self.state == "failed" else None
 
     def fail(self, error: str) -> None:
         """Record that the trial has failed."""
         self.folder.path.mkdir(parents=True, exist_ok=True)
-        recipe = self.recipe
-        names = {"method": recipe.method, "model": recipe.model, "task": recipe.task, "seed": recipe.seed}
-        write_json(self.failure, {**names, "label": self.name, "error": error})
+        write_json(self.failure, {**names_of(self.recipe, self.name), "error": error})
 
     def stop(self) -> None:
         """Make the record of what it has come to its result: the scheduler gave it up."""
@@ -102,7 +86,7 @@ class Trial:
 
     def go_on(self) -> None:
         """Take a result back that `stop` has made: the trial goes on after all."""
-        if self.was_stopped and self.folder.checkpoints.exists():
+        if self.state == "stopped" and self.folder.checkpoints.exists():
             os.replace(self.folder.result, self.folder.so_far)
 
 
@@ -122,7 +106,6 @@ class SearchFolder:
         self.trials = path / "trials"
         self.best = path / "best.yaml"
         self.report = path / "report"
-        self.log = path / "search.log"
         self.ray = path / "ray"
 
     @property

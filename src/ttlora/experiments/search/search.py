@@ -29,6 +29,7 @@ class Search:
     def __init__(self, plan: SearchPlan, space: Space, folder: SearchFolder) -> None:
         self.plan, self.space, self.folder = plan, space, folder
         self.trials: list[Trial] = []
+        self.by_settings: dict[str, Trial] = {}
         before = folder.read_plan() if folder.has_begun else None
         if before is not None:
             _require_same(before["asked"], plan.asked, folder)
@@ -37,9 +38,8 @@ class Search:
 
     def trial(self, candidate: Candidate) -> Trial:
         """The trial of a candidate, which is a new one unless the search has it already."""
-        for trial in self.trials:
-            if _alike(trial.settings, candidate.settings):
-                return trial
+        if known := self.by_settings.get(_written(candidate.settings)):
+            return known
         trial = self._add(f"{len(self.trials) + 1:04}", candidate.settings, candidate.parameters)
         self._write()
         return trial
@@ -68,6 +68,7 @@ class Search:
         recipe: Recipe = self.plan.recipe(settings, str(self.folder.trials / name))
         trial = Trial(name, recipe, dict(settings), parameters)
         self.trials.append(trial)
+        self.by_settings[_written(settings)] = trial
         return trial
 
     def _write(self) -> None:
@@ -85,13 +86,13 @@ def reaches(trial: Trial, target: float) -> bool:
 
 def _require_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: SearchFolder) -> None:
     for key in dict.fromkeys((*before, *now)):
-        if key not in CHANGEABLE and not _alike({key: before.get(key)}, {key: now.get(key)}):
+        if key not in CHANGEABLE and _written(before.get(key)) != _written(now.get(key)):
             raise UserError(
                 f"{folder.path} was begun with {key} {before.get(key)!r}, not {now.get(key)!r}: go on with the same "
                 "file, or name another folder as --output"
             )
 
 
-def _alike(settings: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
-    """Whether two sets of values are the same once they have been written down and read again."""
-    return json.dumps(settings, sort_keys=True) == json.dumps(others, sort_keys=True)
+def _written(value: Any) -> str:
+    """A value as text that is the same before it is written down and after it has been read again."""
+    return json.dumps(value, sort_keys=True)

@@ -77,15 +77,12 @@ class Trial:
     @property
     def planned_epochs(self) -> int:
         """The epochs that it was to train at most."""
-        planned = self.record.recipe.get("epochs")
-        return max(planned, self.record.epochs) if isinstance(planned, int) else self.record.epochs
+        return self.record.planned_epochs
 
     @property
     def stopped(self) -> bool:
         """Whether it was stopped before its epochs or its patience had run out."""
-        patience = self.record.recipe.get("patience")
-        waited = self.record.epochs - self.record.best_epoch
-        return self.record.epochs < self.planned_epochs and not (isinstance(patience, int) and waited >= patience)
+        return self.record.stopped_early
 
 
 @dataclass(frozen=True)
