@@ -2,10 +2,11 @@
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from ttlora.whole_files import write_json
 
 SCHEMA = 1
 
@@ -87,9 +88,7 @@ class Record:
 
     def write(self, path: Path) -> None:
         """Write the record as JSON; the file appears whole or not at all."""
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
-        os.replace(temporary, path)
+        write_json(path, asdict(self))
 
     @classmethod
     def read(cls, path: Path) -> "Record":

@@ -1,23 +1,11 @@
-import io
 import time
 
 import pytest
-from rich.console import Console
 
 from ttlora.experiments import display
 from ttlora.experiments.display import Display
 from ttlora.experiments.folder import ComparisonFolder, write_failure
 from ttlora.experiments.processes import Running
-
-
-@pytest.fixture
-def terminal(monkeypatch):
-    """What is shown in a terminal."""
-    shown = io.StringIO()
-    monkeypatch.setattr(
-        display, "Console", lambda **options: Console(**options | {"file": shown, "force_terminal": True, "width": 100})
-    )
-    return shown
 
 
 @pytest.fixture

@@ -1,11 +1,11 @@
 """`ttlora predict`: labels, or numbers, for new rows."""
 
 import json as json_format
-import os
 import sys
 from pathlib import Path
 
 from ttlora.errors import UserError
+from ttlora.whole_files import write_text
 
 
 def predict(
@@ -32,9 +32,7 @@ def predict(
     rows = list(FinishedRun.load(directory, model).predict(Path(input)))
     lines = [json_format.dumps(row, ensure_ascii=False, default=str) for row in rows]
     if target is not None:
-        temporary = target.with_name(target.name + ".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in lines), "utf-8")
-        os.replace(temporary, target)
+        write_text(target, "".join(f"{line}\n" for line in lines))
         summary = {"rows": len(rows), "output": str(target)}
         print(json_format.dumps(summary) if json else f"{len(rows)} rows with predictions: {target}")
     elif json:

@@ -3,22 +3,19 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from rich.console import Console
-from rich.live import Live
 from rich.text import Text
 
 from ttlora.experiments.estimate import Estimate, estimate, format_duration
 from ttlora.experiments.folder import ComparisonFolder, read_record
 from ttlora.experiments.processes import Running
 from ttlora.experiments.runs import PlannedRun
+from ttlora.experiments.terminal import Terminal
 
 TAIL_BYTES = 4096
 
 
-class Display:
+class Display(Terminal):
     """Tells how a comparison goes.
 
     Args:
@@ -35,29 +32,14 @@ class Display:
         left: Sequence[PlannedRun],
         parallel: int,
     ) -> None:
+        super().__init__()
         self.folder, self.parallel = folder, parallel
         self.done, self.left = list(done), list(left)
         self.failed, self.total = 0, len(done) + len(left)
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self.live = Live(console=self.console, auto_refresh=False, transient=True)
-
-    def __enter__(self) -> Self:
-        if self.console.is_terminal:
-            self.live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.live.stop()
-
-    def say(self, line: str) -> None:
-        """Print a line."""
-        self.console.print(line, markup=False)
 
     def began(self, run: PlannedRun) -> None:
         """Print what has begun, where there is no terminal that shows it."""
-        if not self.console.is_terminal:
+        if not self.is_terminal:
             self.say(f"begun: {run.title}")
 
     def ended(self, run: PlannedRun, seconds: float) -> None:
@@ -76,13 +58,13 @@ class Display:
 
     def at_work(self, running: Sequence[Running]) -> None:
         """Show what is at work, with the last line that each has printed."""
-        if not self.console.is_terminal:
+        if not self.is_terminal:
             return
         lines = [f"{len(self.done)} of {self.total} runs done, {self.failed} failed; {self._rest(running)}"]
         for one in running:
             seconds = format_duration(time.monotonic() - one.began)
             lines.append(f"  {one.run.title}  {seconds}  {_last_line(self.folder.log(one.run))}")
-        self.live.update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"), refresh=True)
+        self.show(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"))
 
     def _rest(self, running: Sequence[Running]) -> Estimate:
         rest = estimate(self.done, self.left, self.parallel)

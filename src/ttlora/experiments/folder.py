@@ -1,7 +1,6 @@
 """The folder of a comparison: its runs, how far each is, and who may work in it."""
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from ttlora.experiments.runs import PlannedRun
 from ttlora.finetune.folder import content_of, locked
 from ttlora.finetune.recipe import Recipe
 from ttlora.record import Record
+from ttlora.whole_files import write_json
 
 State = Literal["done", "failed", "unfinished", "waiting"]
 
@@ -134,10 +134,3 @@ def names_of(recipe: Recipe, label: str) -> dict[str, Any]:
     """What a run is about, as a result record names it, and what it is called."""
     names = {"method": recipe.method, "model": recipe.model, "task": recipe.task, "seed": recipe.seed}
     return {**names, "label": label}
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON; the file appears whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    os.replace(temporary, path)

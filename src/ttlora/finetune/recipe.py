@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 import yaml
 
 from ttlora.errors import UserError, one_line
+from ttlora.whole_files import write_yaml
 
 Shape = Literal["auto"] | list[int] | dict[str, list[int]]
 
@@ -155,9 +156,7 @@ class Recipe:
 
     def write(self, path: Path) -> None:
         """Write the recipe as YAML, in the form that ``ttlora train --config`` reads; the file appears whole."""
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True), "utf-8")
-        os.replace(temporary, path)
+        write_yaml(path, self.as_dict())
 
     @classmethod
     def read(cls, path: Path) -> Self:

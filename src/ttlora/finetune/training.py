@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from ttlora.finetune.prepared import Encoded
 from ttlora.finetune.progress import ProgressReport
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
+from ttlora.whole_files import write_text
 
 LOGS_PER_EPOCH = 20
 COMPLETE = "complete"
@@ -223,9 +223,7 @@ class _Log(TrainerCallback):
                     f"--learning-rate than {args.learning_rate:g}, and another --output"
                 )
         lines = [json.dumps(_renamed(entry)) + "\n" for entry in state.log_history if "train_runtime" not in entry]
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        temporary.write_text("".join(lines), "utf-8")
-        os.replace(temporary, self.path)
+        write_text(self.path, "".join(lines))
 
 
 class _Checkpoints(TrainerCallback):

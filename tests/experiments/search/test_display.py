@@ -1,20 +1,6 @@
-import io
-
 import pytest
-from rich.console import Console
 
-from ttlora.experiments.search import display
 from ttlora.experiments.search.display import Display
-
-
-@pytest.fixture
-def terminal(monkeypatch):
-    """What is shown in a terminal."""
-    shown = io.StringIO()
-    monkeypatch.setattr(
-        display, "Console", lambda **options: Console(**options | {"file": shown, "force_terminal": True, "width": 100})
-    )
-    return shown
 
 
 @pytest.fixture

@@ -2,22 +2,20 @@
 
 import time
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
 
-from rich.console import Console, Group
-from rich.live import Live
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from ttlora.experiments.estimate import format_duration
 from ttlora.experiments.search.folder import State, Trial
+from ttlora.experiments.terminal import Terminal
 from ttlora.experiments.values import short
 
 WORDS = {"done": "done", "stopped": "stopped early", "failed": "failed"}
 
 
-class Display:
+class Display(Terminal):
     """Tells how a search goes.
 
     Args:
@@ -26,28 +24,13 @@ class Display:
     """
 
     def __init__(self, total: int, finished: dict[str, int]) -> None:
+        super().__init__()
         self.total, self.finished = total, finished
         self.progress: dict[str, str] = {}
         self.ended_states: list[State] = []
         self.best: tuple[float, str] | None = None
         self.began_at = time.monotonic()
         self.worked = self.epochs = 0
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self.live = Live(console=self.console, auto_refresh=False, transient=True)
-
-    def __enter__(self) -> Self:
-        if self.console.is_terminal:
-            self.live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.live.stop()
-
-    def say(self, line: str) -> None:
-        """Print a line."""
-        self.console.print(line, markup=False)
 
     def epoch(self, trial: Trial, epoch: int, loss: float, score: float) -> None:
         """An epoch of a trial has ended, or was remembered."""
@@ -67,7 +50,7 @@ class Display:
 
     def at_work(self, running: Sequence[Trial]) -> None:
         """Show the table, in a terminal."""
-        if not self.console.is_terminal:
+        if not self.is_terminal:
             return
         lines = [Text(self._summary())]
         if self.best is not None:
@@ -75,7 +58,7 @@ class Display:
         table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
         for trial in running:
             table.add_row(Text(f"  {trial.name}"), Text(self.progress.get(trial.name, "")), Text(_settings(trial)))
-        self.live.update(Group(*lines, table), refresh=True)
+        self.show(Group(*lines, table))
 
     def _summary(self) -> str:
         states = self.ended_states

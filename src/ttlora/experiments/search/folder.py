@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from ttlora.errors import UserError
-from ttlora.experiments.folder import names_of, read_failure, write_json
+from ttlora.experiments.folder import names_of, read_failure
 from ttlora.finetune.folder import RunFolder, content_of, locked
 from ttlora.finetune.recipe import Recipe
 from ttlora.record import Record
+from ttlora.whole_files import write_json, write_yaml
 
 State = Literal["done", "stopped", "failed", "unfinished", "waiting"]
 OPEN: tuple[State, ...] = ("unfinished", "waiting")
@@ -159,9 +158,7 @@ class SearchFolder:
     def write_best(self, recipe: Recipe) -> None:
         """Write a recipe for ``ttlora train``, which asks for an output folder of its own."""
         content = {key: value for key, value in recipe.as_dict().items() if key != "output" and value is not None}
-        temporary = self.best.with_name(self.best.name + ".tmp")
-        temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "utf-8")
-        os.replace(temporary, self.best)
+        write_yaml(self.best, content)
 
     def drop_checkpoints(self, trials: Sequence[Trial]) -> None:
         """Drop what only a search that goes on needs."""
