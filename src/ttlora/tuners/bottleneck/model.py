@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ttlora.tuners.bottleneck.config import BottleneckConfig, write_shape
@@ -14,6 +14,7 @@ from ttlora.tuners.bottleneck.projection import TrainLinear
 from ttlora.tuners.checks import require_linear
 from ttlora.tuners.mixed_batch import mixed_batch
 from ttlora.tuners.norms import train_norms
+from ttlora.tuners.tuner import Tuner
 
 BERT_LIKE = (
     "bert", "camembert", "deberta", "deberta-v2", "electra", "ernie", "roberta", "xlm-roberta", "xlm-roberta-xl",
@@ -53,7 +54,7 @@ def default_targets(model_type: str, tensorised: bool) -> list[str] | None:
     return DEFAULT_TARGET_MODULES.get(model_type)
 
 
-class BottleneckModel(BaseTuner):
+class BottleneckModel(Tuner):
     """Puts `BottleneckLinear` in the place of the target modules of a model; made by ``get_peft_model``.
 
     Args:
@@ -112,10 +113,6 @@ class BottleneckModel(BaseTuner):
         require_linear(base_layer, current_key)
         layer = BottleneckLinear(target, adapter_name, peft_config, current_key)
         self._replace_module(parent, target_name, layer, target)
-
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        # PEFT would give a norm that is unloaded the weight of its trained copy
-        setattr(parent, child_name, new_module)
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(

@@ -3,7 +3,7 @@
 import copy
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_quantization_kwargs
 from torch import nn
 
@@ -12,9 +12,10 @@ from ttlora.tuners.loretta_rep.config import LorettaRepConfig, write_shapes
 from ttlora.tuners.loretta_rep.layer import LorettaRepLinear
 from ttlora.tuners.norms import TrainedNorm, train_norms
 from ttlora.tuners.tt_lora.model import DEFAULT_TARGET_MODULES, TTLoraModel
+from ttlora.tuners.tuner import Tuner
 
 
-class LorettaRepModel(BaseTuner):
+class LorettaRepModel(Tuner):
     """Puts `LorettaRepLinear` in the place of the target modules of a model; made by ``get_peft_model``.
 
     Args:
@@ -31,9 +32,8 @@ class LorettaRepModel(BaseTuner):
     tuner_layer_cls = LorettaRepLinear
     target_module_mapping = DEFAULT_TARGET_MODULES
 
-    # they know layers by TT-LoRA's class, of which ours is one, and find them in `_adapted_layers`
+    # it knows layers by TT-LoRA's class, of which ours is one, and finds them in `_adapted_layers`
     _enable_peft_forward_hooks: Any = TTLoraModel._enable_peft_forward_hooks
-    _replace_module: Any = TTLoraModel._replace_module
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Adapt the target modules, and write sizes and shapes into the adapter's config."""

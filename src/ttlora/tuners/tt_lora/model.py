@@ -5,7 +5,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
     get_quantization_kwargs,
@@ -24,6 +24,7 @@ from ttlora.tuners.tt_lora.experts import ParamWrapper
 from ttlora.tuners.tt_lora.layer import TTLoraLayer
 from ttlora.tuners.tt_lora.linear import TTLoraLinear
 from ttlora.tuners.tt_lora.together import built_together
+from ttlora.tuners.tuner import Tuner
 
 # Query and value, as in the paper (Section IV-A), for model types that PEFT's own table leaves out or sees otherwise.
 DEFAULT_TARGET_MODULES: dict[str, Any] = {
@@ -51,7 +52,7 @@ DEFAULT_TARGET_MODULES: dict[str, Any] = {
 }
 
 
-class TTLoraModel(BaseTuner):
+class TTLoraModel(Tuner):
     """Puts `TTLoraLayer` in the place of the target modules of a model; made by ``get_peft_model``.
 
     Args:
@@ -189,10 +190,6 @@ class TTLoraModel(BaseTuner):
         self._replace_module(
             parent, target_name, kind(target, adapter_name, peft_config, current_key, **quantization), target
         )
-
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        # our layers put their cores where the base layer's weight is; PEFT would look for a `weight` on every module
-        setattr(parent, child_name, new_module)
 
     @contextmanager
     def _enable_peft_forward_hooks(
