@@ -24,13 +24,13 @@ def test_tells_what_a_user_wants_to_know_and_nothing_else(flags, tmp_path):
     assert done.returncode == 0, done.stderr
     number, epoch = r"[\d,]+", r"epoch [12]/2  training loss \S+  validation loss \S+  accuracy \S+  \S+ s"
     assert re.fullmatch(
-        rf"tt-lora on bert: {number} parameters train in the model and 66 in its head, {number} are frozen\n"
+        rf"tt-lora on bert: {number} parameters train in the model and 1,122 in its head, {number} are frozen\n"
         rf"task glue/sst2: 48 training rows, 24 validation rows, at most 40 tokens each\n{epoch}\n{epoch}\n",
         done.stderr,
     )
     assert re.fullmatch(
         r"accuracy 0\.\d{4}, validation loss \d\.\d{4} \(epoch [12] of 2\), measured from the saved adapter\n"
-        rf"{tmp_path}/out/adapter: {number} parameters, 66 more in the head, {number} bytes\n",
+        rf"{tmp_path}/out/adapter: {number} parameters, 1,122 more in the head, {number} bytes\n",
         done.stdout,
     )
 

@@ -16,7 +16,7 @@ NUMBERS = Task("file", ("text",), kind="regression")
 
 def test_head_has_an_output_for_each_class(bert):
     base = load_base(str(bert), CLASSES)
-    assert base.head == ("classifier",)
+    assert base.head == ("classifier", "bert.pooler")
     assert base.model.classifier.out_features == 3
     assert base.model.config.id2label == {0: "bad", 1: "good", 2: "mixed"}
     assert load_base(str(bert), NUMBERS).model.classifier.out_features == 1
@@ -41,7 +41,10 @@ def test_float16_is_computed_in_bfloat16(bert, tmp_path):
     assert load_base(str(tmp_path), CLASSES).model.dtype == torch.bfloat16
 
 
-def test_pooler_that_the_checkpoint_lacks_is_part_of_the_head(bert, tmp_path):
+def test_the_pooler_is_part_of_the_head(bert, tmp_path):
+    assert load_base(str(bert), CLASSES).head == ("classifier", "bert.pooler")
+    assert load_base(str(bert), CLASSES, on_meta=True).head == ("classifier", "bert.pooler")
+
     shutil.copytree(bert, tmp_path / "bert")
     weights = load_file(bert / "model.safetensors")
     kept = {name: weight for name, weight in weights.items() if not name.startswith("pooler.")}
@@ -55,7 +58,7 @@ def test_head_of_another_size_is_replaced_by_a_new_one(bert, tmp_path):
     make_tokenizer().save_pretrained(tmp_path)
     base = load_base(str(tmp_path), CLASSES)
     assert base.model.classifier.out_features == 3
-    assert base.head == ("classifier",)
+    assert base.head == ("classifier", "bert.pooler")
 
 
 def test_longest_input_is_what_the_model_takes(bert, llama):

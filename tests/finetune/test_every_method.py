@@ -32,7 +32,7 @@ def check(record, output):
 @pytest.mark.parametrize("method", [*METHODS, *OTHERS])
 def test_the_same_metric_from_what_was_saved(method, bert, data, tmp_path):
     record = finish(method, bert, data, tmp_path / "out")
-    assert record.head_parameters == 32 * 2 + 2
+    assert record.head_parameters == (32 * 32 + 32) + (32 * 2 + 2)
     assert (record.adapter_parameters > 0) == (method != "head")
     check(record, tmp_path / "out")
 

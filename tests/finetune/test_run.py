@@ -6,6 +6,7 @@ import torch
 from conftest import make_tokenizer, sentiment_rows, write_jsonl
 from safetensors.torch import load_file
 from transformers import (
+    AutoModel,
     DebertaConfig,
     DebertaModel,
     GPT2Config,
@@ -25,7 +26,7 @@ from ttlora.finetune.run import run
 from ttlora.finetune.training import RunError
 from ttlora.record import Record
 
-HEAD = 32 * 2 + 2
+HEAD = (32 * 32 + 32) + (32 * 2 + 2)
 
 
 def make_recipe(model, data, output, **keys) -> Recipe:
@@ -122,7 +123,7 @@ def test_one_line_an_epoch_where_there_is_no_terminal(bert, data, tmp_path, caps
     lines = output.err.splitlines()
     assert output.out == ""
     assert re.fullmatch(
-        r"tt-lora on bert: [\d,]+ parameters train in the model and 66 in its head, [\d,]+ are frozen", lines[0]
+        rf"tt-lora on bert: [\d,]+ parameters train in the model and {HEAD:,} in its head, [\d,]+ are frozen", lines[0]
     )
     assert lines[1] == "task glue/sst2: 48 training rows, 24 validation rows, at most 40 tokens each"
     epoch = r"epoch {}/2  training loss \d\.\d{{4}}  validation loss \d\.\d{{4}}  accuracy \d\.\d{{4}}  \d+\.\d s"
@@ -143,8 +144,23 @@ def test_head_learning_rate_moves_the_head_alone(bert, data, tmp_path):
         weights[name] = load_file(tmp_path / name / "adapter" / "adapter_model.safetensors")
     head = next(name for name in weights["same"] if name.endswith("classifier.weight"))
     assert (weights["fast"][head] - weights["same"][head]).abs().max() > 0.1
-    others = [name for name in weights["same"] if "classifier" not in name]
+    others = [
+        name
+        for name in weights["same"]
+        if not name.endswith(("classifier.weight", "classifier.bias")) and "pooler" not in name
+    ]
     assert max((weights["fast"][name] - weights["same"][name]).float().abs().max() for name in others) < 1e-3
+
+
+def test_the_head_keeps_a_low_rate_beside_an_adapter(bert, data, tmp_path):
+    weights = {}
+    for name, keys in (("adapter", {"learning_rate": 1.0}), ("head", {"learning_rate": 1.0, "method": "head"})):
+        run(make_recipe(bert, data, tmp_path / name, epochs=1, **keys), quiet=True)
+        saved = load_file(next((tmp_path / name / "adapter").glob("*.safetensors")))
+        weights[name] = next(weight for key, weight in saved.items() if key.endswith("pooler.dense.weight"))
+    start = AutoModel.from_pretrained(bert).pooler.dense.weight
+    assert (weights["adapter"].float() - start).abs().max() < 0.02
+    assert (weights["head"].float() - start).abs().max() > 0.5
 
 
 def test_threads_are_as_before_after_a_run():
@@ -217,7 +233,10 @@ def test_regression_from_a_file(llama, tmp_path):
     rows = [{"text": row["sentence"], "score": 0.5 + 3 * row["label"]} for row in sentiment_rows(96, seed=1)]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     keys = {"task": "file", "train": str(path), "validation": str(path), "label_column": "score", "method": "lora"}
-    record = run(make_recipe(llama, None, tmp_path / "out", **keys, epochs=12, learning_rate=1e-2), quiet=True)
+    record = run(
+        make_recipe(llama, None, tmp_path / "out", **keys, epochs=12, learning_rate=1e-2, head_learning_rate=1e-2),
+        quiet=True,
+    )
     assert (record.primary_metric, set(record.metrics)) == ("spearman", {"spearman", "pearson"})
     assert record.metrics["pearson"] > 0.8
     predictions = list(FinishedRun.load(str(tmp_path / "out")).predict(path))

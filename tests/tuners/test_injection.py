@@ -66,9 +66,9 @@ def test_a_further_adapter(model):
     x = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(1))
     adapted = get_peft_model(model, TTLoraConfig(target_modules=["first"], init_weights=False)).eval()
     before, y = state(adapted), adapted(x)
+    misfit = TTLoraConfig(target_modules=["first", "attention", "second"], shape_pattern={"second": [3, 5]})
     with pytest.raises(ValueError, match="second"):
-        targets = ["first", "attention", "second"]
-        adapted.add_adapter("other", TTLoraConfig(target_modules=targets, shape_pattern={"second": [3, 5]}))
+        adapted.add_adapter("other", misfit)
     assert state(adapted) == before
     assert list(adapted.peft_config) == ["default"]
     assert torch.equal(adapted(x), y)

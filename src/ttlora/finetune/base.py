@@ -22,8 +22,8 @@ class Base:
         name: A local folder, or a name on the hub.
         model: The model for sequence classification, or the causal model.
         tokenizer: Its tokenizer; it has a padding token.
-        head: Names of the modules that make up the task's head, which is new and has to train; a causal model that
-            answers with words has none.
+        head: Names of the modules that make up the task's head and train whole: all behind the encoder, a pooler
+            among them; a causal model that answers with words has none.
         virtual_tokens: Places that a method puts in front of every row.
     """
 
@@ -101,7 +101,7 @@ def _load(
         model_class = AutoModelForCausalLM if task.is_causal else AutoModelForSequenceClassification
         if on_meta:
             with torch.device("meta"):
-                return Base(name, model := model_class.from_config(config), tokenizer, _beside_body(model, task))
+                return Base(name, model := model_class.from_config(config), tokenizer, _behind_encoder(model, task))
         model, report = model_class.from_pretrained(
             source,
             config=config,
@@ -139,24 +139,27 @@ def _fit_to_task(config: Any, tokenizer: Any, task: Task) -> None:
 
 
 def _find_head(name: str, model: Any, report: dict[str, Any], task: Task) -> tuple[str, ...]:
-    """The modules beside the pretrained body, and those in it that the checkpoint does not hold, such as a pooler."""
-    body = model.base_model_prefix
-    head = list(_beside_body(model, task))
-    new = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
-    for key in sorted(new):
-        parts = key.split(".")
-        if parts[0] == body or task.is_causal:
-            pooler = next((index for index, part in enumerate(parts) if "pooler" in part), None)
-            if pooler is None or task.is_causal:
-                raise UserError(f"model {name} holds no weights that fit {key}: it is no whole pretrained model")
-            head.append(".".join(parts[: pooler + 1]))
+    """The modules behind the encoder; what else the checkpoint does not hold cannot be made up for."""
+    head = _behind_encoder(model, task)
+    new = tuple(f"{module}." for module in head)
+    for key in sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]):
+        if task.is_causal or (key.startswith(f"{model.base_model_prefix}.") and not key.startswith(new)):
+            raise UserError(f"model {name} holds no weights that fit {key}: it is no whole pretrained model")
     if not head and not task.is_causal:
         raise UserError(f"model {name} has no head to train for classification")
-    return tuple(dict.fromkeys(head))
+    return head
 
 
-def _beside_body(model: Any, task: Task) -> tuple[str, ...]:
-    """The modules beside the pretrained body that make up the task's head."""
+def _behind_encoder(model: Any, task: Task) -> tuple[str, ...]:
+    """The modules beside the pretrained body, and the pooler in it.
+
+    A pooler that stays as pretraining has left it, for a task of its own or for none, can keep a model from learning
+    anything about pairs of texts. The models of the paper have none in their bodies.
+    """
+    if task.is_causal:
+        return ()
     body = model.base_model_prefix
-    beside = [child for child, module in model.named_children() if child != body and list(module.parameters())]
-    return () if task.is_causal else tuple(beside)
+    children = dict(model.named_children())
+    beside = [name for name in children if name != body]
+    poolers = [f"{body}.{name}" for name, _ in children[body].named_children() if "pooler" in name]
+    return tuple(name for name in [*beside, *poolers] if list(model.get_submodule(name).parameters()))

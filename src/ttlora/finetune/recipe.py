@@ -52,7 +52,7 @@ class Recipe:
         patience: Epochs without a lower validation loss after which training stops.
         batch_size: Rows a step.
         learning_rate: Peak learning rate of AdamW, with linear decay (default: 1e-3; head: 1e-2; full: 5e-5).
-        head_learning_rate: The head's own peak learning rate (default: the same).
+        head_learning_rate: The head's own peak learning rate (default: the same, but beside an adapter 1e-3 at most).
         weight_decay: Weight decay of AdamW.
         warmup: Share of all steps over which the learning rate rises.
         max_length: Tokens a row; longer rows are cut. Models that take fewer set the limit.

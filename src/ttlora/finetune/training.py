@@ -24,6 +24,8 @@ from ttlora.finetune.tasks import Task
 from ttlora.whole_files import write_text
 
 LOGS_PER_EPOCH = 20
+# Prompts and methods with few parameters learn at rates at which the dense layers of a head would be lost.
+HIGHEST_HEAD_RATE = 1e-3
 COMPLETE = "complete"
 MEASURED = "validation_"
 
@@ -166,9 +168,12 @@ class _Trainer(TaskTrainer):
 
     def create_optimizer(self, model: Any = None) -> Any:
         optimizer = super().create_optimizer(model)
+        trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+        heads = {id(weight) for name, weight in trained.items() if in_head(name, self.head)}
         rate = self.recipe.head_learning_rate
+        if rate is None and len(heads) < len(trained):
+            rate = min(self.recipe.learning_rate, HIGHEST_HEAD_RATE)
         if rate is not None and len(optimizer.param_groups) == 2:
-            heads = {id(weight) for name, weight in self.model.named_parameters() if in_head(name, self.head)}
             for group in list(optimizer.param_groups):
                 in_heads = [weight for weight in group["params"] if id(weight) in heads]
                 group["params"] = [weight for weight in group["params"] if id(weight) not in heads]

@@ -74,7 +74,7 @@ METHODS: Mapping[str, Method] = {
         {},
     ),
     "bitfit": BitFit("all biases, and the head", {**_SAVED, "learning_rate": 3e-3}),
-    "head": Head("the head alone", {**_SAVED, "learning_rate": 1e-2}),
+    "head": Head("the head alone", {**_SAVED, "learning_rate": 3e-3}),
     "full": Full("every weight", {"learning_rate": 5e-5, "adapter_dtype": "float32"}),
 }
 
