@@ -5,6 +5,8 @@
 
 Each run fine-tunes a sequence classifier on 4,000 rows for 3 epochs (AdamW, batch 32, linear decay; the head at 1e-3)
 and appends one line to the output; runs that are there already are not repeated. `--table` prints means over seeds.
+Tasks are those with a sentence, or two, and a label; labels that are no whole numbers make it a regression. With
+`pooler=true` a setting trains the model's pooler with the head.
 """
 
 import argparse
@@ -16,6 +18,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from scipy.stats import spearmanr
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
 
 from ttlora import TTLoraConfig
@@ -28,7 +31,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True, help="folder with train.jsonl and validation.jsonl")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--setting", action="append", default=[], help="lora, or tt:key=value,... of TTLoraConfig")
+    parser.add_argument("--setting", action="append", default=[], help="lora or tt, with :key=value,... of its config")
     parser.add_argument("--learning-rate", type=float, nargs="+", default=[1e-3])
     parser.add_argument("--seed", type=int, nargs="+", default=[0])
     parser.add_argument("--rows", type=int, default=4000)
@@ -63,6 +66,8 @@ def config_of(setting: str) -> LoraConfig | TTLoraConfig:
     # lists are written [16;24;24;16], since commas separate the settings
     pairs = (pair.split("=") for pair in values.split(",") if pair)
     options: dict[str, Any] = {key: json.loads(value.replace(";", ",")) for key, value in pairs}
+    if options.pop("pooler", False):
+        options["modules_to_save"] = ["pooler", "classifier"]
     if name == "lora":
         return LoraConfig(task_type="SEQ_CLS", **{"r": 8, "lora_alpha": 16, **options})
     return TTLoraConfig(task_type="SEQ_CLS", **options)
@@ -76,9 +81,11 @@ def fine_tune(
     train = rows_of(arguments.data / "train.jsonl")
     # the same rows for every seed: seeds differ in the start, the head and the order
     train = random.Random(0).sample(train, arguments.rows)
-    validation = sorted(rows_of(arguments.data / "validation.jsonl"), key=lambda row: len(row[0]))
+    validation = sorted(rows_of(arguments.data / "validation.jsonl"), key=length)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    base = AutoModelForSequenceClassification.from_pretrained(arguments.model, num_labels=2)
+    labels = {label for _, label in train}
+    outputs = 1 if any(isinstance(label, float) for label in labels) else len(labels)
+    base = AutoModelForSequenceClassification.from_pretrained(arguments.model, num_labels=outputs)
     model = get_peft_model(base, config)
 
     head = [p for n, p in model.named_parameters() if p.requires_grad and "modules_to_save" in n]
@@ -92,9 +99,7 @@ def fine_tune(
     model.train()
     for _ in range(arguments.epochs):
         for rows in batches_of_like_length(train, order):
-            texts, labels = zip(*rows, strict=True)
-            batch = tokenizer(list(texts), padding=True, truncation=True, max_length=128, return_tensors="pt")
-            loss = model(**batch, labels=torch.tensor(labels)).loss
+            loss = model(**batch_of(rows, tokenizer)).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(adapter + head, 1.0)
             optimizer.step()
@@ -103,35 +108,51 @@ def fine_tune(
             losses.append(loss.item())
 
     model.eval()
-    right, total = 0, 0.0
+    answers: list[float] = []
+    total = 0.0
     with torch.no_grad():
         for first in range(0, len(validation), 64):
-            texts, labels = zip(*validation[first : first + 64], strict=True)
-            batch = tokenizer(list(texts), padding=True, truncation=True, max_length=128, return_tensors="pt")
-            output = model(**batch, labels=torch.tensor(labels))
-            right += int((output.logits.argmax(-1) == torch.tensor(labels)).sum())
-            total += output.loss.item() * len(labels)
+            rows = validation[first : first + 64]
+            output = model(**batch_of(rows, tokenizer))
+            answers += (output.logits[:, 0] if outputs == 1 else output.logits.argmax(-1)).tolist()
+            total += output.loss.item() * len(rows)
+    wanted = [label for _, label in validation]
+    right = sum(answer == label for answer, label in zip(answers, wanted, strict=True)) / len(wanted)
     last = losses[-len(losses) // arguments.epochs :]
     return {
         "parameters": sum(p.numel() for p in adapter),
-        "accuracy": right / len(validation),
+        "score": float(spearmanr(answers, wanted).statistic) if outputs == 1 else right,
         "validation_loss": total / len(validation),
         "train_loss": sum(last) / len(last),
     }
 
 
-def batches_of_like_length(train: list[tuple[str, int]], order: random.Random) -> list[list[tuple[str, int]]]:
+Row = tuple[tuple[str, ...], int | float]
+
+
+def rows_of(path: Path) -> list[Row]:
+    rows = [json.loads(line) for line in path.read_text().splitlines() if line]
+    texts = [name for name in ("sentence", "sentence1", "sentence2") if name in rows[0]]
+    return [(tuple(row[name] for name in texts), row["label"]) for row in rows]
+
+
+def length(row: Row) -> int:
+    return sum(map(len, row[0]))
+
+
+def batches_of_like_length(train: list[Row], order: random.Random) -> list[list[Row]]:
     """Batches of 32, sorted by length within runs of 512 rows, in random order: half the padding is half the time."""
     order.shuffle(train)
-    runs = [sorted(train[first : first + 512], key=lambda row: len(row[0])) for first in range(0, len(train), 512)]
+    runs = [sorted(train[first : first + 512], key=length) for first in range(0, len(train), 512)]
     batches = [run[first : first + 32] for run in runs for first in range(0, len(run), 32)]
     order.shuffle(batches)
     return batches
 
 
-def rows_of(path: Path) -> list[tuple[str, int]]:
-    rows = [json.loads(line) for line in path.read_text().splitlines() if line]
-    return [(row["sentence"], row["label"]) for row in rows]
+def batch_of(rows: list[Row], tokenizer: Any) -> dict[str, torch.Tensor]:
+    columns = [list(column) for column in zip(*(texts for texts, _ in rows), strict=True)]
+    batch = tokenizer(*columns, padding=True, truncation=True, max_length=128, return_tensors="pt")
+    return {**batch, "labels": torch.tensor([label for _, label in rows])}
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -142,12 +163,12 @@ def print_table(path: Path) -> None:
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for record in read(path):
         groups.setdefault((record["setting"], record["learning_rate"], record["parameters"]), []).append(record)
-    print("| setting | parameters | learning rate | accuracy (seeds) | mean | train loss |\n|---|---|---|---|---|---|")
+    print("| setting | parameters | learning rate | score (seeds) | mean | train loss |\n|---|---|---|---|---|---|")
     for (setting, learning_rate, parameters), records in sorted(groups.items()):
-        accuracies = [record["accuracy"] for record in sorted(records, key=lambda record: record["seed"])]
+        scores = [record["score"] for record in sorted(records, key=lambda record: record["seed"])]
         loss = sum(record["train_loss"] for record in records) / len(records)
-        mean = sum(accuracies) / len(accuracies)
-        seeds = " ".join(f"{accuracy:.3f}" for accuracy in accuracies)
+        mean = sum(scores) / len(scores)
+        seeds = " ".join(f"{score:.3f}" for score in scores)
         print(f"| {setting} | {parameters:,} | {learning_rate:g} | {seeds} | {mean:.3f} | {loss:.3f} |")
 
 

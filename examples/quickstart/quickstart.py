@@ -44,11 +44,11 @@ def main() -> None:
     say("2. What will an adapter cost? No weights are read for this.")
     ttlora("plan", "--model", model)
 
-    say("3. Train: the head alone on the frozen encoder, at the rate that suits it best, then TT-LoRA, then LoRA.")
+    say("3. Train: the head alone on the frozen encoder, then TT-LoRA, then LoRA.")
     data = ["--task", "file", "--train", OUTPUT / "train.jsonl", "--validation", OUTPUT / "validation.jsonl"]
     for method in METHODS:
-        rate = "3e-2" if method == "head" else "1e-3"
-        settings = ["--method", method, "--learning-rate", rate, "--epochs", 1, "--max-length", 64]
+        rate = [] if method == "head" else ["--learning-rate", "1e-3"]
+        settings = ["--method", method, *rate, "--epochs", 1, "--max-length", 64]
         ttlora("train", "--model", model, *data, *settings, "--output", OUTPUT / method)
 
     say("4. The adapter folder is all that is needed beside the model: measure it again, and look inside.")
@@ -111,14 +111,14 @@ def ttlora(*arguments: object) -> None:
 
 
 def print_table(majority: float) -> None:
-    print(f"{'':<30}{'accuracy':>8}{'adapter':>12}{'head':>12}{'file':>16}")
-    print(f"{'always the commoner label':<30}{majority:>8.3f}{'':>12}{'':>12}{'':>16}")
+    print(f"{'':<30}{'accuracy':>8}{'adapter':>12}{'in 16 bits':>15}{'head':>12}")
+    print(f"{'always the commoner label':<30}{majority:>8.3f}")
     for method, name in METHODS.items():
         record = json.loads((OUTPUT / method / "result.json").read_text())
-        accuracy, size = record["metrics"]["accuracy"], f"{record['adapter_bytes']:,} bytes"
-        parameters = f"{record['adapter_parameters']:>12,}{record['head_parameters']:>12,}"
-        print(f"{name:<30}{accuracy:>8.3f}{parameters}{size:>16}")
-    print("\nadapter, head: trained parameters. file: adapter and head as saved, in 16 bits.")
+        accuracy, parameters = record["metrics"]["accuracy"], record["adapter_parameters"]
+        size = f"{2 * parameters:,} bytes"
+        print(f"{name:<30}{accuracy:>8.3f}{parameters:>12,}{size:>15}{record['head_parameters']:>12,}")
+    print("\nadapter, head: trained parameters. The head is the model's pooler and a layer of two outputs.")
 
 
 if __name__ == "__main__":
