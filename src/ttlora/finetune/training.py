@@ -172,7 +172,7 @@ class _Trainer(TaskTrainer):
         heads = {id(weight) for name, weight in trained.items() if in_head(name, self.head)}
         rate = self.recipe.head_learning_rate
         if rate is None and len(heads) < len(trained):
-            rate = min(self.recipe.learning_rate, HIGHEST_HEAD_RATE)
+            rate = min(optimizer.defaults["lr"], HIGHEST_HEAD_RATE)
         if rate is not None and len(optimizer.param_groups) == 2:
             for group in list(optimizer.param_groups):
                 in_heads = [weight for weight in group["params"] if id(weight) in heads]
