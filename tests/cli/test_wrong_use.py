@@ -131,7 +131,7 @@ def test_hub_that_cannot_be_reached(name, train, monkeypatch):
     """The address belongs to no one (RFC 2606), so this is what a machine without a network sees."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://hub.invalid")
-    monkeypatch.setattr("ttlora.finetune.hub.HfApi", lambda: __import__("huggingface_hub").HfApi("https://hub.invalid"))
+    monkeypatch.setattr("ttlora.hub.HfApi", lambda: __import__("huggingface_hub").HfApi("https://hub.invalid"))
     started = time.monotonic()
     outcome = train("--model", name)
     assert_one_line(outcome, f"the hub could not be reached for model '{name}'; give a local folder as --model")
@@ -140,7 +140,7 @@ def test_hub_that_cannot_be_reached(name, train, monkeypatch):
 
 def test_task_from_a_hub_that_cannot_be_reached(bert, tmp_path, ttlora, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("ttlora.finetune.hub.HfApi", lambda: __import__("huggingface_hub").HfApi("https://hub.invalid"))
+    monkeypatch.setattr("ttlora.hub.HfApi", lambda: __import__("huggingface_hub").HfApi("https://hub.invalid"))
     outcome = ttlora("train", "--model", bert, "--task", "glue/sst2", "--output", tmp_path / "out")
     assert_one_line(outcome, "the hub could not be reached for dataset 'nyu-mll/glue'", "--data DIR")
     assert not (tmp_path / "out").exists()
@@ -216,7 +216,7 @@ def test_shapes_are_named_where_an_adapter_does_not_fit(bert, data, tmp_path, tt
     other = other_bert(bert, tmp_path / "other", hidden_size=64)
     assert_one_line(
         ttlora("evaluate", tmp_path / "out", "--model", other),
-        "classifier.weight is 2x32 in the file and 2x64 in the model",
+        "bert.pooler.dense.weight is 32x32 in the file and 64x64 in the model",
     )
 
 

@@ -71,7 +71,7 @@ def _load(adapter: Adapter, name: str) -> tuple[Any, Any]:
     """Base model and tokenizer: of a run of ttlora, with its labels; of another adapter, as PEFT would load it."""
     from ttlora.finetune.base import load_base
     from ttlora.finetune.folder import RunFolder
-    from ttlora.finetune.hub import require_on_hub
+    from ttlora.hub import require_on_hub
 
     run = RunFolder(adapter.folder.parent)
     if adapter.folder.name == run.adapter.name and (run.adapter / "task.json").is_file():

@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from ttlora.errors import UserError, one_line
-from ttlora.finetune.hub import require_on_hub
 from ttlora.finetune.tasks import Task
+from ttlora.hub import require_on_hub
 
 
 @dataclass(frozen=True)

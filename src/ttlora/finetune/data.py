@@ -9,9 +9,9 @@ from typing import Any
 
 from ttlora.errors import UserError, one_line
 from ttlora.finetune.files import Row, read_rows, shown
-from ttlora.finetune.hub import require_on_hub
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import FILE_METRICS, Kind, Label, Task, columns_of, fill, find_task
+from ttlora.hub import require_on_hub
 
 MOST_CLASSES = 100
 

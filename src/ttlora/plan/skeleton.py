@@ -6,13 +6,10 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import HfApi
-from huggingface_hub.errors import GatedRepoError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 
 from ttlora.errors import UserError
+from ttlora.hub import require_on_hub
 from ttlora.plan.architectures import BUILT_IN
-
-HUB_TIMEOUT = 10.0
 
 
 def build_skeleton(model: str) -> Any:
@@ -54,7 +51,9 @@ def _read_config(model: str) -> Any:
     try:
         return _parse_config(model, model, local_files_only=True)
     except OSError:
-        _require_on_hub(model)
+        close = difflib.get_close_matches(model.lower(), BUILT_IN, n=1, cutoff=0.5)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        require_on_hub("model", model, f"{hint}built-in architectures: {', '.join(BUILT_IN)}")
         return _parse_config(model, model)
 
 
@@ -68,31 +67,6 @@ def _parse_config(source: str, model: str, **options: Any) -> Any:
         raise UserError(f"the config.json of '{model}' cannot be read: {_line(error)}") from error
     except Exception as error:
         raise UserError(f"the config.json of '{model}' is none that transformers knows: {_line(error)}") from error
-
-
-def _require_on_hub(model: str) -> None:
-    """Ask the hub once whether it has the model, since loading from a hub that is out of reach retries for long."""
-    close = difflib.get_close_matches(model.lower(), BUILT_IN, n=1, cutoff=0.5)
-    hint = f"did you mean '{close[0]}'? " if close else ""
-    known = f"{hint}built-in architectures: {', '.join(BUILT_IN)}"
-    try:
-        HfApi().model_info(model, timeout=HUB_TIMEOUT)
-    except GatedRepoError as error:
-        raise UserError(
-            f"the hub gives '{model}' only to those whom its owner lets in; log in with `hf auth login`"
-        ) from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise UserError(
-            f"'{model}' is no local folder, no built-in architecture and no model on the hub; {known}"
-        ) from error
-    except OfflineModeIsEnabled as error:
-        raise UserError(
-            f"'{model}' is no local folder and not in the hub's cache, and HF_HUB_OFFLINE is set; {known}"
-        ) from error
-    except Exception as error:  # the exceptions of a connection that fails are the HTTP library's own
-        raise UserError(
-            f"'{model}' is no local folder and no built-in architecture, and the hub cannot be reached; {known}"
-        ) from error
 
 
 def _model_class(config: Any) -> Any:

@@ -13,7 +13,8 @@ SECONDS = 10.0
 def require_on_hub(kind: Literal["model", "dataset"], name: str, way_out: str) -> None:
     """Make sure that the hub can be reached and has what is wanted.
 
-    With ``HF_HUB_OFFLINE`` nothing is asked: the hub's cache has to do.
+    With ``HF_HUB_OFFLINE`` nothing is asked. A data set is left to the hub's cache then; a model is asked for only when
+    the cache does not have it.
 
     Args:
         kind: What `name` names.
@@ -28,7 +29,8 @@ def require_on_hub(kind: Literal["model", "dataset"], name: str, way_out: str) -
     try:
         ask(name, timeout=SECONDS)
     except OfflineModeIsEnabled:
-        return
+        if kind == "model":
+            raise UserError(f"the hub's cache has no model {name!r}, and HF_HUB_OFFLINE is set; {way_out}") from None
     except GatedRepoError:
         raise UserError(f"the hub gives {kind} {name!r} only to those let in: log in with `hf auth login`") from None
     except (RepositoryNotFoundError, HFValidationError):
