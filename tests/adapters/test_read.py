@@ -103,9 +103,11 @@ def test_missing_files(folder: Path, tmp_path: Path) -> None:
     refused(folder / WEIGHTS, "is a file; name the adapter's folder")
     refused(tmp_path, "holds no adapter_config.json, so it is no adapter of PEFT; there is one in its folder 'copy'")
     (folder / WEIGHTS).rename(folder / "adapter_model.bin")
-    refused(folder, "there is no .*adapter_model.safetensors; adapter_model.bin is a pickle")
+    refused(
+        folder, "adapter_model.safetensors is not there: .* is no whole adapter folder; adapter_model.bin is a pickle"
+    )
     (folder / "adapter_model.bin").unlink()
-    refused(folder, "there is no .*adapter_model.safetensors$")
+    refused(folder, "adapter_model.safetensors is not there: .* is no whole adapter folder$")
 
 
 @pytest.mark.parametrize("length", [0, 5, 8, 100, 3_000, -1])

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ttlora.adapters.read import Adapter, TensorInfo
+from ttlora.adapters.header import TensorInfo
+from ttlora.adapters.read import Adapter
 from ttlora.tensor_train import TTShape
 from ttlora.tuners.tt_lora import TTLoraConfig, saved_update
 

@@ -8,7 +8,8 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-from ttlora.adapters.read import MODEL_PREFIX, Adapter, TensorInfo
+from ttlora.adapters.header import TensorInfo
+from ttlora.adapters.read import MODEL_PREFIX, Adapter
 from ttlora.errors import UserError, one_line
 
 CLASSES = {

@@ -1,7 +1,6 @@
 """Read an adapter folder of PEFT, whoever wrote it: nothing is loaded before everything fits together."""
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +8,10 @@ from typing import Any
 
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
+from ttlora.adapters.header import TensorInfo, read_header
 from ttlora.errors import UserError, one_line
 from ttlora.tuners.tt_lora import TTLoraConfig, saved_update
 
@@ -22,24 +22,6 @@ FLOATING = ("F64", "F32", "F16", "BF16")
 
 # Far above any real config, and little enough to look at without harm.
 LARGEST_CONFIG = 2**24
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """What the header of a safetensors file says of a tensor.
-
-    Attributes:
-        dtype: The file format's name for it, such as `BF16`.
-        shape: Its sizes.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def parameters(self) -> int:
-        """The number of its entries."""
-        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -82,7 +64,7 @@ def read_adapter(path: str | Path) -> Adapter:
     """
     folder = _find_folder(Path(path).expanduser())
     config = _read_config(folder / CONFIG_NAME)
-    infos = _read_header(folder / WEIGHTS_NAME)
+    infos = read_header(folder / WEIGHTS_NAME)
     prefix = "." + PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type]
     modules: dict[str, dict[str, TensorInfo]] = {}
     others: dict[str, TensorInfo] = {}
@@ -155,24 +137,6 @@ def _read_config(file: Path) -> Any:
         return config
     except Exception as error:  # values of a wrong type make configs stumble in any way
         raise UserError(f"{file} is no config of {method}: {one_line(error)}") from error
-
-
-def _read_header(file: Path) -> dict[str, TensorInfo]:
-    """The tensors of a safetensors file; the library itself holds sizes and offsets against the file's length."""
-    if not file.is_file():
-        pickle = file.with_suffix(".bin")
-        hint = f"; {pickle.name} is a pickle, which can run code and is not read" if pickle.exists() else ""
-        raise UserError(f"there is no {file}{hint}")
-    try:
-        with safe_open(file, framework="pt") as content:
-            slices = {key: content.get_slice(key) for key in content.keys()}  # noqa: SIM118, the file is no mapping
-            infos = {key: TensorInfo(part.get_dtype(), tuple(part.get_shape())) for key, part in slices.items()}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is damaged or cut short ({one_line(error)}); fetch or train it again") from error
-    # a terminal obeys control characters, and keys are shown
-    if unprintable := [key for key in infos if not key.isprintable()]:
-        raise UserError(f"{file} names a tensor {unprintable[0]!r}, which is no name of a module")
-    return infos
 
 
 def _check_cores(file: Path, config: TTLoraConfig, module: str, key: str, info: TensorInfo) -> None:

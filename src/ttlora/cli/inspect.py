@@ -15,8 +15,9 @@ from rich.text import Text
 from ttlora.cli.plan import format_dims, format_size
 
 if TYPE_CHECKING:
+    from ttlora.adapters.header import TensorInfo
     from ttlora.adapters.inspect import ModuleReport
-    from ttlora.adapters.read import Adapter, TensorInfo
+    from ttlora.adapters.read import Adapter
 
 
 def inspect(adapter: str, json: bool = False) -> None:

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from ttlora.adapters.header import read_header
 from ttlora.errors import UserError
 
 
@@ -31,13 +31,7 @@ def read_weights(file: Path, model: str, wanted: Mapping[str, torch.Tensor]) -> 
     Raises:
         UserError: The file is not there, is damaged, or belongs to another model.
     """
-    if not file.is_file():
-        raise UserError(f"{file} is not there: {file.parent} is no whole adapter folder")
-    try:
-        with safe_open(file, framework="pt") as content:
-            shapes = {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is damaged ({error}): restore it from a copy, or train again") from None
+    shapes = {name: info.shape for name, info in read_header(file).items()}
     for name, tensor in wanted.items():
         if name not in shapes:
             raise UserError(f"{file} does not fit model {model}: it has no {name}, which the model needs")
