@@ -91,9 +91,9 @@ def save_bert(folder: Path) -> BertForSequenceClassification:
 def test_it_is_what_the_tuner_makes(tmp_path: Path, targets: list[str] | None) -> None:
     model = save_bert(tmp_path)
     plan = plan_adapter(str(tmp_path), targets=targets, r=3)
-    config = TTLoraConfig(
-        r=3, task_type="SEQ_CLS", target_modules="all-linear" if targets == ["all-linear"] else targets
-    )
+    targets = "all-linear" if targets == ["all-linear"] else targets
+    # as `ttlora train` does, where the pooler is part of the head
+    config = TTLoraConfig(r=3, task_type="SEQ_CLS", target_modules=targets, modules_to_save=["bert.pooler"])
     adapted = get_peft_model(model, config)
     cores = {name: p for name, p in adapted.named_parameters() if "ttlora_cores" in name}
     assert plan.adapter_parameters == sum(p.numel() for p in cores.values())
@@ -119,7 +119,7 @@ def test_kinds_that_share_a_name_are_told_apart(tmp_path: Path) -> None:
         ("query", 2),
         ("key", 2),
         ("value", 2),
-        ("dense", 3),  # attention output and pooler
+        ("attention.output.dense", 2),
         ("intermediate.dense", 2),
         ("output.dense", 2),
     ]

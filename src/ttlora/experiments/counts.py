@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from ttlora.errors import UserError
 from ttlora.experiments.printed import PUBLISHED, Printed, find_printed
 from ttlora.experiments.runs import PlannedRun
-from ttlora.finetune.base import Base
+from ttlora.finetune.base import Base, head_of
 from ttlora.finetune.methods import count_parameters, find_method
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task, find_task
@@ -140,6 +140,4 @@ def _skeleton(name: str, ending: _Ending) -> Base:
     except ValueError:
         kind = "causal model" if ending.is_causal else "model with a head"
         raise UserError(f"model {name} is a {config.model_type}, of which there is no {kind}") from None
-    body = model.base_model_prefix
-    beside = [child for child, module in model.named_children() if child != body and list(module.parameters())]
-    return Base(name, model, None, () if ending.is_causal else tuple(beside))
+    return Base(name, model, None, head_of(model, ending.is_causal))

@@ -101,7 +101,7 @@ def _load(
         model_class = AutoModelForCausalLM if task.is_causal else AutoModelForSequenceClassification
         if on_meta:
             with torch.device("meta"):
-                return Base(name, model := model_class.from_config(config), tokenizer, _behind_encoder(model, task))
+                return Base(name, model := model_class.from_config(config), tokenizer, head_of(model, task.is_causal))
         model, report = model_class.from_pretrained(
             source,
             config=config,
@@ -140,7 +140,7 @@ def _fit_to_task(config: Any, tokenizer: Any, task: Task) -> None:
 
 def _find_head(name: str, model: Any, report: dict[str, Any], task: Task) -> tuple[str, ...]:
     """The modules behind the encoder; what else the checkpoint does not hold cannot be made up for."""
-    head = _behind_encoder(model, task)
+    head = head_of(model, task.is_causal)
     new = tuple(f"{module}." for module in head)
     for key in sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]):
         if task.is_causal or (key.startswith(f"{model.base_model_prefix}.") and not key.startswith(new)):
@@ -150,13 +150,17 @@ def _find_head(name: str, model: Any, report: dict[str, Any], task: Task) -> tup
     return head
 
 
-def _behind_encoder(model: Any, task: Task) -> tuple[str, ...]:
-    """The modules beside the pretrained body, and the pooler in it.
+def head_of(model: Any, is_causal: bool) -> tuple[str, ...]:
+    """Names of the modules that make up a model's head: those beside the pretrained body, and the pooler in it.
 
     A pooler that stays as pretraining has left it, for a task of its own or for none, can keep a model from learning
     anything about pairs of texts. The models of the paper have none in their bodies.
+
+    Args:
+        model: A model for sequence classification, or a causal model.
+        is_causal: Whether it answers with words, for which it has no head.
     """
-    if task.is_causal:
+    if is_causal:
         return ()
     body = model.base_model_prefix
     children = dict(model.named_children())

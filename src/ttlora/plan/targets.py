@@ -25,7 +25,9 @@ def resolve_targets(skeleton: Any, targets: Sequence[str] | None) -> str | list[
     if list(targets) == ["all-linear"]:
         classifier = type(skeleton).__name__.endswith("ForSequenceClassification")
         config = TTLoraConfig(target_modules="all-linear", task_type=TaskType.SEQ_CLS if classifier else None)
-        return sorted(_maybe_include_all_linear_layers(config, skeleton).target_modules)
+        linear = _maybe_include_all_linear_layers(config, skeleton).target_modules
+        # a pooler trains whole, with the task's head
+        return sorted(name for name in linear if "pooler" not in name)
     require_modules(skeleton, targets)
     return list(targets)
 

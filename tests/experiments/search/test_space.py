@@ -37,7 +37,6 @@ class TestSizes:
             "attention.output.dense": [4, 6, 6, 4],
             "intermediate.dense": [6, 6, 6, 4],
             r"\d+.output.dense": [4, 6, 6, 6],
-            "pooler.dense": [4, 6, 6, 4],
         }
 
     @pytest.mark.parametrize(
