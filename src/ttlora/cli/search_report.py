@@ -79,7 +79,7 @@ def _trial_as_json(written: SearchReport, trial: Trial) -> dict[str, Any]:
         "score": trial.score,
         "validation_loss": trial.loss,
         "epochs": trial.record.epochs,
-        "stopped_early": trial.stopped,
+        "stopped_early": trial.record.stopped_early,
         "seed": trial.record.seed,
         "record": str(trial.run.path),
     }

@@ -164,6 +164,6 @@ def head_of(model: Any, is_causal: bool) -> tuple[str, ...]:
         return ()
     body = model.base_model_prefix
     children = dict(model.named_children())
-    beside = [name for name in children if name != body]
-    poolers = [f"{body}.{name}" for name, _ in children[body].named_children() if "pooler" in name]
-    return tuple(name for name in [*beside, *poolers] if list(model.get_submodule(name).parameters()))
+    inside = children.pop(body, nn.Module())
+    poolers = [f"{body}.{name}" for name, _ in inside.named_children() if "pooler" in name]
+    return tuple(name for name in [*children, *poolers] if list(model.get_submodule(name).parameters()))

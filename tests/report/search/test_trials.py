@@ -24,7 +24,7 @@ def test_trials_by_rising_loss_with_what_failed_and_what_cannot_be_read(tmp_path
 )
 def test_a_trial_that_ran_out_of_patience_was_not_stopped(epochs, best_epoch, stopped):
     trial = make_trial(planned=20, epochs=epochs, best_epoch=best_epoch, patience=5)
-    assert trial.stopped is stopped
+    assert trial.record.stopped_early is stopped
 
 
 def test_what_was_searched_is_what_differs():

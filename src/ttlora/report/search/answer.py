@@ -98,7 +98,7 @@ def _target(search: Search, reaching: Trial | None, target: float | None) -> str
 
 
 def _effort(search: Search) -> str:
-    ended = sum(not trial.stopped for trial in search.trials)
+    ended = sum(not trial.record.stopped_early for trial in search.trials)
     counts = [
         f"{ended:,} ran to the end",
         f"{len(search.trials) - ended:,} stopped early",
@@ -114,4 +114,8 @@ def _sized(trial: Trial) -> str:
 
 
 def _cut(trial: Trial) -> str:
-    return f" (stopped after epoch {trial.record.epochs} of {trial.planned_epochs})" if trial.stopped else ""
+    return (
+        f" (stopped after epoch {trial.record.epochs} of {trial.record.planned_epochs})"
+        if trial.record.stopped_early
+        else ""
+    )

@@ -19,11 +19,11 @@ def draw_curves(search: Search) -> list[Picture]:
     figure = new_figure(7.0, 4.2)
     axes = figure.add_subplot()
     for trial, curve in curves.items():
-        colour = OUR_COLOUR if trial is best else STOPPED_COLOUR if trial.stopped else COLOURS[0]
+        colour = OUR_COLOUR if trial is best else STOPPED_COLOUR if trial.record.stopped_early else COLOURS[0]
         axes.plot(*zip(*curve, strict=True), color=colour, linewidth=2.2 if trial is best else 0.9,
                   alpha=1.0 if trial is best else 0.65, zorder=4 if trial is best else 2)  # fmt: skip
-        axes.plot(*curve[-1], "o", markersize=4, color=colour, markerfacecolor="white" if trial.stopped else colour,
-                  zorder=5 if trial is best else 3)  # fmt: skip
+        axes.plot(*curve[-1], "o", markersize=4, color=colour, zorder=5 if trial is best else 3,
+                  markerfacecolor="white" if trial.record.stopped_early else colour)  # fmt: skip
     loss_axis(axes, "y", [loss for curve in curves.values() for _, loss in curve])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(True)
@@ -32,9 +32,9 @@ def draw_curves(search: Search) -> list[Picture]:
     keys = []
     if best in curves:
         keys.append(Line2D([], [], color=OUR_COLOUR, linewidth=2.2, label="lowest loss"))
-    if any(not trial.stopped for trial in curves if trial is not best):
+    if any(not trial.record.stopped_early for trial in curves if trial is not best):
         keys.append(Line2D([], [], color=COLOURS[0], marker="o", markersize=4, label="ran to its end"))
-    if any(trial.stopped for trial in curves):
+    if any(trial.record.stopped_early for trial in curves):
         keys.append(Line2D([], [], color=STOPPED_COLOUR, marker="o", markersize=4, markerfacecolor="white",
                            label="stopped early"))  # fmt: skip
     figure.legend(handles=keys, loc="outside lower center", ncols=len(keys))

@@ -118,12 +118,12 @@ def _draw_trials(figure: Figure, axes: Axes, search: Search, trials: Sequence[Tr
     for trial in trials:
         alpha = trial.settings.get("alpha")
         colour, marker = looks.get(float(alpha), PLAIN) if is_number(alpha) else PLAIN
-        hollow = trial.stopped
+        hollow = trial.record.stopped_early
         axes.plot(trial.parameters, _height(search, trial), marker, markersize=7, zorder=3,
                   markerfacecolor="none" if hollow else colour, markeredgecolor=colour if hollow else "white",
                   markeredgewidth=1.2 if hollow else 0.5)  # fmt: skip
     keys = [Line2D([], [], color=FRONT_COLOUR, linewidth=1.2, label="Pareto front")]
-    if any(trial.stopped for trial in trials):
+    if any(trial.record.stopped_early for trial in trials):
         keys.append(Line2D([], [], color=INK, marker="o", linestyle="", markersize=7, markerfacecolor="none",
                            label="stopped early"))  # fmt: skip
     return keys

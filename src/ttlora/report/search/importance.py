@@ -102,7 +102,7 @@ def _comparable(trials: Sequence[Trial]) -> tuple[int, list[Trial], list[float]]
 
 def _reached(trial: Trial) -> int:
     """To which epoch a trial's lowest loss is known: to the last planned one, if it ended by its own patience."""
-    return trial.record.epochs if trial.stopped else trial.planned_epochs
+    return trial.record.epochs if trial.record.stopped_early else trial.record.planned_epochs
 
 
 def _lowest_loss(trial: Trial, epoch: int) -> float | None:

@@ -170,7 +170,7 @@ def _by_category(search: Search, name: str) -> dict[str, list[Trial]]:
 
 def _median(trials: Sequence[Trial]) -> float | None:
     """Of those that ran to the end; stopped ones have their loss at another epoch."""
-    losses = [trial.loss for trial in trials if not trial.stopped]
+    losses = [trial.loss for trial in trials if not trial.record.stopped_early]
     return median(losses) if losses else None
 
 
@@ -184,4 +184,4 @@ def _look(search: Search, trial: Trial) -> dict[str, Any]:
         return {"marker": "*", "markersize": 11, "color": OUR_COLOUR, "linestyle": "", "markeredgecolor": "white",
                 "zorder": 5}  # fmt: skip
     return {"marker": "o", "markersize": 4.5, "color": COLOURS[0], "linestyle": "", "alpha": 0.75, "zorder": 3,
-            "markerfacecolor": "none" if trial.stopped else COLOURS[0]}  # fmt: skip
+            "markerfacecolor": "none" if trial.record.stopped_early else COLOURS[0]}  # fmt: skip

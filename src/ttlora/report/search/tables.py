@@ -130,8 +130,8 @@ def _place(search: Search, trial: Trial, name: str) -> int:
 
 
 def _epochs(trial: Trial) -> Entry:
-    text = f"{trial.record.epochs} of {trial.planned_epochs}"
-    return Entry(f"{text}, stopped" if trial.stopped else text, value=trial.record.epochs)
+    text = f"{trial.record.epochs} of {trial.record.planned_epochs}"
+    return Entry(f"{text}, stopped" if trial.record.stopped_early else text, value=trial.record.epochs)
 
 
 def _csv_row(search: Search, trial: Trial, on_front: bool) -> dict[str, str]:
@@ -148,8 +148,8 @@ def _csv_row(search: Search, trial: Trial, on_front: bool) -> dict[str, str]:
         "validation loss": f"{trial.loss:.6g}",
         "best epoch": str(record.best_epoch),
         "epochs": str(record.epochs),
-        "planned epochs": str(trial.planned_epochs),
-        "stopped early": "yes" if trial.stopped else "no",
+        "planned epochs": str(trial.record.planned_epochs),
+        "stopped early": "yes" if trial.record.stopped_early else "no",
         "on the front": "yes" if on_front else "no",
         "training seconds": f"{record.train_seconds:.6g}",
         "seconds per step": f"{record.seconds_per_step:.4g}",

@@ -74,16 +74,6 @@ class Trial:
         """Bytes of the adapter in 16 bit, without the head."""
         return BYTES_PER_PARAMETER * self.parameters
 
-    @property
-    def planned_epochs(self) -> int:
-        """The epochs that it was to train at most."""
-        return self.record.planned_epochs
-
-    @property
-    def stopped(self) -> bool:
-        """Whether it was stopped before its epochs or its patience had run out."""
-        return self.record.stopped_early
-
 
 @dataclass(frozen=True)
 class Search:
