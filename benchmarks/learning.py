@@ -3,10 +3,10 @@
     python benchmarks/learning.py --model MODEL --data DIR/sst2 --output learning.jsonl \
         --setting lora --setting tt:core_size=0.05,alpha=2 --learning-rate 2e-4 1e-3 --seed 0 1 2
 
-Each run fine-tunes a sequence classifier on 4,000 rows for 3 epochs (AdamW, batch 32, linear decay; the head at 1e-3)
-and appends one line to the output; runs that are there already are not repeated. `--table` prints means over seeds.
-Tasks are those with a sentence, or two, and a label; labels that are no whole numbers make it a regression. With
-`pooler=true` a setting trains the model's pooler with the head.
+Each run fine-tunes a sequence classifier on 4,000 rows for 3 epochs (AdamW, linear decay; the head at 1e-3) and appends
+one line to the output; runs that are there already are not repeated. `--table` prints means over seeds. Tasks are those
+with a sentence, or two, and a label; labels that are no whole numbers make it a regression. With `pooler=true` the
+model's pooler trains with the head, with `mean=true` the output starts at the mean label.
 """
 
 import argparse
@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, nargs="+", default=[0])
     parser.add_argument("--rows", type=int, default=4000)
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--table", action="store_true", help="print what the output holds, train nothing")
     arguments = parser.parse_args()
@@ -51,30 +52,37 @@ def main() -> None:
 def run_once(arguments: argparse.Namespace, setting: str, learning_rate: float, seed: int) -> None:
     key = {"data": arguments.data.name, "model": arguments.model.name, "setting": setting}
     key |= {"learning_rate": learning_rate, "seed": seed, "rows": arguments.rows, "epochs": arguments.epochs}
+    key |= {"batch_size": arguments.batch_size}
     if any(key.items() <= record.items() for record in read(arguments.output)):
         return
     started = time.time()
-    result = fine_tune(arguments, config_of(setting), learning_rate, seed)
+    result = fine_tune(arguments, *options_of(setting), learning_rate, seed)
     record = key | result | {"seconds": round(time.time() - started)}
     with arguments.output.open("a") as lines:
         lines.write(json.dumps(record) + "\n")
     print(json.dumps(record), flush=True)
 
 
-def config_of(setting: str) -> LoraConfig | TTLoraConfig:
+def options_of(setting: str) -> tuple[LoraConfig | TTLoraConfig, bool]:
+    """The adapter's config, and whether the output starts at the mean label."""
     name, _, values = setting.partition(":")
     # lists are written [16;24;24;16], since commas separate the settings
     pairs = (pair.split("=") for pair in values.split(",") if pair)
     options: dict[str, Any] = {key: json.loads(value.replace(";", ",")) for key, value in pairs}
     if options.pop("pooler", False):
         options["modules_to_save"] = ["pooler", "classifier"]
+    from_mean = options.pop("mean", False)
     if name == "lora":
-        return LoraConfig(task_type="SEQ_CLS", **{"r": 8, "lora_alpha": 16, **options})
-    return TTLoraConfig(task_type="SEQ_CLS", **options)
+        return LoraConfig(task_type="SEQ_CLS", **{"r": 8, "lora_alpha": 16, **options}), from_mean
+    return TTLoraConfig(task_type="SEQ_CLS", **options), from_mean
 
 
 def fine_tune(
-    arguments: argparse.Namespace, config: LoraConfig | TTLoraConfig, learning_rate: float, seed: int
+    arguments: argparse.Namespace,
+    config: LoraConfig | TTLoraConfig,
+    from_mean: bool,
+    learning_rate: float,
+    seed: int,
 ) -> dict[str, float]:
     torch.manual_seed(seed)
     order = random.Random(seed)
@@ -86,19 +94,21 @@ def fine_tune(
     labels = {label for _, label in train}
     outputs = 1 if any(isinstance(label, float) for label in labels) else len(labels)
     base = AutoModelForSequenceClassification.from_pretrained(arguments.model, num_labels=outputs)
+    if from_mean:
+        torch.nn.init.constant_(base.classifier.bias, sum(label for _, label in train) / len(train))
     model = get_peft_model(base, config)
 
     head = [p for n, p in model.named_parameters() if p.requires_grad and "modules_to_save" in n]
     adapter = [p for n, p in model.named_parameters() if p.requires_grad and "modules_to_save" not in n]
     groups = [{"params": adapter, "lr": learning_rate}, {"params": head, "lr": HEAD_LEARNING_RATE}]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-    steps = arguments.epochs * -(-len(train) // 32)
+    steps = arguments.epochs * -(-len(train) // arguments.batch_size)
     schedule = get_linear_schedule_with_warmup(optimizer, 0, steps)
 
     losses: list[float] = []
     model.train()
     for _ in range(arguments.epochs):
-        for rows in batches_of_like_length(train, order):
+        for rows in batches_of_like_length(train, arguments.batch_size, order):
             loss = model(**batch_of(rows, tokenizer)).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(adapter + head, 1.0)
@@ -140,11 +150,11 @@ def length(row: Row) -> int:
     return sum(map(len, row[0]))
 
 
-def batches_of_like_length(train: list[Row], order: random.Random) -> list[list[Row]]:
-    """Batches of 32, sorted by length within runs of 512 rows, in random order: half the padding is half the time."""
+def batches_of_like_length(train: list[Row], size: int, order: random.Random) -> list[list[Row]]:
+    """Batches sorted by length within runs of 512 rows, in random order: half the padding is half the time."""
     order.shuffle(train)
     runs = [sorted(train[first : first + 512], key=length) for first in range(0, len(train), 512)]
-    batches = [run[first : first + 32] for run in runs for first in range(0, len(run), 32)]
+    batches = [run[first : first + size] for run in runs for first in range(0, len(run), size)]
     order.shuffle(batches)
     return batches
 
