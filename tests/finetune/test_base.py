@@ -102,16 +102,3 @@ def test_damaged_weights(bert, tmp_path):
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(UserError, match="cannot be loaded"):
         load_base(str(tmp_path / "bert"), CLASSES)
-
-
-def test_a_new_output_starts_where_it_is_told(bert, llama, tmp_path):
-    base = load_base(str(bert), NUMBERS, output_start=2.5)
-    assert base.model.classifier.bias.tolist() == [2.5]
-
-    base.model.save_pretrained(tmp_path / "trained")
-    base.tokenizer.save_pretrained(tmp_path / "trained")
-    trained = load_base(str(tmp_path / "trained"), NUMBERS, output_start=7.0)
-    assert trained.model.classifier.bias.tolist() == [2.5]
-
-    without_bias = load_base(str(llama), NUMBERS, output_start=2.5).model.score.weight
-    assert torch.equal(without_bias, load_base(str(llama), NUMBERS).model.score.weight)

@@ -20,8 +20,7 @@ from ttlora.finetune import training
 from ttlora.finetune.data import load_data
 from ttlora.finetune.finished import FinishedRun
 from ttlora.finetune.measure import cpu_threads
-from ttlora.finetune.methods import METHODS, find_method
-from ttlora.finetune.prepared import Prepared, TaskData
+from ttlora.finetune.methods import METHODS
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.run import run
 from ttlora.finetune.training import RunError
@@ -244,18 +243,6 @@ def test_regression_from_a_file(llama, tmp_path):
     assert predictions[0].keys() == {"text", "score", "prediction"}
     close = [abs(row["prediction"] - row["score"]) < 1 for row in predictions]
     assert sum(close) > 0.8 * len(close)
-
-
-def test_answers_of_an_encoder_start_at_the_mean_label(bert, tmp_path):
-    rows = [{"text": row["sentence"], "score": 49.5 + row["label"]} for row in sentiment_rows(32, seed=1)]
-    path = write_jsonl(tmp_path / "rows.jsonl", rows)
-    keys = {"task": "file", "train": str(path), "validation": str(path), "label_column": "score", "method": "head"}
-    recipe = make_recipe(bert, None, tmp_path / "out", **keys, epochs=1, learning_rate=1e-6)
-    mean = sum(row["score"] for row in rows) / len(rows)
-    assert Prepared.load(recipe, find_method("head"), TaskData.read(recipe)).base.model.classifier.bias.item() == mean
-    run(recipe, quiet=True)
-    answers = [row["prediction"] for row in FinishedRun.load(str(tmp_path / "out")).predict(path)]
-    assert answers == pytest.approx([mean] * len(rows), abs=1)
 
 
 def test_classes_with_names_and_pairs_from_a_csv_file(bert, tmp_path):

@@ -55,7 +55,6 @@ def load_base(
     dtype: torch.dtype | None = None,
     weights: Path | None = None,
     on_meta: bool = False,
-    output_start: float = 0.0,
 ) -> Base:
     """Load a base model with a head of as many outputs as the task has classes, one for numbers and choices, or none.
 
@@ -66,7 +65,6 @@ def load_base(
         dtype: Number format of the weights; None: the one they were saved in, but bfloat16 for float16.
         weights: Folder with other weights for the same model, head included.
         on_meta: Read no weights: the model is there for its sizes alone.
-        output_start: Bias of a new head's output, where it has one: about what it answers before it is trained.
 
     Raises:
         UserError: There is no such model, or it is none for the task.
@@ -79,10 +77,10 @@ def load_base(
         raise UserError(f"model folder {name} is not there: give its place with --model")
     else:
         try:
-            return _load(name, task, seed, dtype, weights, on_meta, output_start, local_files_only=True)
+            return _load(name, task, seed, dtype, weights, on_meta, local_files_only=True)
         except UserError:
             require_on_hub("model", name, "give a local folder as --model")
-    return _load(name, task, seed, dtype, weights, on_meta, output_start)
+    return _load(name, task, seed, dtype, weights, on_meta)
 
 
 def _load(
@@ -92,7 +90,6 @@ def _load(
     dtype: torch.dtype | None,
     weights: Path | None,
     on_meta: bool,
-    output_start: float,
     **options: Any,
 ) -> Base:
     source = weights or name
@@ -118,12 +115,7 @@ def _load(
         raise UserError(f"model {source} cannot be loaded {purpose}: {one_line(error)}") from None
     if model.dtype == torch.float16:
         model = model.to(torch.bfloat16)
-    new = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
-    head = _find_head(name, model, new, task)
-    for key in new:
-        if key.endswith(".bias") and model.get_parameter(key).numel() == config.num_labels and output_start:
-            nn.init.constant_(model.get_parameter(key), output_start)
-    return Base(name, model, tokenizer, head)
+    return Base(name, model, tokenizer, _find_head(name, model, report, task))
 
 
 def _fit_to_task(config: Any, tokenizer: Any, task: Task) -> None:
@@ -146,12 +138,12 @@ def _fit_to_task(config: Any, tokenizer: Any, task: Task) -> None:
     config.pad_token_id = tokenizer.pad_token_id
 
 
-def _find_head(name: str, model: Any, missing: list[str], task: Task) -> tuple[str, ...]:
+def _find_head(name: str, model: Any, report: dict[str, Any], task: Task) -> tuple[str, ...]:
     """The modules behind the encoder; what else the checkpoint does not hold cannot be made up for."""
     head = head_of(model, task.is_causal)
-    inside = tuple(f"{module}." for module in head)
-    for key in missing:
-        if task.is_causal or (key.startswith(f"{model.base_model_prefix}.") and not key.startswith(inside)):
+    new = tuple(f"{module}." for module in head)
+    for key in sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]):
+        if task.is_causal or (key.startswith(f"{model.base_model_prefix}.") and not key.startswith(new)):
             raise UserError(f"model {name} holds no weights that fit {key}: it is no whole pretrained model")
     if not head and not task.is_causal:
         raise UserError(f"model {name} has no head to train for classification")

@@ -4,7 +4,6 @@ import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -63,15 +62,6 @@ class TaskData:
         """
         return cls(*load_data(recipe))
 
-    @property
-    def output_start(self) -> float:
-        """The mean of the training labels that are numbers, where a new head's answers start.
-
-        If the head starts at 0, raising every row's answer to the mean is the first thing that is learned, and an
-        adapter that learns fast makes all rows alike for it, for good.
-        """
-        return float(np.mean(self.training.labels)) if self.task.kind == "regression" else 0.0
-
     def with_tokens(self, recipe: Recipe, method: Method) -> "TaskData":
         """The rows with their token ids, from a model without weights.
 
@@ -107,7 +97,7 @@ class Prepared:
         Raises:
             UserError: It is not there, or does not fit the task.
         """
-        base = load_base(recipe.model, data.task, recipe.seed, method.base_dtype, output_start=data.output_start)
+        base = load_base(recipe.model, data.task, recipe.seed, method.base_dtype)
         return cls(data, base, torch.get_rng_state())
 
     def copy_base(self, whole: bool) -> Base:

@@ -51,7 +51,7 @@ def run(recipe: Recipe, quiet: bool = False) -> Record:
         return folder.read_result()
     with _telling_of_memory(), cpu_threads(recipe.threads):
         data = TaskData.read(recipe)
-        base = load_base(recipe.model, data.task, recipe.seed, method.base_dtype, output_start=data.output_start)
+        base = load_base(recipe.model, data.task, recipe.seed, method.base_dtype)
         base = adapted(base, method, recipe)
         with folder.claim(recipe), ProgressReport(_shown_metric(data.task), quiet) as report:
             trained = find_trained(folder)
