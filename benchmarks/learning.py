@@ -51,8 +51,8 @@ def main() -> None:
 
 def run_once(arguments: argparse.Namespace, setting: str, learning_rate: float, seed: int) -> None:
     key = {"data": arguments.data.name, "model": arguments.model.name, "setting": setting}
-    key |= {"learning_rate": learning_rate, "seed": seed, "rows": arguments.rows, "epochs": arguments.epochs}
-    key |= {"batch_size": arguments.batch_size}
+    key |= {"learning_rate": learning_rate, "seed": seed}
+    key |= {"rows": arguments.rows, "epochs": arguments.epochs, "batch_size": arguments.batch_size}
     if any(key.items() <= record.items() for record in read(arguments.output)):
         return
     started = time.time()

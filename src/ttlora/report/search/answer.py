@@ -114,8 +114,5 @@ def _sized(trial: Trial) -> str:
 
 
 def _cut(trial: Trial) -> str:
-    return (
-        f" (stopped after epoch {trial.record.epochs} of {trial.record.planned_epochs})"
-        if trial.record.stopped_early
-        else ""
-    )
+    record = trial.record
+    return f" (stopped after epoch {record.epochs} of {record.planned_epochs})" if record.stopped_early else ""
