@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import shapes, trains
 
-from ttlora.tensor_train import TensorTrain, TTShape, Update
+from ttlora.tensor_train import TensorTrain, TTShape, Update, even_core_size
 from ttlora.tensor_train.start import random_update, zero_update
 from ttlora.tensor_train.update import LORA_ROW_NORM
 
@@ -106,3 +106,28 @@ def test_entries_need_a_scale_and_the_shape():
         Update(EXAMPLE, 0.0).entries_of(train)
     with pytest.raises(ValueError, match="is none of"):
         Update(LLAMA).entries_of(train)
+
+
+@given(shapes())
+def test_an_even_core_size_turns_every_train_alike(shape):
+    update = Update(shape, core_size=even_core_size(shape))
+    turn = 0.0
+    for index, (gain, (left, k, right)) in enumerate(zip(update.gains, shape.core_shapes, strict=True)):
+        if index != update.zero_core:
+            # the unfolding that starts orthonormal, and the step of all entries that changes it most
+            sizes = (left * k, right) if index < update.zero_core else (left, k * right)
+            turn += torch.linalg.matrix_norm(torch.full(sizes, 1e-3 * gain, dtype=torch.float64), 2).item()
+    assert turn == pytest.approx(1e-3 * 3 * math.sqrt(5) / 0.02)
+
+
+@pytest.mark.parametrize(
+    ("dims", "r", "size"),
+    [
+        ([16, 24, 24, 16], 5, 0.02),
+        ([384, 384], 5, 0.02 / 3),
+        ([16, 24, 24, 16], 20, 0.0371847),
+        ([4, 96, 384], 1, 0.0059628),
+    ],
+)
+def test_even_core_sizes_stay_what_saved_adapters_were_trained_with(dims, r, size):
+    assert even_core_size(TTShape.build(384, 384, dims, r)) == pytest.approx(size, rel=1e-4)

@@ -49,6 +49,7 @@ from ttlora.tuners.tt_lora.config import as_asked, write_shapes
         ({"dropout": -0.1}, "dropout=-0.1 "),
         ({"init_weights": "gaussian"}, "init_weights='gaussian' "),
         ({"core_size": 0}, "core_size=0 "),
+        ({"core_size": "odd"}, "core_size='odd' "),
         ({"core_size": float("inf")}, "core_size=inf "),
         ({"bias": "lora_only"}, "bias='lora_only' "),
         ({"weight_sizes": {"q": [4]}}, r"\[4\]"),

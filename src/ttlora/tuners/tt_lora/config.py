@@ -10,7 +10,7 @@ from typing import Any, Literal
 from peft import PeftConfig
 from peft.utils.other import get_pattern_key
 
-from ttlora.tensor_train import TTShape, Update
+from ttlora.tensor_train import TTShape, Update, even_core_size
 from ttlora.tuners.checks import LARGEST_ORDER, is_number, is_size, settle_targets
 from ttlora.tuners.peft_type import add_peft_type
 
@@ -40,8 +40,9 @@ class TTLoraConfig(PeftConfig):
         init_weights: True: the update is exactly zero at the start. False: a random update, for tests. "paper": the
             cores of a Gaussian ``ΔW`` by TT-SVD, which changes the model before the first step and takes a dense SVD.
         core_size: ``ε``, the root mean square of the cores' entries at the start (see ``ttlora.tensor_train.update``).
-            Small entries turn fast under Adam. It is part of what saved cores mean: leave it as it was trained. With
-            None the update is the plain train of Eq. 3, as with "paper".
+            Small entries turn fast under Adam. "even": the ``ε`` at which trains of every shape and rank turn equally
+            fast (``ttlora.tensor_train.even_core_size``); 0.02 for two cores a side of rank 5. It is part of what saved
+            cores mean: leave it as it was trained. With None the update is the plain train of Eq. 3, as with "paper".
         target_modules: Names (or a regular expression, or "all-linear") of the modules to adapt; None: query and value
             of self-attention, by the model's type.
         target_parameters: Names of parameters to adapt that no layer of their own holds, such as the stacked weights
@@ -72,8 +73,9 @@ class TTLoraConfig(PeftConfig):
     init_weights: bool | Literal["paper"] = field(
         default=True, metadata={"help": "True: zero update; False: random; 'paper': Gaussian update by TT-SVD"}
     )
-    core_size: float | None = field(
-        default=0.02, metadata={"help": "root mean square of the cores' entries at the start"}
+    core_size: float | Literal["even"] | None = field(
+        default="even",
+        metadata={"help": "root mean square of the cores' entries at the start; 'even': all shapes turn equally fast"},
     )
     target_modules: set[str] | list[str] | str | None = field(default=None, metadata={"help": "modules to adapt"})
     target_parameters: list[str] | None = field(default=None, metadata={"help": "parameters to adapt"})
@@ -113,8 +115,8 @@ class TTLoraConfig(PeftConfig):
             raise ValueError(f"init_weights={self.init_weights!r} is none of True, False, 'paper'")
         if self.init_weights == "paper":
             self.core_size = None
-        if self.core_size is not None and (not is_number(self.core_size) or self.core_size <= 0):
-            raise ValueError(f"core_size={self.core_size!r} is neither a positive number nor None")
+        if not (self.core_size in ("even", None) or (is_number(self.core_size) and float(self.core_size) > 0)):
+            raise ValueError(f"core_size={self.core_size!r} is neither 'even' nor a positive number nor None")
         targets = self.target_parameters
         if targets is not None and not (isinstance(targets, list) and all(isinstance(name, str) for name in targets)):
             raise ValueError(f"target_parameters={targets!r} is not a list of names")
@@ -167,7 +169,8 @@ def resolve_update(
         )
     alpha = _look_up(config.alpha_pattern, module_name, config.alpha)
     divisor = {"alpha": 1.0, "alpha/r": max(shape.ranks), "alpha/sqrt(r)": math.sqrt(max(shape.ranks))}
-    return Update(shape, alpha / divisor[config.scaling], config.core_size)
+    core_size = even_core_size(shape) if config.core_size == "even" else config.core_size
+    return Update(shape, alpha / divisor[config.scaling], core_size)
 
 
 def saved_update(config: TTLoraConfig, module_name: str) -> Update:
