@@ -170,16 +170,25 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def print_table(path: Path) -> None:
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    """One table for each task, model and length of training: their numbers do not compare."""
+    tables: dict[str, dict[tuple[Any, ...], list[dict[str, Any]]]] = {}
     for record in read(path):
-        groups.setdefault((record["setting"], record["learning_rate"], record["parameters"]), []).append(record)
-    print("| setting | parameters | learning rate | score (seeds) | mean | train loss |\n|---|---|---|---|---|---|")
-    for (setting, learning_rate, parameters), records in sorted(groups.items()):
-        scores = [record["score"] for record in sorted(records, key=lambda record: record["seed"])]
-        loss = sum(record["train_loss"] for record in records) / len(records)
-        mean = sum(scores) / len(scores)
-        seeds = " ".join(f"{score:.3f}" for score in scores)
-        print(f"| {setting} | {parameters:,} | {learning_rate:g} | {seeds} | {mean:.3f} | {loss:.3f} |")
+        title = "{data}, {model}, {rows} rows, {epochs} epochs, batches of {batch_size}".format(**record)
+        setting = record["setting"], record["learning_rate"], record["parameters"]
+        tables.setdefault(title, {}).setdefault(setting, []).append(record)
+    for title, groups in tables.items():
+        print(f"\n{title}\n")
+        print("| setting | parameters | learning rate | score (seeds) | mean | validation loss | train loss |")
+        print("|---|---|---|---|---|---|---|")
+        for (name, learning_rate, parameters), records in sorted(groups.items()):
+            scores = [record["score"] for record in sorted(records, key=lambda record: record["seed"])]
+            seeds = " ".join(f"{score:.3f}" for score in scores)
+            losses = [
+                f"{sum(record[kind] for record in records) / len(records):.3f}"
+                for kind in ("validation_loss", "train_loss")
+            ]
+            numbers = [f"{parameters:,}", f"{learning_rate:g}", seeds, f"{sum(scores) / len(scores):.3f}", *losses]
+            print("| " + " | ".join([name, *numbers]) + " |")
 
 
 if __name__ == "__main__":
