@@ -34,6 +34,11 @@ def test_shares_are_those_of_a_sum():
     assert "150 trials that came to epoch 8" in found.explanation
 
 
+def test_a_setting_that_decides_all_has_no_more_than_all():
+    search = make_search(*trials_of(20, lambda settings, _: float(settings["learning_rate"] > 5e-3)))
+    assert [one.share for one in importances(search).settings] == [1.0, 0.0, 0.0, 0.0]
+
+
 def test_a_trial_that_diverged_hides_nothing():
     trials = list(trials_of(30, lambda settings, noise: abs(math.log10(settings["learning_rate"]) + 3) + 0.1 * noise))
     found = importances(make_search(*trials, make_trial(loss=50.0, r=1, alpha=1.0, learning_rate=1e-3, shape=[4, 4])))

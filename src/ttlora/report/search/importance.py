@@ -86,7 +86,8 @@ def importances(search: Search) -> Importances:
     how = (
         "Share: half of what R² loses when a setting's values are shuffled; what settings do together counts for each."
     )
-    shares = [Importance(name, max(drop / 2, 0.0)) for name, drop in zip(names, drops, strict=True)]
+    # chance takes the estimates a little out of what a share can be
+    shares = [Importance(name, min(max(drop / 2, 0.0), 1.0)) for name, drop in zip(names, drops, strict=True)]
     return Importances(tuple(sorted(shares, key=lambda one: -one.share)), fit, f"{trust}. {how}")
 
 
