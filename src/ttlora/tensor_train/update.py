@@ -144,6 +144,7 @@ def even_core_size(shape: TTShape) -> float:
     """
     z = _zero_core(shape)
     ranks = [*shape.ranks[1 : z + 1], *shape.ranks[z + 1 : -1]]
+    # both sums run alike, so that two cores a side of rank 5 have 0.02 to the last bit
     return 0.02 * sum(map(math.sqrt, ranks)) / sum([math.sqrt(5)] * 3)
 
 
