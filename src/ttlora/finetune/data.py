@@ -33,10 +33,17 @@ Input = Texts | tuple[Texts, ...] | Prompted
 
 @dataclass(frozen=True)
 class Split:
-    """Inputs with their labels: indices of classes, choices or answers, or numbers."""
+    """Rows as a task reads them.
+
+    Attributes:
+        inputs: What is put to the model.
+        labels: Indices of classes, choices or answers, or numbers.
+        places: Where each row stands, for messages: "reviews.csv, line 7".
+    """
 
     inputs: list[Input]
     labels: list[int] | list[float]
+    places: list[str]
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -224,9 +231,10 @@ def _input(task: Task, cells: dict[str, Any], answer: Any = None) -> Input:
 
 def _split(task: Task, source: str, examples: list[_Example]) -> Split:
     inputs = [_input(task, example.cells, example.label) for example in examples]
+    places = [f"{source}, {example.place}" for example in examples]
     if task.kind in ("generation", "text"):
-        return Split(inputs, [0] * len(inputs))
-    return Split(inputs, _encode(task, source, [(example.place, example.label) for example in examples]))
+        return Split(inputs, [0] * len(inputs), places)
+    return Split(inputs, _encode(task, source, [(example.place, example.label) for example in examples]), places)
 
 
 def _with_labels(task: Task, source: str, labels: list[Label]) -> Task:
@@ -317,7 +325,7 @@ def _draw(task: Task, train: Split, recipe: Recipe) -> Split:
         raise UserError(
             f"--max-train-examples {count} draws only rows of label {task.labels[int(labels[0])]!r}: take more"
         )
-    return Split([train.inputs[row] for row in chosen], labels)
+    return Split([train.inputs[row] for row in chosen], labels, [train.places[row] for row in chosen])
 
 
 def _cell(row: Row, column: str, source: str, place: str) -> Any:
