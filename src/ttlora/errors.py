@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend, and how errors of others go into its one line."""
+"""The errors whose message is one line for the user, and how errors of others go into one line."""
 
 
 class UserError(Exception):
@@ -6,6 +6,13 @@ class UserError(Exception):
 
     The message is one line that names the wrong value and the way out. The command line prints it without a traceback
     and exits with status 2.
+    """
+
+
+class RunError(Exception):
+    """Something that began as asked could not be brought to its end.
+
+    The message is one line. The command line prints it without a traceback and exits with status 1.
     """
 
 

@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 
 from ttlora.errors import UserError
 from ttlora.finetune.base import Base, load_base
-from ttlora.finetune.data import Prompted, load_data
+from ttlora.finetune.data import Prompted, Split, load_data
 from ttlora.finetune.finished import FinishedRun
 from ttlora.finetune.objectives import IGNORED, Likelihood, objective_of, tokenise
 from ttlora.finetune.recipe import Recipe
@@ -19,6 +19,10 @@ from ttlora.finetune.run import run
 from ttlora.finetune.tasks import Task
 
 KEYS = {"epochs": 2, "batch_size": 8, "learning_rate": 0.02, "threads": 1, "max_length": 24}
+
+
+def rows_of(inputs, labels):
+    return Split(inputs, labels, [f"rows, line {number}" for number in range(1, 1 + len(inputs))])
 
 
 def choice_rows(count, seed):
@@ -145,7 +149,7 @@ def test_chats_need_a_template(llama, tmp_path):
         run(recipe, quiet=True)
     base = load_base(str(llama), Task("file", ("messages",), kind="generation"))
     base.tokenizer.chat_template = "{% for m in messages %}[CLS] {{ m.content }} {% endfor %}"
-    rows, _ = Likelihood(Task("file", ("messages",), kind="generation"), base, 20).encode(train.inputs[:1], [0])
+    rows, _ = Likelihood(Task("file", ("messages",), kind="generation"), base, 20).encode(rows_of(train.inputs[:1], [0]))
     assert base.tokenizer.decode(rows[0]["input_ids"][0]) == "[CLS] the film was great [SEP]"
     assert sum(target != IGNORED for target in rows[0]["targets"][0]) == 3
 
@@ -199,7 +203,7 @@ def likelihood(llama):
 def test_likelihoods_are_the_models_own(likelihood, llama):
     model = load_base(str(llama), likelihood.task).model.float().eval()
     prompt = Prompted("the film was", ("great", "awful people", "a story about the house"))
-    rows, cut = likelihood.encode([prompt], [1])
+    rows, cut = likelihood.encode(rows_of([prompt], [1]))
     assert cut == 0
     with torch.no_grad():
         loss, probabilities = likelihood.compute(model, likelihood.collate(rows))
@@ -216,7 +220,7 @@ def test_likelihoods_are_the_models_own(likelihood, llama):
 def test_rows_with_few_choices_beside_rows_with_many(likelihood, llama):
     model = load_base(str(llama), likelihood.task).model.float().eval()
     few, many = Prompted("the film", ("great", "awful")), Prompted("a story", ("dull", "warm", "cold", "fine"))
-    both, _ = likelihood.encode([few, many], [0, 3])
+    both, _ = likelihood.encode(rows_of([few, many], [0, 3]))
     with torch.no_grad():
         _, probabilities = likelihood.compute(model, likelihood.collate(both))
         _, alone = likelihood.compute(model, likelihood.collate(both[:1]))
@@ -226,7 +230,7 @@ def test_rows_with_few_choices_beside_rows_with_many(likelihood, llama):
 
 
 def test_training_sees_the_right_answer_alone(likelihood):
-    rows, _ = likelihood.encode_for_training([Prompted("the film was", ("great", "awful"))], [1])
+    rows, _ = likelihood.encode_for_training(rows_of([Prompted("the film was", ("great", "awful"))], [1]))
     batch = likelihood.collate(rows)
     assert likelihood.tokenizer.decode(batch["input_ids"][0]) == "[CLS] the film was awful [SEP]"
     assert batch["targets"][0].tolist()[:4] == [IGNORED] * 4
@@ -235,11 +239,11 @@ def test_training_sees_the_right_answer_alone(likelihood):
 def test_a_long_prompt_loses_its_beginning_and_a_long_answer_its_end(likelihood):
     likelihood.max_length = 6
     long = Prompted("the film was a story about house", ("great people",))
-    rows, cut = likelihood.encode([long], [0])
+    rows, cut = likelihood.encode(rows_of([long], [0]))
     assert cut == 1
     assert likelihood.tokenizer.decode(rows[0]["input_ids"][0]) == "[CLS] about house great people [SEP]"
     assert rows[0]["targets"][0].count(IGNORED) == 3
-    rows, _ = likelihood.encode([Prompted("the", ("a story about house and its people",))], [0])
+    rows, _ = likelihood.encode(rows_of([Prompted("the", ("a story about house and its people",))], [0]))
     assert len(rows[0]["input_ids"][0]) == 6
 
 
@@ -263,7 +267,7 @@ def test_long_rows_are_told_once(bert, tmp_path, capfd):
 def test_a_batch_of_a_head_is_padded(bert):
     base = load_base(str(bert), Task("file", ("text",), labels=(0, 1)))
     objective = objective_of(Task("file", ("text",), labels=(0, 1)), base, 20)
-    rows, _ = objective.encode([("the film was great",), ("dull",)], [1, 0])
+    rows, _ = objective.encode(rows_of([("the film was great",), ("dull",)], [1, 0]))
     batch = objective.collate(rows)
     assert batch["attention_mask"].tolist() == [[1] * 6, [1, 1, 1, 0, 0, 0]]
     assert batch["labels"].tolist() == [1, 0]

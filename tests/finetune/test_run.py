@@ -15,7 +15,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from ttlora.errors import UserError
+from ttlora.errors import RunError, UserError
 from ttlora.finetune import training
 from ttlora.finetune.data import load_data
 from ttlora.finetune.finished import FinishedRun
@@ -23,7 +23,6 @@ from ttlora.finetune.measure import cpu_threads
 from ttlora.finetune.methods import METHODS
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.run import run
-from ttlora.finetune.training import RunError
 from ttlora.record import Record
 
 HEAD = (32 * 32 + 32) + (32 * 2 + 2)
@@ -91,7 +90,8 @@ def test_lowest_validation_loss_is_kept_and_measured_as_saved(bert, data, tmp_pa
     assert record.best_epoch == losses.index(min(losses)) + 1 < 8, (
         "the test needs a run whose best epoch is not its last"
     )
-    assert record.validation_loss == min(losses)
+    # the same weights elsewhere in memory: matrix products may differ in their last bit
+    assert record.validation_loss == pytest.approx(min(losses), rel=1e-6)
 
 
 def test_reported_metrics_are_those_of_the_rounded_weights(bert, data, tmp_path):

@@ -24,8 +24,8 @@ def train(*, json: bool = False, **recipe: Any) -> int:
         The exit status.
     """
     asked = Recipe(**recipe)
+    from ttlora.errors import RunError
     from ttlora.finetune.run import run
-    from ttlora.finetune.training import RunError
 
     output = Path(asked.output).expanduser()
     finished = asked.resume and (output / "result.json").exists()

@@ -12,11 +12,10 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from ttlora.errors import UserError, one_line
+from ttlora.errors import RunError, UserError, one_line
 from ttlora.experiments.folder import failure_file, write_failure
 from ttlora.experiments.runs import PlannedRun
 from ttlora.finetune.run import run as fine_tune
-from ttlora.finetune.training import RunError
 
 
 def carry_out(run: PlannedRun, log: Path, threads: int) -> None:

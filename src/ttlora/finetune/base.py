@@ -1,5 +1,6 @@
 """The base model with a head for the task, and its tokenizer, from a local folder or the hub."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,46 @@ class Base:
 
     def longest_input(self, max_length: int) -> int:
         """`max_length`, or as many tokens as the model takes if that is less."""
-        limits = [self.tokenizer.model_max_length]
-        for name, module in self.model.named_modules():
-            if isinstance(module, nn.Embedding) and name.endswith(("position_embeddings", "wpe")):
-                offset = 0 if module.padding_idx is None else module.padding_idx + 1
-                limits.append(module.num_embeddings - offset)
+        limits = [self.tokenizer.model_max_length, *_position_limits(self.model)]
         return int(min(max_length, min(limits) - self.virtual_tokens))
+
+    @property
+    def vocabulary(self) -> int:
+        """For how many tokens the model has embeddings."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+
+# What models call the table with a row for each position. Tables of relative positions, which bound nothing, have
+# other names.
+POSITION_TABLES = (
+    "char_position_embeddings",
+    "embed_positions",
+    "pos_emb",
+    "pos_embed",
+    "pos_encoding",
+    "position_embedding",
+    "position_embeddings",
+    "positions_embed",
+    "wpe",
+)
+
+
+def _position_limits(model: Any) -> Iterator[int]:
+    """How many tokens each table of positions in a model has room for."""
+    config = model.config.get_text_config()
+    if (longest := getattr(config, "max_seq_len", None)) is not None:
+        yield longest  # MPT makes its table anew in each forward
+    for module in model.modules():
+        for name in POSITION_TABLES:
+            table = getattr(module, name, None)
+            table = getattr(table, "base_layer", table)  # where an adapter is on it
+            rows = getattr(table, "weight", table)
+            if isinstance(rows, torch.Tensor) and rows.dim() == 2:
+                # positions are counted from behind the row for padding, or from an offset that the class has
+                padding = getattr(table, "padding_idx", None)
+                yield len(rows) - int(getattr(table, "offset", 0 if padding is None else padding + 1))
+                # some have rows that no position is counted to
+                yield getattr(config, "max_position_embeddings", len(rows))
 
 
 def load_base(
@@ -131,9 +166,11 @@ def _fit_to_task(config: Any, tokenizer: Any, task: Task) -> None:
         config.label2id = {label: index for index, label in config.id2label.items()}
     if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
         raise ValueError("it comes without the files of its tokenizer")
-    if tokenizer.pad_token is None:
+    vocabulary = getattr(config.get_text_config(), "vocab_size", None)
+    # a padding token that was added to the tokenizer alone has no embedding
+    if tokenizer.pad_token is None or (vocabulary is not None and tokenizer.pad_token_id >= vocabulary):
         if tokenizer.eos_token is None:
-            raise ValueError("its tokenizer has neither a padding nor an end token")
+            raise ValueError("its tokenizer has neither a padding token that the model knows nor an end token")
         tokenizer.pad_token = tokenizer.eos_token
     config.pad_token_id = tokenizer.pad_token_id
 

@@ -1,9 +1,11 @@
 """From rows to what is put to a model: every row is checked, and what is wrong is named with its place."""
 
+import hashlib
+import json
 import math
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +45,19 @@ class Split:
 
     inputs: list[Input]
     labels: list[int] | list[float]
-    places: list[str]
+    places: list[str] = field(compare=False)
 
     def __len__(self) -> int:
         return len(self.inputs)
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all rows, in their order, with their labels."""
+        digest = hashlib.sha256()
+        for given, label in zip(self.inputs, self.labels, strict=True):
+            content = asdict(given) if isinstance(given, Prompted) else given
+            digest.update(json.dumps([content, label]).encode())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ttlora.errors import UserError
 from ttlora.finetune.base import Base
-from ttlora.finetune.data import Input, Prompted, input_of, load_validation
+from ttlora.finetune.data import Input, Prompted, Split, input_of, load_validation
 from ttlora.finetune.files import Row, read_rows
 from ttlora.finetune.folder import RunFolder
 from ttlora.finetune.measure import cpu_threads, generate, measure, predict
@@ -77,7 +77,7 @@ class FinishedRun:
             UserError: The rows cannot be read, lack a text, or have a column of the name that a prediction gets.
         """
         rows: list[Row] = []
-        inputs: list[Input] = []
+        split = Split([], [], [])
         added = {
             "classification": ("prediction", "probabilities"),
             "choice": ("prediction", "probabilities"),
@@ -87,14 +87,17 @@ class FinishedRun:
             if taken := [name for name in added if name in row]:
                 raise UserError(f"{path}, {place}: column {taken[0]!r} is there already: rename it")
             rows.append(row)
-            inputs.append(input_of(self.task, row, str(path), place))
+            split.inputs.append(input_of(self.task, row, str(path), place))
+            split.places.append(f"{path}, {place}")
+        split = replace(split, labels=[0] * len(rows))
         with cpu_threads(self.recipe.threads):
             if self.task.kind == "generation":
-                written = generate(self.base, inputs, self.recipe)
+                written = generate(self.base, split, self.recipe)
                 return ({**row, "prediction": answer} for row, answer in zip(rows, written, strict=True))
-            outputs = predict(self.base, inputs, self.task, self.recipe)
+            outputs = predict(self.base, split, self.task, self.recipe)
         return (
-            {**row, **self._prediction(given, output)} for row, given, output in zip(rows, inputs, outputs, strict=True)
+            {**row, **self._prediction(given, output)}
+            for row, given, output in zip(rows, split.inputs, outputs, strict=True)
         )
 
     def _prediction(self, given: Input, output: Any) -> Row:

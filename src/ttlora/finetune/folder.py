@@ -1,23 +1,28 @@
 """The output folder of a run: what stands in it, and who may write to it."""
 
-import fcntl
+import errno
 import json
-import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
-from ttlora.errors import UserError
+from ttlora.errors import RunError, UserError, one_line
+from ttlora.finetune.data import Split
 from ttlora.finetune.methods import Method
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
 from ttlora.finetune.weights import cast_weights
 from ttlora.record import Record
+from ttlora.whole_files import write_json
+
+LOCK = ".lock"
 
 
 @contextmanager
@@ -31,31 +36,60 @@ def locked(path: Path, in_use: str) -> Iterator[None]:
     Raises:
         UserError: Somebody is, or the folder cannot be made.
     """
+    # the system lets go of the lock when the process ends, however it ends
+    lock = FileLock(path / LOCK, blocking=False)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDONLY)
+        lock.acquire()
+    except Timeout:
+        raise UserError(in_use) from None
     except OSError as error:
-        raise UserError(f"output folder {path} cannot be made: {error.strerror}") from None
+        done = "written to" if path.is_dir() else "made"
+        raise UserError(f"output folder {path} cannot be {done}: {error.strerror or error}") from None
     try:
-        try:
-            # the system lets go of the lock when the process ends, however it ends
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(in_use) from None
         yield
     finally:
-        os.close(handle)
+        # while it is held: whoever opened the file before and locks it now finds that it has lost its name
+        with suppress(OSError):
+            (path / LOCK).unlink()
+        lock.release()
+
+
+@contextmanager
+def telling_of_disk(path: Path) -> Iterator[None]:
+    """Turn what the libraries say of a disk that takes no more into one line.
+
+    Args:
+        path: The folder that is written to.
+
+    Raises:
+        RunError: The disk is full, or cannot be written to.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise RunError(f"{path} cannot be written to: {one_line(error)}") from None
+    except RuntimeError as error:
+        # torch.save has nothing but a text
+        if "unexpected pos" not in str(error) and "PytorchStreamWriter" not in str(error):
+            raise
+        raise RunError(f"{path} cannot be written to: the disk may be full") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO):
+            raise
+        raise RunError(f"{path} cannot be written to: {error.strerror}") from None
 
 
 def content_of(path: Path) -> list[str]:
-    """What an output folder holds, apart from files that are half written.
+    """What an output folder holds, apart from the lock and from files that are half written.
 
     Raises:
         UserError: It is a file.
     """
     if path.exists() and not path.is_dir():
         raise UserError(f"output {path} is a file: name a folder that is empty or not there yet")
-    return [item.name for item in path.iterdir() if item.suffix != ".tmp"] if path.exists() else []
+    names = [item.name for item in path.iterdir()] if path.exists() else []
+    return [name for name in names if name != LOCK and not name.endswith(".tmp")]
 
 
 class RunFolder:
@@ -74,6 +108,7 @@ class RunFolder:
         self.recipe = self.path / "recipe.yaml"
         self.log = self.path / "log.jsonl"
         self.checkpoints = self.path / "checkpoints"
+        self.rows = self.checkpoints / "rows.json"
         self.result = self.path / "result.json"
         self.so_far = self.path / "so_far.json"
 
@@ -103,16 +138,61 @@ class RunFolder:
                 )
 
     @contextmanager
-    def claim(self, recipe: Recipe) -> Iterator[None]:
-        """Make the folder, keep other runs out of it, and write the recipe down.
+    def claim(self, recipe: Recipe, task: Task, training: Split, validation: Split) -> Iterator[None]:
+        """Make the folder, keep other runs out of it, and write down what the run is of.
+
+        Args:
+            recipe: The recipe, completed.
+            task: The task, its labels known.
+            training: The rows to train on.
+            validation: The rows to measure on.
 
         Raises:
-            UserError: Another run is at work in it, or it cannot be made.
+            UserError: Another run is at work in it, or has been; or it holds a run that was started with another recipe
+                or other rows; or it cannot be made.
         """
         with locked(self.path, f"another run is writing to {self.path}: wait for it, or name another folder"):
+            # once more: another run may have come and gone since
+            self.require_usable(recipe)
             if not self.recipe.exists():
                 recipe.write(self.recipe)
+            if not self.result.exists():
+                self._require_same_rows(task, {"training": training, "validation": validation})
             yield
+
+    def _require_same_rows(self, task: Task, splits: dict[str, Split]) -> None:
+        """Hold the rows against those with which the run was started; write them down if it starts now."""
+        now: dict[str, Any] = {"labels": list(task.labels)}
+        for name, split in splits.items():
+            now[name] = {"rows": len(split), "sha256": split.fingerprint}
+        try:
+            before = json.loads(self.rows.read_text("utf-8"))
+        except FileNotFoundError:
+            self.checkpoints.mkdir(exist_ok=True)
+            write_json(self.rows, now)
+            return
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.rows} is damaged: {one_line(error)}; name another output folder") from None
+        if before == now:
+            return
+        for name, split in splits.items():
+            if before.get(name) != now[name]:
+                count = before.get(name, {}).get("rows")
+                change = f"there were {count}, and are {len(split)}" if count != len(split) else "their content differs"
+                source = split.places[0].rpartition(", ")[0]
+                raise UserError(
+                    f"{self.path} was started with other {name} rows than {source} holds now: {change}. Restore them "
+                    "to go on with the run, or name another output folder"
+                )
+        raise UserError(f"{self.path} was started with the labels {before.get('labels')}, not {now['labels']}")
+
+    @property
+    def peak_memory_so_far(self) -> int:
+        """The most memory that the run has taken in the epochs before, where it goes on epoch by epoch."""
+        try:
+            return Record.read(self.so_far).peak_memory_bytes
+        except (OSError, ValueError):
+            return 0
 
     def read_result(self) -> Record:
         """The record of the finished run.
@@ -135,13 +215,16 @@ class RunFolder:
         for folder in (temporary, self.adapter):
             shutil.rmtree(folder, ignore_errors=True)
         temporary.mkdir()
-        for name, final_name in method.files.items():
-            if name.endswith(".safetensors"):
-                cast_weights(checkpoint / name, temporary / final_name, dtype)
-            else:
-                shutil.copyfile(checkpoint / name, temporary / final_name)
-        (temporary / "task.json").write_text(json.dumps(asdict(task), indent=2, ensure_ascii=False) + "\n", "utf-8")
-        temporary.rename(self.adapter)
+        try:
+            for name, final_name in method.files.items():
+                if name.endswith(".safetensors"):
+                    cast_weights(checkpoint / name, temporary / final_name, dtype)
+                else:
+                    shutil.copyfile(checkpoint / name, temporary / final_name)
+            write_json(temporary / "task.json", asdict(task))
+            temporary.rename(self.adapter)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
     def read_task(self) -> Task:
         """The task of the adapter, its labels known.

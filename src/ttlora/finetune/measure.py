@@ -10,9 +10,9 @@ import torch
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from ttlora.finetune.base import Base
-from ttlora.finetune.data import Input, Prompted, Split
+from ttlora.finetune.data import Prompted, Split
 from ttlora.finetune.metrics import TEXT_METRICS, measure_metrics, measure_texts, measure_tokens
-from ttlora.finetune.objectives import Head, Objective, Rows, objective_of, prompt_text
+from ttlora.finetune.objectives import Objective, Rows, objective_of, prompt_text, require_known
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
 
@@ -20,32 +20,55 @@ from ttlora.finetune.tasks import Task
 class TaskTrainer(Trainer):
     """Trainer with a task's own batches, loss and outputs.
 
+    Its losses, in training with accumulated batches and in measuring, are means over all items that the objective
+    counts, where Trainer takes the mean of the batches' means.
+
     Args:
         objective: How the task is put to the model.
-        options: As for `Trainer`.
+        model: The model.
+        arguments: As for `Trainer`.
+        keywords: As for `Trainer`.
     """
 
-    def __init__(self, objective: Objective, *options: Any, **keywords: Any) -> None:
+    def __init__(self, objective: Objective, model: Any, arguments: TrainingArguments, **keywords: Any) -> None:
         self.objective = objective
-        super().__init__(*options, data_collator=objective.collate, **keywords)
+        # Where one process sees several GPUs, Trainer would put the model into DataParallel, whose replicas get rows of
+        # a batch that are divided without regard to the choices and answers of one row.
+        arguments._n_gpu = min(arguments.n_gpu, 1)
+        super().__init__(model, arguments, data_collator=objective.collate, **keywords)
+        self.model_accepts_loss_kwargs = True
+        self.measured_loss, self.measured_items = 0.0, 0
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **keywords: Any) -> Any:
-        """The objective's loss."""
-        if isinstance(self.objective, Head):
-            return super().compute_loss(model, inputs, return_outputs, **keywords)
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> int:
+        return sum(self.objective.items(batch) for batch in batch_samples)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: int | None = None
+    ) -> Any:
+        """The objective's loss; of one of several accumulated batches, its share in the mean over their items."""
         loss, outputs = self.objective.compute(model, inputs)
+        if num_items_in_batch is not None and self.current_gradient_accumulation_steps > 1:
+            loss = loss * (self.objective.items(inputs) / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(
-        self, model: Any, inputs: Any, prediction_loss_only: bool, *options: Any, **keywords: Any
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> Any:
         """Loss, outputs and labels of a batch."""
-        if isinstance(self.objective, Head):
-            return super().prediction_step(model, inputs, prediction_loss_only, *options, **keywords)
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.objective.compute(model, inputs)
+        items = self.objective.items(inputs)
+        self.measured_loss += loss.item() * items
+        self.measured_items += items
         return loss.detach(), outputs.detach(), inputs["labels"]
+
+    def evaluation_loop(self, *options: Any, metric_key_prefix: str = "eval", **keywords: Any) -> Any:
+        """Outputs and metrics; the loss is that of all rows together."""
+        self.measured_loss, self.measured_items = 0.0, 0
+        output = super().evaluation_loop(*options, metric_key_prefix=metric_key_prefix, **keywords)
+        output.metrics[f"{metric_key_prefix}_loss"] = self.measured_loss / max(self.measured_items, 1)
+        return output
 
 
 def by_length(rows: Rows) -> list[int]:
@@ -61,26 +84,26 @@ def by_length(rows: Rows) -> list[int]:
 def measure(base: Base, split: Split, task: Task, recipe: Recipe) -> tuple[dict[str, float], float]:
     """The task's metrics and the mean loss on a split."""
     objective = objective_of(task, base, recipe.max_length)
-    rows, _ = objective.encode(split.inputs, split.labels)
+    rows, _ = objective.encode(split)
     output = _predict(base, objective, [rows[index] for index in by_length(rows)], recipe, metrics_of(task))
     values = {name.removeprefix("test_"): value for name, value in output.metrics.items()}
     if generated := [name for name in task.metrics if name in TEXT_METRICS]:
         answers = [given.answers[0] for given in split.inputs if isinstance(given, Prompted)]
-        values |= measure_texts(generated, answers, generate(base, split.inputs, recipe))
+        values |= measure_texts(generated, answers, generate(base, split, recipe))
     return {name: values[name] for name in task.metrics}, values["loss"]
 
 
-def predict(base: Base, inputs: Sequence[Input], task: Task, recipe: Recipe) -> np.ndarray:
+def predict(base: Base, split: Split, task: Task, recipe: Recipe) -> np.ndarray:
     """The model's outputs, one row an input: probabilities of classes, choices or answers, or a number.
 
     Args:
         base: A trained model.
-        inputs: What is put to it.
+        split: What is put to it; labels are not looked at.
         task: The task that it was trained on.
         recipe: Says how many tokens a row may have, and how many rows a batch has.
     """
     objective = objective_of(task, base, recipe.max_length)
-    rows, _ = objective.encode(inputs, [0] * len(inputs))
+    rows, _ = objective.encode(split)
     order = by_length(rows)
     outputs = torch.from_numpy(_predict(base, objective, [rows[row] for row in order], recipe, None).predictions)
     if task.kind == "classification" and not task.is_causal:
@@ -88,22 +111,23 @@ def predict(base: Base, inputs: Sequence[Input], task: Task, recipe: Recipe) -> 
     return outputs[np.argsort(order)].numpy()
 
 
-def generate(base: Base, inputs: Sequence[Input], recipe: Recipe) -> list[str]:
+def generate(base: Base, split: Split, recipe: Recipe) -> list[str]:
     """What a causal model writes after each prompt, always taking the likeliest token.
 
     Args:
         base: A trained model.
-        inputs: Prompts; answers are not looked at.
+        split: Prompts; answers are not looked at.
         recipe: Says how many tokens prompt and answer may have, and how many rows a batch has.
     """
     tokenizer = base.tokenizer
     # what the model takes has to hold the answer too
     longest = max(base.longest_input(recipe.max_length + recipe.max_new_tokens) - recipe.max_new_tokens, 1)
     prompts = []
-    for given in inputs:
+    for given, place in zip(split.inputs, split.places, strict=True):
         assert isinstance(given, Prompted)
-        text = prompt_text(given.prompt, tokenizer)
+        text = prompt_text(given.prompt, tokenizer, place)
         ids = tokenizer(text, add_special_tokens=isinstance(given.prompt, str))["input_ids"]
+        require_known(ids, base, place)
         if len(ids) > 1 and ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id):
             # some tokenizers close what they are given, after which nothing would follow
             ids = ids[:-1]
@@ -154,12 +178,7 @@ def metrics_of(task: Task) -> Callable[[EvalPrediction], dict[str, float]]:
     return compute
 
 
-def only_logits(outputs: Any, _: Any) -> Any:
-    """The logits out of what a model returns; encoder-decoders add whole hidden states."""
-    return outputs[0] if isinstance(outputs, tuple) else outputs
-
-
-def computing(base: Base, recipe: Recipe, objective: Objective) -> dict[str, Any]:
+def computing(base: Base, recipe: Recipe) -> dict[str, Any]:
     """Trainer's settings that say how a model computes, alike in training and in measuring."""
     return {
         "per_device_eval_batch_size": recipe.batch_size,
@@ -167,8 +186,8 @@ def computing(base: Base, recipe: Recipe, objective: Objective) -> dict[str, Any
         "bf16": base.model.dtype == torch.bfloat16,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "label_names": ["labels"],
-        # the batches of a choice or a prompt have more than the model takes
-        "remove_unused_columns": isinstance(objective, Head),
+        # the objective makes of a batch what the model takes
+        "remove_unused_columns": False,
         "disable_tqdm": True,
         "report_to": [],
         "seed": recipe.seed,
@@ -191,8 +210,7 @@ def _predict(base: Base, objective: Objective, rows: Rows, recipe: Recipe, compu
         trainer = TaskTrainer(
             objective,
             base.model,
-            TrainingArguments(folder, **computing(base, recipe, objective)),
+            TrainingArguments(folder, **computing(base, recipe)),
             compute_metrics=compute_metrics,
-            preprocess_logits_for_metrics=only_logits,
         )
         return trainer.predict(rows)

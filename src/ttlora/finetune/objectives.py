@@ -1,21 +1,34 @@
 """How a task is put to a model: a row in tokens, the loss, and what an output says."""
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ttlora.errors import UserError
+from ttlora.errors import UserError, one_line
 from ttlora.finetune.base import Base
-from ttlora.finetune.data import Input, Prompted
+from ttlora.finetune.data import Prompted, Split
 from ttlora.finetune.tasks import Task
 
 IGNORED = -100
 
 Rows = list[dict[str, Any]]
+
+
+class Computed(NamedTuple):
+    """What a model says to a batch.
+
+    Attributes:
+        loss: The mean loss over what `Objective.items` counts.
+        outputs: One row for each row of the batch.
+    """
+
+    loss: Tensor
+    outputs: Tensor
 
 
 class Objective(ABC):
@@ -28,55 +41,87 @@ class Objective(ABC):
     """
 
     def __init__(self, task: Task, base: Base, max_length: int) -> None:
-        self.task, self.tokenizer = task, base.tokenizer
+        self.task, self.base, self.tokenizer = task, base, base.tokenizer
         self.max_length = base.longest_input(max_length)
 
     @abstractmethod
-    def encode(self, inputs: Sequence[Input], labels: Sequence[int | float]) -> tuple[Rows, int]:
-        """Rows of token ids with their labels, without padding, and how many of them had to be cut."""
+    def encode(self, split: Split) -> tuple[Rows, int]:
+        """Rows of token ids with their labels, without padding, and how many of them had to be cut.
+
+        Raises:
+            UserError: The model can do nothing with a row; the message names its place.
+        """
 
     @abstractmethod
     def collate(self, rows: Rows) -> dict[str, Tensor]:
         """A batch of rows, padded to its longest."""
 
     @abstractmethod
-    def compute(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The loss of a batch, and its outputs, one row each (see `judge`)."""
+    def compute(self, model: Any, batch: dict[str, Tensor]) -> Computed:
+        """The mean loss of a batch, and its outputs."""
 
-    def encode_for_training(self, inputs: Sequence[Input], labels: Sequence[int | float]) -> tuple[Rows, int]:
+    def items(self, batch: dict[str, Tensor]) -> int:
+        """Over how many items the loss of a batch is a mean: its rows.
+
+        The loss over several batches is the mean over the items of all, not over the batches: it is the same however
+        the rows are divided into batches.
+        """
+        return len(batch["labels"])
+
+    def encode_for_training(self, split: Split) -> tuple[Rows, int]:
         """As `encode`, with no more than the training needs."""
-        return self.encode(inputs, labels)
+        return self.encode(split)
+
+    def _tokenise(self, texts: Sequence[Any], places: Iterable[str]) -> tuple[Rows, int]:
+        """`tokenise`, with each row checked, and nothing in it that the model does not take."""
+        rows, cut = tokenise(texts, self.tokenizer, self.max_length)
+        for row, place in zip(rows, places, strict=True):
+            require_known(row["input_ids"], self.base, place)
+        model = self.base.model
+        plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+        taken = inspect.signature(plain.forward).parameters
+        return [{name: values for name, values in row.items() if name in taken} for row in rows], cut
+
+    def _pad(self, rows: Rows) -> dict[str, Tensor]:
+        """A batch of rows for a head, padded at the end, whatever side the tokenizer pads at.
+
+        Padding in front would move a row's tokens to other positions, and so change what the model says to it. XLNet's
+        head alone reads the last place of a row, which must not be padding; its positions are relative.
+        """
+        side = "left" if getattr(self.base.model.config, "summary_type", None) == "last" else "right"
+        return dict(self.tokenizer.pad(rows, padding_side=side, return_tensors="pt"))
 
 
 class Head(Objective):
     """A head with one output for each class, or one for a number: the model's own loss."""
 
-    def encode(self, inputs: Sequence[Input], labels: Sequence[int | float]) -> tuple[Rows, int]:
+    def encode(self, split: Split) -> tuple[Rows, int]:
         """One or two texts a row; the longest text of a row is cut first."""
-        rows, cut = tokenise(inputs, self.tokenizer, self.max_length)
-        return [{**row, "labels": label} for row, label in zip(rows, labels, strict=True)], cut
+        rows, cut = self._tokenise(split.inputs, split.places)
+        return [{**row, "labels": label} for row, label in zip(rows, split.labels, strict=True)], cut
 
     def collate(self, rows: Rows) -> dict[str, Tensor]:
         """Pad."""
-        return dict(self.tokenizer.pad(rows, return_tensors="pt"))
+        return self._pad(rows)
 
-    def compute(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def compute(self, model: Any, batch: dict[str, Tensor]) -> Computed:
         """The model's own loss, and its logits."""
         output = model(**batch)
-        return output.loss, output.logits
+        return Computed(output.loss, output.logits)
 
 
 class ChoiceHead(Objective):
     """A head with one output, which scores each choice: cross-entropy over the choices of a row."""
 
-    def encode(self, inputs: Sequence[Input], labels: Sequence[int | float]) -> tuple[Rows, int]:
+    def encode(self, split: Split) -> tuple[Rows, int]:
         """The texts of every choice."""
-        rows_of_choices = [given for given in inputs if not isinstance(given, Prompted)]
+        rows_of_choices = [given for given in split.inputs if not isinstance(given, Prompted)]
         every_choice = [texts for choices in rows_of_choices for texts in choices]
-        flat, cut = tokenise(every_choice, self.tokenizer, self.max_length)
+        places = [place for place, choices in zip(split.places, rows_of_choices, strict=True) for _ in choices]
+        flat, cut = self._tokenise(every_choice, places)
         encoded = iter(flat)
         rows = []
-        for choices, label in zip(rows_of_choices, labels, strict=True):
+        for choices, label in zip(rows_of_choices, split.labels, strict=True):
             of_row = [next(encoded) for _ in choices]
             rows.append({"input_ids": [choice["input_ids"] for choice in of_row], "choices": of_row, "labels": label})
         return rows, cut
@@ -84,17 +129,17 @@ class ChoiceHead(Objective):
     def collate(self, rows: Rows) -> dict[str, Tensor]:
         """Pad the choices of all rows, one after the other."""
         flat = [choice for row in rows for choice in row["choices"]]
-        batch = dict(self.tokenizer.pad(flat, return_tensors="pt"))
+        batch = self._pad(flat)
         batch["labels"] = torch.tensor([row["labels"] for row in rows])
         batch["counts"] = torch.tensor([len(row["choices"]) for row in rows])
         return batch
 
-    def compute(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def compute(self, model: Any, batch: dict[str, Tensor]) -> Computed:
         """Cross-entropy, and the choices' probabilities."""
         counts, labels = batch["counts"], batch["labels"]
         output = model(**{name: values for name, values in batch.items() if name not in ("counts", "labels")})
         scores = _by_row(output.logits.float().reshape(-1), counts)
-        return F.cross_entropy(scores, labels), scores.softmax(-1)
+        return Computed(F.cross_entropy(scores, labels), scores.softmax(-1))
 
 
 class Likelihood(Objective):
@@ -104,22 +149,20 @@ class Likelihood(Objective):
     follows. Texts without a prompt are answers of their own.
     """
 
-    def encode(self, inputs: Sequence[Input], labels: Sequence[int | float]) -> tuple[Rows, int]:
+    def encode(self, split: Split) -> tuple[Rows, int]:
         """Every answer after the prompt, whose beginning is cut where it is too long."""
-        return self._encode(inputs, labels, right_ones_alone=False)
+        return self._encode(split, right_ones_alone=False)
 
-    def encode_for_training(self, inputs: Sequence[Input], labels: Sequence[int | float]) -> tuple[Rows, int]:
+    def encode_for_training(self, split: Split) -> tuple[Rows, int]:
         """The right answers alone."""
-        return self._encode(inputs, labels, right_ones_alone=True)
+        return self._encode(split, right_ones_alone=True)
 
-    def _encode(
-        self, inputs: Sequence[Input], labels: Sequence[int | float], right_ones_alone: bool
-    ) -> tuple[Rows, int]:
+    def _encode(self, split: Split, right_ones_alone: bool) -> tuple[Rows, int]:
         rows, cut = [], 0
-        for given, label in zip(inputs, labels, strict=True):
+        for given, label, place in zip(split.inputs, split.labels, split.places, strict=True):
             assert isinstance(given, Prompted)
             answers = [given.answers[int(label)]] if right_ones_alone else list(given.answers)
-            sequences = [self._sequence(given.prompt, answer) for answer in answers]
+            sequences = [self._sequence(given.prompt, answer, place) for answer in answers]
             cut += any(too_long for *_, too_long in sequences)
             ids, targets, _ = zip(*sequences, strict=True)
             if right_ones_alone:
@@ -128,14 +171,15 @@ class Likelihood(Objective):
                 rows.append({"input_ids": list(ids), "targets": list(targets), "labels": int(label)})
         return rows, cut
 
-    def _sequence(self, prompt: Any, answer: str) -> tuple[list[int], list[int], bool]:
+    def _sequence(self, prompt: Any, answer: str, place: str) -> tuple[list[int], list[int], bool]:
         """Token ids, the targets (ids where the answer is), and whether it was cut."""
-        before, together = prompt_text(prompt, self.tokenizer, answer), answer
+        before, together = prompt_text(prompt, self.tokenizer, place), answer
         special = isinstance(prompt, str)
         if before:
             joint = "" if before[-1:].isspace() or answer[:1].isspace() or not special else " "
             together = before + joint + answer
         ids = self.tokenizer(together, add_special_tokens=special)["input_ids"]
+        require_known(ids, self.base, place)
         start = 0
         if before:
             prompt_ids = self.tokenizer(before, add_special_tokens=special)["input_ids"]
@@ -154,6 +198,11 @@ class Likelihood(Objective):
             # the beginning goes, but not the token that says it is one; what still does not fit goes at the end
             ids = [*ids[:1], *ids[1 + taken :]][: self.max_length]
             start -= taken
+        if len(ids) < 2:
+            raise UserError(
+                f"{place}: the row is a single token of model {self.base.name}, with none before it that could "
+                "foretell it: take the row out, or give it a longer text"
+            )
         return ids, [IGNORED if at < start else token for at, token in enumerate(ids)], surplus > 0
 
     def collate(self, rows: Rows) -> dict[str, Tensor]:
@@ -173,7 +222,12 @@ class Likelihood(Objective):
             "labels": torch.tensor([row["labels"] for row in rows]),
         }
 
-    def compute(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def items(self, batch: dict[str, Tensor]) -> int:
+        """The tokens of the right answers, but for those with which a row begins: nothing foretells them."""
+        tokens = (batch["targets"][:, 1:] != IGNORED).sum(1)
+        return int(tokens[_right(batch)].sum())
+
+    def compute(self, model: Any, batch: dict[str, Tensor]) -> Computed:
         """The mean loss of the right answers' tokens; for each row the answers' probabilities.
 
         Where there is but one answer, the outputs are its summed loss, its tokens, and how many were foreseen.
@@ -187,13 +241,12 @@ class Likelihood(Objective):
         losses = F.cross_entropy(chosen, wanted, reduction="none")
         zeros = losses.new_zeros(len(ids))
         sums, tokens = zeros.index_add(0, places, losses), zeros.index_add(0, places, torch.ones_like(losses))
-        counts = batch["counts"]
-        right = counts.cumsum(0) - counts + batch["labels"]
+        right = _right(batch)
         loss = sums[right].sum() / tokens[right].sum().clamp(min=1)
         if self.task.kind in ("generation", "text"):
             foreseen = zeros.index_add(0, places, (chosen.argmax(-1) == wanted).to(losses.dtype))
-            return loss, torch.stack([sums, tokens, foreseen], -1)
-        return loss, _by_row(-sums / tokens.clamp(min=1), counts).softmax(-1)
+            return Computed(loss, torch.stack([sums, tokens, foreseen], -1))
+        return Computed(loss, _by_row(-sums / tokens.clamp(min=1), batch["counts"]).softmax(-1))
 
 
 def objective_of(task: Task, base: Base, max_length: int) -> Objective:
@@ -201,6 +254,31 @@ def objective_of(task: Task, base: Base, max_length: int) -> Objective:
     if task.is_causal:
         return Likelihood(task, base, max_length)
     return ChoiceHead(task, base, max_length) if task.kind == "choice" else Head(task, base, max_length)
+
+
+def require_known(ids: Sequence[int], base: Base, place: str) -> None:
+    """Check that a row has token ids, and that the model has an embedding for each.
+
+    Args:
+        ids: The row's token ids.
+        base: The model and its tokenizer.
+        place: Where the row stands.
+
+    Raises:
+        UserError: There are none, or one has no embedding; the message names the row.
+    """
+    if not ids:
+        raise UserError(
+            f"{place}: the tokenizer of model {base.name} makes no token of the row's text, so there is nothing to put "
+            "to the model: take the row out, or give it a text"
+        )
+    if (highest := max(ids)) >= base.vocabulary:
+        token = base.tokenizer.convert_ids_to_tokens(highest)
+        raise UserError(
+            f"{place}: the tokenizer gives {token!r} the number {highest}, and model {base.name} has embeddings for "
+            f"the numbers below {base.vocabulary}: take the tokenizer that was made for the model, or resize the "
+            "model's embeddings (resize_token_embeddings) and save it"
+        )
 
 
 def tokenise(texts: Sequence[Any], tokenizer: Any, max_length: int) -> tuple[Rows, int]:
@@ -219,11 +297,16 @@ def tokenise(texts: Sequence[Any], tokenizer: Any, max_length: int) -> tuple[Row
     return rows, sum(len(ids) > max_length for ids in whole)
 
 
-def prompt_text(prompt: Any, tokenizer: Any, answer: str = "") -> str:
+def prompt_text(prompt: Any, tokenizer: Any, place: str) -> str:
     """A prompt as text; the messages of a chat through the tokenizer's template.
 
+    Args:
+        prompt: A text, or messages.
+        tokenizer: The model's tokenizer.
+        place: Where the row stands, for messages.
+
     Raises:
-        UserError: The tokenizer has no template for chats.
+        UserError: The tokenizer has no template for chats, or its template refuses this one.
     """
     if isinstance(prompt, str):
         return prompt
@@ -232,7 +315,18 @@ def prompt_text(prompt: Any, tokenizer: Any, answer: str = "") -> str:
             "the rows hold chats, and the model's tokenizer has no chat template: take an instruction-tuned model, or "
             "rows with a prompt and an answer column"
         )
-    return str(tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True))
+    try:
+        return str(tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True))
+    except Exception as error:  # a template is a program of its own, which may fail in any way
+        raise UserError(
+            f"{place}: the chat template of the model's tokenizer refuses the chat: {one_line(error)}"
+        ) from None
+
+
+def _right(batch: dict[str, Tensor]) -> Tensor:
+    """Where the right answer of each row stands among the answers of all rows."""
+    counts = batch["counts"]
+    return counts.cumsum(0) - counts + batch["labels"]
 
 
 def _by_row(scores: Tensor, counts: Tensor) -> Tensor:

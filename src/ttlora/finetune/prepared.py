@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from ttlora.errors import UserError
 from ttlora.finetune.base import Base, load_base
 from ttlora.finetune.data import Split, load_data
 from ttlora.finetune.methods import Method, in_head, virtual_tokens
@@ -32,8 +33,8 @@ class Encoded:
     @classmethod
     def of(cls, objective: Objective, training: Split, validation: Split) -> "Encoded":
         """The rows as an objective puts them to its model."""
-        rows, cut = objective.encode_for_training(training.inputs, training.labels)
-        validation_rows, validation_cut = objective.encode(validation.inputs, validation.labels)
+        rows, cut = objective.encode_for_training(training)
+        validation_rows, validation_cut = objective.encode(validation)
         return cls(rows, validation_rows, (cut, validation_cut))
 
 
@@ -114,6 +115,15 @@ class Prepared:
 
 
 def adapted(base: Base, method: Method, recipe: Recipe) -> Base:
-    """A base model with what trains in it."""
+    """A base model with what trains in it.
+
+    Raises:
+        UserError: The recipe does not fit the model.
+    """
+    if recipe.head_learning_rate is not None and not base.head:
+        raise UserError(
+            f"--head-learning-rate is {recipe.head_learning_rate:g}, and {base.name} has no head for this task: leave "
+            "it out; --learning-rate is that of the adapter"
+        )
     model = method.adapt(base, recipe)
     return replace(base, model=model, virtual_tokens=virtual_tokens(model))

@@ -2,27 +2,26 @@
 
 import gc
 import importlib.metadata
+import os
 import platform
-import resource
 import shutil
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from ttlora.errors import UserError
 from ttlora.finetune.base import Base, load_base
-from ttlora.finetune.folder import RunFolder
+from ttlora.finetune.folder import RunFolder, telling_of_disk
 from ttlora.finetune.measure import cpu_threads, measure
+from ttlora.finetune.memory import peak_memory_bytes, reset_peak_memory, telling_of_memory
 from ttlora.finetune.methods import Method, count_parameters, find_method
 from ttlora.finetune.metrics import TEXT_METRICS
 from ttlora.finetune.prepared import Encoded, Prepared, TaskData, adapted
 from ttlora.finetune.progress import ProgressReport
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
-from ttlora.finetune.training import RunError, Trained, find_trained, train
+from ttlora.finetune.training import Trained, find_trained, train
 from ttlora.record import Record
 
 
@@ -42,22 +41,27 @@ def run(recipe: Recipe, quiet: bool = False) -> Record:
         UserError: The recipe cannot be carried out; nothing was written.
         RunError: The training failed.
     """
+    require_one_process()
     method = find_method(recipe.method)
     recipe = method.complete(recipe)
     folder = RunFolder(recipe.output)
     folder.require_usable(recipe)
     if folder.result.exists():
-        shutil.rmtree(folder.checkpoints, ignore_errors=True)
-        return folder.read_result()
-    with _telling_of_memory(), cpu_threads(recipe.threads):
+        return _result_of_finished(folder)
+    reset_peak_memory()
+    with telling_of_memory(), telling_of_disk(folder.path), cpu_threads(recipe.threads):
         data = TaskData.read(recipe)
         base = load_base(recipe.model, data.task, recipe.seed, method.base_dtype)
         base = adapted(base, method, recipe)
-        with folder.claim(recipe), ProgressReport(_shown_metric(data.task), quiet) as report:
+        # before anything is written: a row that the model can do nothing with ends the run
+        rows = data.encode(base, recipe.max_length)
+        claimed = folder.claim(recipe, data.task, data.training, data.validation)
+        with claimed, ProgressReport(_shown_metric(data.task), quiet) as report:
+            if folder.result.exists():
+                return _result_of_finished(folder)
             trained = find_trained(folder)
             if trained is None or not trained.ended:
                 _announce(report, base, data, recipe)
-                rows = data.encode(base, recipe.max_length)
                 _tell_cut(report, rows, base.longest_input(recipe.max_length))
                 trained = train(base, method, data.task, rows, recipe, folder, report)
             if trained.epochs < recipe.epochs:
@@ -89,9 +93,11 @@ def run_epoch(recipe: Recipe, prepared: Prepared) -> Record:
     method = find_method(recipe.method)
     recipe = replace(method.complete(recipe), resume=True)
     folder = RunFolder(recipe.output)
-    folder.require_usable(recipe)
-    with _telling_of_memory(), cpu_threads(recipe.threads), folder.claim(recipe):
-        data, trained = prepared.data, find_trained(folder)
+    data = prepared.data
+    claimed = folder.claim(recipe, data.task, data.training, data.validation)
+    reset_peak_memory()
+    with telling_of_memory(), telling_of_disk(folder.path), cpu_threads(recipe.threads), claimed:
+        trained = find_trained(folder)
         if trained is None or not trained.ended:
             base = _adapted_copy(prepared, method, recipe)
             rows = data.encoded or data.encode(base, recipe.max_length)
@@ -115,16 +121,24 @@ def _adapted_copy(prepared: Prepared, method: Method, recipe: Recipe) -> Base:
     return base
 
 
-@contextmanager
-def _telling_of_memory() -> Iterator[None]:
-    """Turn the many ways to run out of memory into one line."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        # on a GPU it has a class of its own, in ordinary memory only a text
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            raise RunError("out of memory: lower --batch-size or --max-length") from None
-        raise
+def require_one_process() -> None:
+    """Refuse to share a run with other processes, as torchrun and accelerate launch start them.
+
+    Raises:
+        UserError: There are others.
+    """
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1":
+        raise UserError(
+            f"{processes} processes were started for one run (WORLD_SIZE={processes}), which is not possible yet: "
+            "start one, without torchrun or accelerate launch"
+        )
+
+
+def _result_of_finished(folder: RunFolder) -> Record:
+    # a run that was killed after its last file was written has left them
+    shutil.rmtree(folder.checkpoints, ignore_errors=True)
+    return folder.read_result()
 
 
 def _shown_metric(task: Task) -> str:
@@ -196,17 +210,10 @@ def _record(
         epochs=trained.epochs,
         train_seconds=trained.seconds,
         seconds_per_step=trained.step_seconds,
-        peak_memory_bytes=_peak_memory_bytes(),
+        peak_memory_bytes=max(peak_memory_bytes(), folder.peak_memory_so_far),
         recipe=recipe.as_dict(),
         versions={
             "python": platform.python_version(),
             **{library: importlib.metadata.version(library) for library in libraries},
         },
     )
-
-
-def _peak_memory_bytes() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

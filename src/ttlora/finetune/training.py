@@ -12,9 +12,10 @@ from typing import Any
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState, PrinterCallback
 
+from ttlora.errors import RunError
 from ttlora.finetune.base import Base
 from ttlora.finetune.folder import RunFolder
-from ttlora.finetune.measure import TaskTrainer, by_length, computing, metrics_of, only_logits
+from ttlora.finetune.measure import TaskTrainer, by_length, computing, metrics_of
 from ttlora.finetune.methods import Method, in_head
 from ttlora.finetune.objectives import objective_of
 from ttlora.finetune.prepared import Encoded
@@ -28,10 +29,6 @@ LOGS_PER_EPOCH = 20
 HIGHEST_HEAD_RATE = 1e-3
 COMPLETE = "complete"
 MEASURED = "validation_"
-
-
-class RunError(Exception):
-    """A run that began as asked could not be brought to its end; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +126,7 @@ def train(
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         restore_callback_states_from_checkpoint=True,
-        **computing(base, recipe, objective),
+        **computing(base, recipe),
     )
     trainer = _Trainer(
         objective,
@@ -138,7 +135,6 @@ def train(
         train_dataset=rows.training,
         eval_dataset=[rows.validation[index] for index in by_length(rows.validation)],
         compute_metrics=metrics_of(task),
-        preprocess_logits_for_metrics=only_logits,
         callbacks=[_Patience(recipe.patience), _Clock(), _Log(folder.log), report, _Checkpoints(), _Pause(epochs)],
     )
     trainer.remove_callback(PrinterCallback)
@@ -167,13 +163,15 @@ class _Trainer(TaskTrainer):
         self.method.save(self.model, folder)
 
     def create_optimizer(self, model: Any = None) -> Any:
+        if self.optimizer is not None:
+            return self.optimizer
         optimizer = super().create_optimizer(model)
         trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         heads = {id(weight) for name, weight in trained.items() if in_head(name, self.head)}
         rate = self.recipe.head_learning_rate
         if rate is None and len(heads) < len(trained):
             rate = min(optimizer.defaults["lr"], HIGHEST_HEAD_RATE)
-        if rate is not None and len(optimizer.param_groups) == 2:
+        if rate is not None:
             for group in list(optimizer.param_groups):
                 in_heads = [weight for weight in group["params"] if id(weight) in heads]
                 group["params"] = [weight for weight in group["params"] if id(weight) not in heads]
@@ -238,7 +236,7 @@ class _Checkpoints(TrainerCallback):
         folder = Path(args.output_dir)
         (folder / f"checkpoint-{state.global_step}" / COMPLETE).touch()
         needed = {f"checkpoint-{step}" for step in (state.global_step, state.best_global_step)}
-        for old in folder.iterdir():
+        for old in folder.glob("checkpoint-*"):
             if old.name not in needed:
                 # the mark goes first, so that a half-deleted checkpoint is never taken for a whole one
                 (old / COMPLETE).unlink(missing_ok=True)

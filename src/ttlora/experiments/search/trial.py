@@ -12,13 +12,13 @@ import torch
 from ray import tune
 from transformers.utils import logging
 
-from ttlora.errors import UserError, one_line
+from ttlora.errors import RunError, UserError, one_line
 from ttlora.experiments.search.folder import Trial
 from ttlora.finetune.methods import find_method
 from ttlora.finetune.prepared import Prepared, TaskData
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.run import run_epoch
-from ttlora.finetune.training import RunError, find_trained
+from ttlora.finetune.training import find_trained
 
 EPOCH, LOSS, SCORE, FAILED = "epoch", "validation_loss", "score", "failed"  # with what it has failed, or ""
 

@@ -1,0 +1,56 @@
+"""How much memory a run takes at most, and what is said where it does not suffice."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+
+from ttlora.errors import RunError
+
+STATUS = Path("/proc/self/status")
+
+
+def reset_peak_memory() -> None:
+    """Let `peak_memory_bytes` count from now on, where the system can: on CUDA and on Linux."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif STATUS.exists():
+        with suppress(OSError):
+            # 5 sets the peak of the process's resident memory to what it has now (man 5 proc)
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_bytes() -> int:
+    """The most memory in use since `reset_peak_memory`: on the accelerator if there is one, or else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    if STATUS.exists():
+        for line in STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@contextmanager
+def telling_of_memory() -> Iterator[None]:
+    """Turn the many ways to run out of memory into one line.
+
+    Raises:
+        RunError: There is too little memory.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # on a GPU it has a class of its own, in ordinary memory only a text
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise RunError("out of memory: lower --batch-size or --max-length") from None
+        raise
