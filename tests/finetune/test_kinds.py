@@ -149,7 +149,9 @@ def test_chats_need_a_template(llama, tmp_path):
         run(recipe, quiet=True)
     base = load_base(str(llama), Task("file", ("messages",), kind="generation"))
     base.tokenizer.chat_template = "{% for m in messages %}[CLS] {{ m.content }} {% endfor %}"
-    rows, _ = Likelihood(Task("file", ("messages",), kind="generation"), base, 20).encode(rows_of(train.inputs[:1], [0]))
+    rows, _ = Likelihood(Task("file", ("messages",), kind="generation"), base, 20).encode(
+        rows_of(train.inputs[:1], [0])
+    )
     assert base.tokenizer.decode(rows[0]["input_ids"][0]) == "[CLS] the film was great [SEP]"
     assert sum(target != IGNORED for target in rows[0]["targets"][0]) == 3
 

@@ -12,7 +12,7 @@ from transformers import EvalPrediction, Trainer, TrainingArguments
 from ttlora.finetune.base import Base
 from ttlora.finetune.data import Prompted, Split
 from ttlora.finetune.metrics import TEXT_METRICS, measure_metrics, measure_texts, measure_tokens
-from ttlora.finetune.objectives import Objective, Rows, objective_of, prompt_text, require_known
+from ttlora.finetune.objectives import Objective, Rows, objective_of, prompt_ids
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
 
@@ -124,13 +124,7 @@ def generate(base: Base, split: Split, recipe: Recipe) -> list[str]:
     longest = max(base.longest_input(recipe.max_length + recipe.max_new_tokens) - recipe.max_new_tokens, 1)
     prompts = []
     for given, place in zip(split.inputs, split.places, strict=True):
-        assert isinstance(given, Prompted)
-        text = prompt_text(given.prompt, tokenizer, place)
-        ids = tokenizer(text, add_special_tokens=isinstance(given.prompt, str))["input_ids"]
-        require_known(ids, base, place)
-        if len(ids) > 1 and ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id):
-            # some tokenizers close what they are given, after which nothing would follow
-            ids = ids[:-1]
+        ids = prompt_ids(given, base, place)
         prompts.append([*ids[:1], *ids[len(ids) - longest + 1 :]] if len(ids) > longest else ids)
     written = [""] * len(prompts)
     model = base.model.eval()

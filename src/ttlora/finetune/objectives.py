@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ttlora.errors import UserError, one_line
 from ttlora.finetune.base import Base
-from ttlora.finetune.data import Prompted, Split
+from ttlora.finetune.data import Input, Prompted, Split
 from ttlora.finetune.tasks import Task
 
 IGNORED = -100
@@ -151,6 +151,10 @@ class Likelihood(Objective):
 
     def encode(self, split: Split) -> tuple[Rows, int]:
         """Every answer after the prompt, whose beginning is cut where it is too long."""
+        if self.task.kind == "generation":
+            for given, place in zip(split.inputs, split.places, strict=True):
+                # what is measured will be written after it
+                prompt_ids(given, self.base, place)
         return self._encode(split, right_ones_alone=False)
 
     def encode_for_training(self, split: Split) -> tuple[Rows, int]:
@@ -321,6 +325,28 @@ def prompt_text(prompt: Any, tokenizer: Any, place: str) -> str:
         raise UserError(
             f"{place}: the chat template of the model's tokenizer refuses the chat: {one_line(error)}"
         ) from None
+
+
+def prompt_ids(given: Input, base: Base, place: str) -> list[int]:
+    """The token ids of a prompt after which a model writes.
+
+    Args:
+        given: A prompt; its answers are not looked at.
+        base: The model and its tokenizer.
+        place: Where the row stands.
+
+    Raises:
+        UserError: There are none, or one has no embedding; the message names the row.
+    """
+    assert isinstance(given, Prompted)
+    tokenizer = base.tokenizer
+    text = prompt_text(given.prompt, tokenizer, place)
+    ids: list[int] = tokenizer(text, add_special_tokens=isinstance(given.prompt, str))["input_ids"]
+    if len(ids) > 1 and ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id):
+        # some tokenizers close what they are given, after which nothing would follow
+        ids = ids[:-1]
+    require_known(ids, base, place)
+    return ids
 
 
 def _right(batch: dict[str, Tensor]) -> Tensor:
