@@ -116,8 +116,19 @@ class RunFolder:
         """Refuse a folder that holds something else than the run to be resumed.
 
         Raises:
-            UserError: The folder is in use, or its run had another recipe; the message names the key.
+            UserError: Another run is at work in the folder, or it holds something else, or its run had another recipe;
+                the message names the key.
         """
+        if (self.path / LOCK).exists():
+            with locked(self.path, self._in_use):
+                pass
+        self._require_same_recipe(recipe)
+
+    @property
+    def _in_use(self) -> str:
+        return f"another run is writing to {self.path}: wait for it, or name another folder"
+
+    def _require_same_recipe(self, recipe: Recipe) -> None:
         content = content_of(self.path)
         if not content:
             return
@@ -151,9 +162,9 @@ class RunFolder:
             UserError: Another run is at work in it, or has been; or it holds a run that was started with another recipe
                 or other rows; or it cannot be made.
         """
-        with locked(self.path, f"another run is writing to {self.path}: wait for it, or name another folder"):
-            # once more: another run may have come and gone since
-            self.require_usable(recipe)
+        with locked(self.path, self._in_use):
+            # another run may have come and gone since `require_usable`
+            self._require_same_recipe(recipe)
             if not self.recipe.exists():
                 recipe.write(self.recipe)
             if not self.result.exists():
@@ -167,24 +178,24 @@ class RunFolder:
             now[name] = {"rows": len(split), "sha256": split.fingerprint}
         try:
             before = json.loads(self.rows.read_text("utf-8"))
+            counts = {name: before[name]["rows"] for name in splits}
         except FileNotFoundError:
             self.checkpoints.mkdir(exist_ok=True)
             write_json(self.rows, now)
             return
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.rows} is damaged: {one_line(error)}; name another output folder") from None
-        if before == now:
-            return
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{self.rows} is damaged ({one_line(error)}): name another output folder") from None
         for name, split in splits.items():
-            if before.get(name) != now[name]:
-                count = before.get(name, {}).get("rows")
+            if before[name] != now[name]:
+                count = counts[name]
                 change = f"there were {count}, and are {len(split)}" if count != len(split) else "their content differs"
                 source = split.places[0].rpartition(", ")[0]
                 raise UserError(
                     f"{self.path} was started with other {name} rows than {source} holds now: {change}. Restore them "
                     "to go on with the run, or name another output folder"
                 )
-        raise UserError(f"{self.path} was started with the labels {before.get('labels')}, not {now['labels']}")
+        if before.get("labels") != now["labels"]:
+            raise UserError(f"{self.path} was started with the labels {before.get('labels')}, not {now['labels']}")
 
     @property
     def peak_memory_so_far(self) -> int:
