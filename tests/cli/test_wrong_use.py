@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import command, sentiment_rows, write_jsonl
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
+
+from ttlora.finetune import folder
 
 ROWS = sentiment_rows(12, seed=1)
 
@@ -230,13 +233,32 @@ def test_in_a_process_of_its_own(bert, data, tmp_path):
     assert "[3, 5] has the product 15" in done.stderr
 
 
-def test_disk_that_is_full_ends_in_one_line(bert, data, tmp_path, ttlora, monkeypatch):
-    def fail(*_, **__):
-        raise OSError(28, "No space left on device")
+def refuse_everything(error):
+    def refuse(*_, **__):
+        raise error
 
-    monkeypatch.setattr(torch, "save", fail)
-    outcome = ttlora(
-        "train", "--model", bert, "--task", "glue/sst2", "--data", data, "--output", tmp_path / "out", "--epochs", 1
-    )
+    return refuse
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "error", "reason"),
+    [
+        (torch, "save", OSError(28, "No space left on device"), "No space left on device"),
+        (torch, "save", RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"), "the disk"),
+        (torch, "save", RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), "the disk"),
+        (folder, "cast_weights", SafetensorError("I/O error: No space left on device (os error 28)"), "No space left"),
+        (folder.shutil, "copyfile", OSError(30, "Read-only file system"), "Read-only file system"),
+    ],
+)
+def test_disk_that_is_full_ends_in_one_line(target, name, error, reason, bert, data, tmp_path, ttlora, monkeypatch):
+    monkeypatch.setattr(target, name, refuse_everything(error))
+    flags = ("--model", bert, "--task", "glue/sst2", "--data", data, "--output", tmp_path / "out", "--epochs", 1)
+    outcome = ttlora("train", *flags)
     assert outcome.status == 1
-    assert outcome.err.splitlines()[-1] == "ttlora: error: [Errno 28] No space left on device"
+    last = outcome.err.splitlines()[-1]
+    assert last.startswith(f"ttlora: error: {tmp_path / 'out'} cannot be written to: ")
+    assert reason in last
+    assert not (tmp_path / "out" / "adapter").exists()
+    assert not list((tmp_path / "out").glob("*.tmp"))
+    monkeypatch.undo()
+    assert ttlora("train", *flags, "--resume").status == 0

@@ -13,10 +13,11 @@ from transformers import (
     GPT2LMHeadModel,
     T5Config,
     T5ForConditionalGeneration,
+    Trainer,
 )
 
 from ttlora.errors import RunError, UserError
-from ttlora.finetune import training
+from ttlora.finetune import memory, training
 from ttlora.finetune.data import load_data
 from ttlora.finetune.finished import FinishedRun
 from ttlora.finetune.measure import cpu_threads
@@ -328,3 +329,48 @@ def test_evaluate_gives_the_recorded_metrics_and_predict_the_same_labels(bert, d
     predictions = [row["prediction"] for row in finished.predict(data / "sst2" / "validation.jsonl")]
     right = [prediction == label for prediction, label in zip(predictions, validation.labels, strict=True)]
     assert sum(right) / len(right) == record.metrics["accuracy"]
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_the_heads_rate_does_not_depend_on_how_weights_are_grouped(groups, bert, data, tmp_path, monkeypatch):
+    """Trainer makes one group for each kind of weight decay, and more on several devices."""
+    rates = {}
+
+    def grouped(trainer, model=None):
+        weights = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+        parts = [weights[start::groups] for start in range(groups)]
+        trainer.optimizer = torch.optim.AdamW([{"params": part} for part in parts], lr=trainer.args.learning_rate)
+        return trainer.optimizer
+
+    def first_step(trainer, *_, **__):
+        names = {id(weight): name for name, weight in trainer.model.named_parameters()}
+        for group in trainer.optimizer.param_groups:
+            rates.update({names[id(weight)]: group["initial_lr"] for weight in group["params"]})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "create_optimizer", grouped)
+    monkeypatch.setattr(training._Trainer, "training_step", first_step)
+    recipe = make_recipe(bert, data, tmp_path / "out", learning_rate=0.01, head_learning_rate=0.002)
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, quiet=True)
+    assert {rate for name, rate in rates.items() if "ttlora_" in name} == {0.01}
+    assert {rate for name, rate in rates.items() if "ttlora_" not in name} == {0.002}
+    assert sum("ttlora_" not in name for name in rates) == 4
+
+
+def test_a_rate_for_a_head_that_is_not_there(llama, data, tmp_path):
+    keys = {"scoring": "prompt", "head_learning_rate": 1e-3}
+    with pytest.raises(
+        UserError, match=r"--head-learning-rate is 0\.001, and .* has no head for this task: leave it out"
+    ):
+        run(make_recipe(llama, data, tmp_path / "out", **keys), quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not memory.STATUS.exists(), reason="elsewhere the peak is that of the whole process")
+def test_peak_memory_is_that_of_the_run_alone(bert, data, tmp_path):
+    large = torch.ones(100_000_000)
+    before = memory.peak_memory_bytes()
+    del large
+    record = run(make_recipe(bert, data, tmp_path / "out", epochs=1), quiet=True)
+    assert 50_000_000 < record.peak_memory_bytes < before - 200_000_000

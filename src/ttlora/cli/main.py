@@ -112,8 +112,8 @@ def _call(name: str, arguments: list[str]) -> int:
     from ttlora.cli.flags import parse
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for library in ("torchao", "torch.utils._pytree"):
-        # where torchao is installed, transformers imports it, and it reports on builds that nobody asked for
+    for library in ("bitsandbytes", "torchao", "torch.utils._pytree"):
+        # where they are installed, PEFT and transformers import them, and they report on builds that nobody asked for
         logging.getLogger(library).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         if not sys.warnoptions:
