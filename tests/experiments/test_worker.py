@@ -70,7 +70,7 @@ def test_run_that_was_stopped_goes_on(prepare):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training._Trainer, "training_step", stop)
-        with pytest.raises(KeyboardInterrupt):
+        with folder.claim([run]), pytest.raises(KeyboardInterrupt):
             run_module.run(run.recipe, quiet=True)
     assert folder.state(run) == "unfinished"
     with folder.claim([run]):

@@ -83,10 +83,11 @@ def _carry_out(
     from ttlora.experiments.runs import require_inputs
 
     states = ("unfinished", "waiting", "failed") if retry_failed else ("unfinished", "waiting")
-    left = [run for run in runs if folder.state(run) in states]
-    require_inputs(left)
+    require_inputs([run for run in runs if folder.state(run) in states])
     new, gone = folder.changes(runs)
     with folder.claim(runs):
+        # another comparison may have ended since
+        left = [run for run in runs if folder.state(run) in states]
         if new:
             _say(f"the configuration has changed: {_counted(new)} new, the first is {new[0].title}")
         if gone:

@@ -71,7 +71,7 @@ def search(
     from ttlora.experiments.search.carry_out import carry_out
     from ttlora.experiments.search.search import Search
 
-    with folder.claim():
+    with folder.claim(resume):
         search = Search(plan, space, folder)
         for note in space.notes:
             _say(note)

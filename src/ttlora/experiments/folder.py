@@ -63,10 +63,11 @@ class ComparisonFolder:
         """Make the folder, keep other comparisons out of it, and write the plan down.
 
         Raises:
-            UserError: Another comparison is at work in it, or it cannot be made.
+            UserError: Another comparison is at work in it, or it holds something else by now, or it cannot be made.
         """
         in_use = f"another comparison is at work in {self.path}: wait for it, or name another folder as --output"
         with locked(self.path, in_use):
+            self.require_usable()
             write_json(self.plan, {"runs": [{"run": run.name, **names_of(run.recipe, run.method)} for run in runs]})
             self.runs.mkdir(exist_ok=True)
             self.logs.mkdir(exist_ok=True)

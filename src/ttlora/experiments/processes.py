@@ -111,7 +111,8 @@ def _apart(log: Path) -> Iterator[None]:
     What their imports print goes into a log. Ctrl-C, which a terminal sends to all, they do not hear: who started them
     ends them.
     """
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # Windows has no masks
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if sys.platform != "win32" else None
     stderr = os.dup(2)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
@@ -121,7 +122,8 @@ def _apart(log: Path) -> Iterator[None]:
         os.dup2(stderr, 2)
         os.close(stderr)
         os.close(handle)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _require_outcome(folder: ComparisonFolder, one: Running) -> None:

@@ -92,6 +92,42 @@ def content_of(path: Path) -> list[str]:
     return [name for name in names if name != LOCK and not name.endswith(".tmp")]
 
 
+def require_same_rows(path: Path, task: Task, training: Split, validation: Split) -> None:
+    """Hold rows against those with which something was started, or write them down if it starts now.
+
+    Args:
+        path: Where they are written down, in a folder that is there: their number and a digest.
+        task: The task, its labels known.
+        training: The rows to train on.
+        validation: The rows to measure on.
+
+    Raises:
+        UserError: They are other ones, or the file is damaged.
+    """
+    splits = {"training": training, "validation": validation}
+    now: dict[str, Any] = {"labels": list(task.labels)}
+    now |= {name: {"rows": len(split), "sha256": split.fingerprint} for name, split in splits.items()}
+    try:
+        before = json.loads(path.read_text("utf-8"))
+        counts = {name: before[name]["rows"] for name in splits}
+    except FileNotFoundError:
+        write_json(path, now)
+        return
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({one_line(error)}): name another output folder") from None
+    for name, split in splits.items():
+        if before[name] != now[name]:
+            count = counts[name]
+            change = f"there were {count}, and are {len(split)}" if count != len(split) else "their content differs"
+            source = split.places[0].rpartition(", ")[0]
+            raise UserError(
+                f"{path.parent} was started with other {name} rows than {source} holds now: {change}. Restore them to "
+                "go on with it, or name another output folder"
+            )
+    if before.get("labels") != now["labels"]:
+        raise UserError(f"{path.parent} was started with the labels {before.get('labels')}, not {now['labels']}")
+
+
 class RunFolder:
     """The output folder of a run.
 
@@ -168,34 +204,9 @@ class RunFolder:
             if not self.recipe.exists():
                 recipe.write(self.recipe)
             if not self.result.exists():
-                self._require_same_rows(task, {"training": training, "validation": validation})
+                self.checkpoints.mkdir(exist_ok=True)
+                require_same_rows(self.rows, task, training, validation)
             yield
-
-    def _require_same_rows(self, task: Task, splits: dict[str, Split]) -> None:
-        """Hold the rows against those with which the run was started; write them down if it starts now."""
-        now: dict[str, Any] = {"labels": list(task.labels)}
-        for name, split in splits.items():
-            now[name] = {"rows": len(split), "sha256": split.fingerprint}
-        try:
-            before = json.loads(self.rows.read_text("utf-8"))
-            counts = {name: before[name]["rows"] for name in splits}
-        except FileNotFoundError:
-            self.checkpoints.mkdir(exist_ok=True)
-            write_json(self.rows, now)
-            return
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{self.rows} is damaged ({one_line(error)}): name another output folder") from None
-        for name, split in splits.items():
-            if before[name] != now[name]:
-                count = counts[name]
-                change = f"there were {count}, and are {len(split)}" if count != len(split) else "their content differs"
-                source = split.places[0].rpartition(", ")[0]
-                raise UserError(
-                    f"{self.path} was started with other {name} rows than {source} holds now: {change}. Restore them "
-                    "to go on with the run, or name another output folder"
-                )
-        if before.get("labels") != now["labels"]:
-            raise UserError(f"{self.path} was started with the labels {before.get('labels')}, not {now['labels']}")
 
     @property
     def peak_memory_so_far(self) -> int:

@@ -65,7 +65,7 @@ trials: 12
     )
     plan = SearchPlan.read(path)
     folder = SearchFolder(tmp_path / "out")
-    with folder.claim():
+    with folder.claim(resume=False):
         return Search(plan, Space.of(plan), folder)
 
 

@@ -68,7 +68,7 @@ def test_optuna_ends_where_the_space_does(bert, data, tmp_path):
     path.write_text(f"model: {bert}\ntask: glue/sst2\ndata: {data}\nspace: {{r: [1, 2]}}\nsampler: optuna\n")
     plan = SearchPlan.read(path)
     folder = SearchFolder(tmp_path / "few")
-    with folder.claim():
+    with folder.claim(resume=False):
         few = Search(plan, Space.of(plan), folder)
     source = Proposed(few.space, [], few.trial, seed=0)
     assert len(drain(source)) == 2

@@ -6,6 +6,7 @@ from ttlora.experiments.search.search import Search
 from ttlora.experiments.search.sources import Ladder, Listed, Proposed
 from ttlora.experiments.search.trial import finished_epochs
 from ttlora.experiments.search.tuning import Share, Source, connected, run_trials
+from ttlora.finetune.folder import require_same_rows
 from ttlora.finetune.methods import find_method
 from ttlora.finetune.prepared import TaskData
 
@@ -19,7 +20,8 @@ def carry_out(search: Search, address: str | None, retry_failed: bool) -> None:
         retry_failed: Do failed trials again.
 
     Raises:
-        UserError: Data or model are not there, or the cluster cannot be reached.
+        UserError: Data or model are not there, or the search was begun with other rows, or the cluster cannot be
+            reached.
     """
     plan = search.plan
     if retry_failed:
@@ -31,6 +33,10 @@ def carry_out(search: Search, address: str | None, retry_failed: bool) -> None:
     recipe = plan.recipe({})
     method = find_method(recipe.method)
     data = TaskData.read(recipe).with_tokens(recipe, method)
+    if not search.folder.has_begun:
+        # an earlier attempt that ended before its first trial binds nobody
+        search.folder.rows.unlink(missing_ok=True)
+    require_same_rows(search.folder.rows, data.task, data.training, data.validation)
     finished = {trial.name: finished_epochs(trial) for trial in search.trials}
     with connected(address), Display(plan.trials, finished) as display:
         run_trials(

@@ -92,8 +92,8 @@ class Trial:
 class SearchFolder:
     """The output folder of a search.
 
-    ``search.json`` says what was asked and lists the trials, ``trials/`` holds a folder for each that was begun,
-    ``best.yaml`` the recipe of the best, and ``report/`` what was made of them.
+    ``search.json`` says what was asked and lists the trials, ``rows.json`` tells their rows from others, ``trials/``
+    holds a folder for each that was begun, ``best.yaml`` the recipe of the best, and ``report/`` what was made of them.
 
     Args:
         path: The folder; it need not be there yet.
@@ -102,6 +102,7 @@ class SearchFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.plan = path / "search.json"
+        self.rows = path / "rows.json"
         self.trials = path / "trials"
         self.best = path / "best.yaml"
         self.report = path / "report"
@@ -145,13 +146,18 @@ class SearchFolder:
         write_json(self.plan, {"asked": asked, "trials": trials})
 
     @contextmanager
-    def claim(self) -> Iterator[None]:
+    def claim(self, resume: bool) -> Iterator[None]:
         """Make the folder, and keep other searches out of it.
 
+        Args:
+            resume: Whether the search in it, if there is one, is to go on.
+
         Raises:
-            UserError: Another search is at work in it, or it cannot be made.
+            UserError: Another search is at work in it, or has been, or it cannot be made.
         """
         with locked(self.path, f"another search is at work in {self.path}: wait for it, or name another as --output"):
+            # another search may have come and gone since `require_usable` was asked
+            self.require_usable(resume)
             self.trials.mkdir(exist_ok=True)
             yield
 
