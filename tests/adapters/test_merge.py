@@ -21,7 +21,8 @@ from transformers import (
 )
 
 from ttlora import TTLoraConfig
-from ttlora.adapters.merge import load_base, merge_adapter
+from ttlora.adapters.base_model import load_base
+from ttlora.adapters.merge import merge_adapter
 from ttlora.adapters.read import read_adapter
 from ttlora.adapters.round import round_adapter
 from ttlora.adapters.write import write_adapter

@@ -3,111 +3,21 @@
 from typing import Any
 
 import torch
-import transformers
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
 from safetensors.torch import load_file
-from transformers import AutoConfig
 
-from ttlora.adapters.header import TensorInfo
+from ttlora.adapters.base_model import require_mergeable
 from ttlora.adapters.read import MODEL_PREFIX, Adapter
+from ttlora.adapters.tied_weights import TiedWeights
 from ttlora.errors import UserError, one_line
-
-CLASSES = {
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "FEATURE_EXTRACTION": "AutoModel",
-    "QUESTION_ANS": "AutoModelForQuestionAnswering",
-    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "TOKEN_CLS": "AutoModelForTokenClassification",
-}
-
-
-def load_base(adapter: Adapter, name: str, local_files_only: bool = False) -> tuple[Any, list[str]]:
-    """The base model of an adapter, of the class it was trained in, in the number format it was saved in.
-
-    The class is that of the adapter's ``task_type``, or else the one it was wrapped in, or else the model's own. A head
-    that was trained with the adapter says how many labels there are.
-
-    Args:
-        adapter: A checked adapter folder.
-        name: A local folder, or a name on the hub.
-        local_files_only: Ask the hub for nothing.
-
-    Returns:
-        The model, and the names of the weights that neither it nor the adapter brings along: they are random.
-
-    Raises:
-        UserError: There is no such model, or none of that class, or the trained head fits none of its sizes.
-    """
-    _require_mergeable(adapter)
-    try:
-        config = AutoConfig.from_pretrained(name, local_files_only=local_files_only)
-        model_class = _model_class(adapter.config, config)
-        _fit_head(adapter, model_class, config)
-        model, report = model_class.from_pretrained(
-            name,
-            config=config,
-            dtype="auto",
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            local_files_only=local_files_only,
-        )
-    except UserError:
-        raise
-    except Exception as error:  # a missing file, a damaged file, a missing library: each with an error of its own
-        raise UserError(f"model {name} cannot be loaded: {one_line(error)}") from None
-    missing = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
-    return model, sorted(missing - _trained(adapter).keys())
-
-
-def _model_class(adapter_config: Any, config: Any) -> Any:
-    wrapped = (adapter_config.auto_mapping or {}).get("base_model_class")
-    names = [CLASSES.get(adapter_config.task_type), wrapped, *(config.architectures or [])]
-    for name in names:
-        found = getattr(transformers, name or "", None)
-        if found is not None:
-            return found
-    return transformers.AutoModel
-
-
-def _fit_head(adapter: Adapter, model_class: Any, config: Any) -> None:
-    """Give the config the number of labels with which the trained head has the sizes it was saved in."""
-    head = _trained(adapter)
-    if not head:
-        return
-    rows = {info.shape[0] for info in head.values() if info.shape}
-    build = getattr(model_class, "from_config", None) or model_class._from_config
-    misfits: list[list[str]] = []
-    for labels in (config.num_labels, *sorted(rows)):
-        if labels != config.num_labels:
-            config.num_labels = labels
-        with torch.device("meta"):
-            shapes = {key: tuple(tensor.shape) for key, tensor in build(config).state_dict().items()}
-        misfits.append([key for key, info in head.items() if shapes.get(key) != info.shape])
-        if not misfits[-1]:
-            return
-    key = min(misfits, key=len)[0]
-    raise UserError(
-        f"{adapter.folder} does not fit the model, which has no place for '{key}' of sizes {list(head[key].shape)}, "
-        "trained with the adapter"
-    )
-
-
-def _trained(adapter: Adapter) -> dict[str, TensorInfo]:
-    """What was trained beside the updates, by its name in the base model."""
-    return {key.removeprefix(MODEL_PREFIX).replace(".base_layer.", "."): info for key, info in adapter.others.items()}
-
-
-def _require_mergeable(adapter: Adapter) -> None:
-    if adapter.config.is_prompt_learning:
-        method = adapter.config.peft_type.value
-        raise UserError(f"{adapter.folder} is an adapter of {method}, which updates no weights: it cannot be merged")
 
 
 def merge_adapter(adapter: Adapter, model: Any) -> Any:
     """The model with the update added to its weights, and what was trained besides in its place.
 
-    Each weight keeps its number format: updates are added in the wider one and rounded once.
+    Each weight keeps its number format: updates are added in the wider one and rounded once. A layer that shares its
+    weight with another, and is adapted alone, gets a weight of its own.
 
     Args:
         adapter: A checked adapter folder.
@@ -116,35 +26,55 @@ def merge_adapter(adapter: Adapter, model: Any) -> Any:
     Raises:
         UserError: The adapter does not fit the model, cannot be merged, or is not finite.
     """
-    _require_mergeable(adapter)
-    dtypes = {name: weight.dtype for name, weight in model.named_parameters()}
+    require_mergeable(adapter)
+    _require_known_residual(adapter)
+    dtypes = {name: weight.dtype for name, weight in model.named_parameters(remove_duplicate=False)}
+    tied = TiedWeights(model)
     try:
         adapted = get_peft_model(model, adapter.config)
-    except (ValueError, TypeError) as error:
+    except Exception as error:  # each method has its own way to say so
         raise UserError(f"{adapter.folder} does not fit the model: {one_line(error)}") from None
     _load(adapter, adapted)
+    tied.split(adapted)
     try:
         merged = adapted.merge_and_unload(safe_merge=True)
-    except ValueError as error:
-        raise UserError(f"{adapter.folder} cannot be merged: {one_line(error)}") from None
     except (AttributeError, NotImplementedError):
         raise UserError(f"adapters of {adapter.config.peft_type.value} cannot be merged") from None
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"{adapter.folder} cannot be merged: {one_line(error)}") from None
     for name, weight in merged.named_parameters():
+        if name not in dtypes:
+            raise UserError(f"{adapter.folder} cannot be merged: PEFT leaves a layer of its own in the model, {name}")
         weight.data = weight.data.to(dtypes[name])
+    tied.join(merged)
     return merged
+
+
+def _require_known_residual(adapter: Adapter) -> None:
+    start = getattr(adapter.config, "init_lora_weights", None)
+    if isinstance(start, str) and start.startswith("pissa_niter"):
+        raise UserError(
+            f"{adapter.folder} starts from a random approximation of the base model's weights ({start}), and what was "
+            "left of them is not in it: convert it with path_initial_model_for_weight_conversion of PEFT"
+        )
 
 
 def _load(adapter: Adapter, adapted: PeftModel) -> None:
     saved = load_file(adapter.weights_file)
+    for key, tensor in saved.items():
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{adapter.folder} cannot be merged: {key.removeprefix(MODEL_PREFIX)} is not finite")
+    # adapters of older versions of transformers name the modules of some models otherwise
+    found = convert_peft_adapter_state_dict_for_transformers(adapted, adapter.config, saved)
     wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     for key, tensor in wanted.items():
-        if key not in saved or saved[key].shape != tensor.shape:
-            sizes = f"is {list(saved[key].shape)} in it" if key in saved else "is not in it"
+        if key not in found or found[key].shape != tensor.shape:
+            sizes = f"is {list(found[key].shape)} in it" if key in found else "is not in it"
             raise UserError(
                 f"{adapter.folder} does not fit the model: {key.removeprefix(MODEL_PREFIX)} {sizes} and "
                 f"{list(tensor.shape)} in the model"
             )
-    extra = saved.keys() - wanted.keys()
+    extra = found.keys() - wanted.keys()
     if extra:
         # PEFT saves embeddings with the adapter where it thinks that they may have been resized
         extra -= get_peft_model_state_dict(adapted, save_embedding_layers=True).keys()

@@ -30,6 +30,7 @@ def merge(adapter: str, *, output: str, model: str | None = None, json: bool = F
         UserError: There is no adapter, or none that can be merged, or the model is another one, or the output is in
             use.
     """
+    from ttlora.adapters.companions import copy_processors
     from ttlora.adapters.merge import merge_adapter
     from ttlora.adapters.read import MODEL_PREFIX, read_adapter
     from ttlora.adapters.write import new_folder, require_free
@@ -39,12 +40,14 @@ def merge(adapter: str, *, output: str, model: str | None = None, json: bool = F
     name = model or content.config.base_model_name_or_path
     if not name:
         raise UserError(f"{content.folder} does not name its base model: give it with --model")
-    base, tokenizer = _load(content, name)
+    options = {"revision": None if model else content.config.revision}
+    base, tokenizer = _load(content, name, options)
     merged = merge_adapter(content, base)
     with new_folder(path) as folder:
         merged.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
+        copy_processors(content, name, folder, **options)
     if tokenizer is None:
         print(f"model {name} comes without a tokenizer, so there is none in {path}", file=sys.stderr)
     size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
@@ -67,45 +70,49 @@ def merge(adapter: str, *, output: str, model: str | None = None, json: bool = F
     print(f"{path}: {format_size(size)} of {dtype}")
 
 
-def _load(adapter: Adapter, name: str) -> tuple[Any, Any]:
-    """Base model and tokenizer: of a run of ttlora, with its labels; of another adapter, as PEFT would load it."""
-    from ttlora.finetune.base import load_base
-    from ttlora.finetune.folder import RunFolder
+def _load(adapter: Adapter, name: str, options: dict[str, Any]) -> tuple[Any, Any]:
+    """Base model and tokenizer; `options` learn whether the hub is to be asked."""
+    from huggingface_hub import try_to_load_from_cache
+
     from ttlora.hub import require_on_hub
 
-    run = RunFolder(adapter.folder.parent)
-    if adapter.folder.name == run.adapter.name and (run.adapter / "task.json").is_file():
-        base = load_base(name, run.read_task())
-        return base.model, base.tokenizer
     folder = Path(name).expanduser()
+    options["local_files_only"] = True
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise UserError(f"model folder {name} holds no config.json")
-        return _load_plain(adapter, str(folder), local_files_only=True)
+        return _load_from(adapter, str(folder), options)
     if folder.exists() or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise UserError(f"model folder {name} is not there: give its place with --model")
     try:
-        return _load_plain(adapter, name, local_files_only=True)
-    except UserError:
-        require_on_hub("model", name, "give a local folder as --model")
-        return _load_plain(adapter, name)
+        return _load_from(adapter, name, options)
+    except UserError as refusal:
+        try:
+            require_on_hub("model", name, "give a local folder as --model")
+        except UserError:
+            if isinstance(try_to_load_from_cache(name, "config.json", revision=options["revision"]), str):
+                raise refusal from None
+            raise
+        options["local_files_only"] = False
+        return _load_from(adapter, name, options)
 
 
-def _load_plain(adapter: Adapter, name: str, local_files_only: bool = False) -> tuple[Any, Any]:
-    from ttlora.adapters.merge import load_base
+def _load_from(adapter: Adapter, name: str, options: dict[str, Any]) -> tuple[Any, Any]:
+    from ttlora.adapters.base_model import load_base
+    from ttlora.adapters.companions import fit_generation, fit_to_tokenizer, load_tokenizer
+    from ttlora.finetune.base import fit_to_task
+    from ttlora.finetune.folder import RunFolder
 
-    model, random = load_base(adapter, name, local_files_only)
+    tokenizer = load_tokenizer(adapter, name, **options)
+    run = RunFolder(adapter.folder.parent)
+    is_run = adapter.folder.name == run.adapter.name and (run.adapter / "task.json").is_file()
+    task = run.read_task() if is_run else None
+    if task is not None and tokenizer is None:
+        raise UserError(f"model {name} comes without the files of its tokenizer")
+    fit = None if task is None else lambda config: fit_to_task(config, tokenizer, task)
+    model, random = load_base(adapter, name, fit, **options)
     if random:
         print(f"neither model {name} nor the adapter holds {', '.join(random)}: random", file=sys.stderr)
-    return model, _load_tokenizer(name, local_files_only=local_files_only)
-
-
-def _load_tokenizer(name: str, **options: Any) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
-    except Exception:  # models without text have none, and transformers says so in many ways
-        return None
-    # without its files, transformers makes up an empty one
-    return tokenizer if len(tokenizer.get_vocab()) > len(tokenizer.all_special_tokens) else None
+    fit_to_tokenizer(adapter, model, tokenizer)
+    fit_generation(adapter, model)
+    return model, tokenizer

@@ -131,7 +131,7 @@ def _load(
     try:
         config = AutoConfig.from_pretrained(source, **options)
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        _fit_to_task(config, tokenizer, task)
+        fit_to_task(config, tokenizer, task)
         torch.manual_seed(seed)
         model_class = AutoModelForCausalLM if task.is_causal else AutoModelForSequenceClassification
         if on_meta:
@@ -153,7 +153,17 @@ def _load(
     return Base(name, model, tokenizer, _find_head(name, model, report, task))
 
 
-def _fit_to_task(config: Any, tokenizer: Any, task: Task) -> None:
+def fit_to_task(config: Any, tokenizer: Any, task: Task) -> None:
+    """Give a model's config the task's labels, and both of them a token that pads.
+
+    Args:
+        config: The model's config.
+        tokenizer: Its tokenizer.
+        task: The task, its labels known.
+
+    Raises:
+        ValueError: The model or its tokenizer is none for the task.
+    """
     if task.is_causal:
         of_both_sides = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_decoder
         if of_both_sides or config.is_encoder_decoder:

@@ -1,0 +1,116 @@
+"""What goes along with a model beside its weights: what stands beside the adapter, or else what the base has."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, GenerationConfig
+from transformers.utils import FEATURE_EXTRACTOR_NAME, GENERATION_CONFIG_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME
+from transformers.utils.hub import cached_file
+
+from ttlora.adapters.base_model import HOW_TO_SAVE_ROWS
+from ttlora.adapters.read import Adapter
+from ttlora.errors import UserError, one_line
+
+TOKENIZER_NAMES = ("tokenizer_config.json", "tokenizer.json")
+TEMPLATE_NAME = "chat_template.jinja"
+PROCESSOR_NAMES = (FEATURE_EXTRACTOR_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME)
+
+
+def load_tokenizer(adapter: Adapter, name: str, **options: Any) -> Any:
+    """The tokenizer that was saved with the adapter, or else that of the base model; None if it has none.
+
+    Args:
+        adapter: A checked adapter folder.
+        name: Where the base model comes from.
+        options: How transformers is to look for it.
+
+    Raises:
+        UserError: The adapter's tokenizer is damaged.
+    """
+    if _has_tokenizer(adapter):
+        try:
+            return AutoTokenizer.from_pretrained(adapter.folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # a damaged file, a missing library: each with an error of its own
+            raise UserError(f"the tokenizer in {adapter.folder} cannot be loaded: {one_line(error)}") from None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
+    except Exception:  # models without text have none, and transformers says so in many ways
+        return None
+    # without its files, transformers makes up an empty one
+    files = tokenizer.vocab_files_names.values() or TOKENIZER_NAMES
+    if not any(_find(name, file, **options) for file in files):
+        return None
+    template = adapter.folder / TEMPLATE_NAME
+    if template.is_file():
+        try:
+            tokenizer.chat_template = template.read_text("utf-8")
+        except (OSError, ValueError) as error:
+            raise UserError(f"{template} cannot be read: {one_line(error)}") from None
+    return tokenizer
+
+
+def fit_to_tokenizer(adapter: Adapter, model: Any, tokenizer: Any) -> None:
+    """Let the model know which token pads, if a tokenizer was saved with the adapter.
+
+    Args:
+        adapter: A checked adapter folder.
+        model: Its base model.
+        tokenizer: The tokenizer that was found for it.
+
+    Raises:
+        UserError: The adapter's tokenizer has tokens that the model has no embeddings for.
+    """
+    if not _has_tokenizer(adapter):
+        return
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise UserError(
+            f"the tokenizer in {adapter.folder} has {len(tokenizer)} tokens and the model embeddings for {rows}: those "
+            f"of the added tokens are not in the adapter; {HOW_TO_SAVE_ROWS}"
+        )
+    if tokenizer.pad_token_id is not None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def _has_tokenizer(adapter: Adapter) -> bool:
+    return any((adapter.folder / file).is_file() for file in TOKENIZER_NAMES)
+
+
+def fit_generation(adapter: Adapter, model: Any) -> None:
+    """Let the model generate as it is said beside the adapter, if it is.
+
+    Args:
+        adapter: A checked adapter folder.
+        model: Its base model.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    if not (adapter.folder / GENERATION_CONFIG_NAME).is_file() or not model.can_generate():
+        return
+    try:
+        model.generation_config = GenerationConfig.from_pretrained(adapter.folder)
+    except Exception as error:  # values of a wrong type make configs stumble in any way
+        raise UserError(f"{adapter.folder / GENERATION_CONFIG_NAME} is damaged: {one_line(error)}") from None
+
+
+def copy_processors(adapter: Adapter, name: str, output: Path, **options: Any) -> None:
+    """Copy what says how images and sounds become a model's input.
+
+    Args:
+        adapter: A checked adapter folder.
+        name: Where the base model comes from.
+        output: The folder to copy to.
+        options: How transformers is to look for it.
+    """
+    for file in PROCESSOR_NAMES:
+        beside = adapter.folder / file
+        source = beside if beside.is_file() else _find(name, file, **options)
+        if source is not None:
+            shutil.copyfile(source, output / file)
+
+
+def _find(name: str, file: str, **options: Any) -> str | None:
+    found: str | None = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **options)
+    return found
