@@ -1,6 +1,7 @@
 """The base model of an adapter as it stood when the adapter was trained: its class, its head and its vocabulary."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ def load_base(
     try:
         if find_adapter_config_file(name, **options) is not None:
             raise UserError(
-                f"model {name} holds an adapter of its own, as which it would be loaded: give a plain model"
+                f"model {name} holds an adapter, too, which transformers would load with it: give a plain model"
             )
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
         _require_full_precision(name, config)
@@ -73,9 +74,12 @@ def load_base(
     except UserError:
         raise
     except Exception as error:  # a missing file, a damaged file, a missing library: each with an error of its own
-        if "trust_remote_code" in str(error):
-            raise UserError(f"model {name} comes with code of its own, which ttlora does not run") from None
-        raise UserError(f"model {name} cannot be loaded: {one_line(error)}") from None
+        reason = one_line(error)
+        if isinstance(error, UnpicklingError):
+            reason = "its weights are a pickle of more than tensors, which could run code"
+        elif "trust_remote_code" in reason:
+            reason = "it comes with code of its own, which ttlora does not run"
+        raise UserError(f"model {name} cannot be loaded: {reason}") from None
     _fit_vocabulary(adapter, model, name)
     missing = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     return model, sorted(missing - _trained(adapter).keys())
@@ -96,11 +100,10 @@ def _require_full_precision(name: str, config: Any) -> None:
     quantization = getattr(config, "quantization_config", None)
     if not quantization:
         return
-    values = quantization if isinstance(quantization, dict) else quantization.to_dict()
-    method = str(values.get("quant_method") or "an unnamed method")
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
     raise UserError(
-        f"model {name} is stored quantised ({method}), and an update cannot be added to such weights: give the "
-        "full-precision model that it was made of with --model"
+        f"model {name} is stored quantised{f' by {method}' if method else ''}, and an update cannot be added to such "
+        "weights: give the full-precision model that it was made of with --model"
     )
 
 
@@ -109,7 +112,10 @@ def _model_class(adapter_config: Any, config: Any) -> Any:
     names = [CLASSES.get(adapter_config.task_type), wrapped, *(config.architectures or [])]
     for name in names:
         found = getattr(transformers, name or "", None)
-        if found is not None:
+        # an adapter of a model of images and texts calls itself one of a causal model
+        known = getattr(found, "_model_mapping", None)
+        is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
+        if is_model or (known is not None and type(config) in known):
             return found
     return transformers.AutoModel
 
@@ -117,34 +123,32 @@ def _model_class(adapter_config: Any, config: Any) -> Any:
 def _fit_head(adapter: Adapter, model_class: Any, config: Any) -> None:
     """Give the config the number of labels with which the trained head has the sizes it was saved in."""
     trained = _trained(adapter)
-    if not trained:
-        return
-    rows = {info.shape[0] for info in trained.values() if info.shape}
-    build = getattr(model_class, "from_config", None) or model_class._from_config
-    misfits: list[list[str]] = []
-    for labels in (config.num_labels, *sorted(rows)):
-        if labels != config.num_labels:
-            config.num_labels = labels
-        with torch.device("meta"):
-            model = build(config)
-        shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-        # those have as many rows as there are tokens, which `_fit_vocabulary` sees to
-        vocabulary = {key: shape for key, shape in shapes.items() if key in _vocabulary(model)}
-        misfits.append(
-            [
-                key
-                for key, info in trained.items()
-                if shapes.get(key, info.shape) != info.shape
-                and (key not in vocabulary or vocabulary[key][1:] != info.shape[1:])
-            ]
-        )
+    misfits = [_misfits(trained, model_class, config)]
+    for labels in sorted({trained[key].shape[0] for key in misfits[0] if trained[key].shape}):
+        config.num_labels = labels
+        misfits.append(_misfits(trained, model_class, config))
         if not misfits[-1]:
             return
-    key = min(misfits, key=len)[0]
-    raise UserError(
-        f"{adapter.folder} does not fit the model, which has no place for '{key}' of sizes {list(trained[key].shape)}, "
-        "trained with the adapter"
-    )
+    if misfits[0]:
+        key = min(misfits, key=len)[0]
+        raise UserError(
+            f"{adapter.folder} does not fit the model, which has no place for '{key}' of sizes "
+            f"{list(trained[key].shape)}, trained with the adapter"
+        )
+
+
+def _misfits(trained: Mapping[str, TensorInfo], model_class: Any, config: Any) -> list[str]:
+    """What has other sizes in the model, but for the number of tokens, which `_fit_vocabulary` sees to."""
+    build = getattr(model_class, "from_config", None) or model_class._from_config
+    with torch.device("meta"):
+        model = build(config)
+    sizes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if key in trained}
+    vocabulary = _vocabulary(model)
+    return [
+        key
+        for key, size in sizes.items()
+        if trained[key].shape != size and (key not in vocabulary or trained[key].shape[1:] != size[1:])
+    ]
 
 
 def _fit_vocabulary(adapter: Adapter, model: Any, name: str) -> None:
@@ -172,9 +176,24 @@ def _fit_vocabulary(adapter: Adapter, model: Any, name: str) -> None:
             )
 
 
+def embeddings_of(model: Any) -> list[nn.Embedding | nn.Linear]:
+    """The layers of a model that have a row for each token: its embeddings and its output layer, where it has them.
+
+    Args:
+        model: A model of transformers.
+    """
+    layers = []
+    for find in (model.get_input_embeddings, model.get_output_embeddings):
+        try:
+            layers.append(find())
+        except NotImplementedError:  # models of images and sounds
+            continue
+    return [layer for layer in layers if isinstance(layer, nn.Embedding | nn.Linear)]
+
+
 def _vocabulary(model: Any) -> dict[str, nn.Parameter]:
-    """The parameters of the embeddings and the output layer, with a row for each token, by every name they have."""
-    layers = [find() for find in (model.get_input_embeddings, model.get_output_embeddings)]
+    """The parameters with a row for each token, by every name they have."""
+    layers = embeddings_of(model)
     return {
         f"{path}.{name}": parameter
         for path, module in model.named_modules(remove_duplicate=False)

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from transformers.utils import FEATURE_EXTRACTOR_NAME, GENERATION_CONFIG_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME
 from transformers.utils.hub import cached_file
 
-from ttlora.adapters.base_model import HOW_TO_SAVE_ROWS
+from ttlora.adapters.base_model import HOW_TO_SAVE_ROWS, embeddings_of
 from ttlora.adapters.read import Adapter
 from ttlora.errors import UserError, one_line
 
@@ -63,7 +63,7 @@ def fit_to_tokenizer(adapter: Adapter, model: Any, tokenizer: Any) -> None:
     """
     if not _has_tokenizer(adapter):
         return
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = min((layer.weight.shape[0] for layer in embeddings_of(model)), default=len(tokenizer))
     if len(tokenizer) > rows:
         raise UserError(
             f"the tokenizer in {adapter.folder} has {len(tokenizer)} tokens and the model embeddings for {rows}: those "

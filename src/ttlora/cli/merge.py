@@ -37,10 +37,10 @@ def merge(adapter: str, *, output: str, model: str | None = None, json: bool = F
 
     path = require_free(output)
     content = read_adapter(adapter)
-    name = model or content.config.base_model_name_or_path
+    name = content.config.base_model_name_or_path if model is None else model
     if not name:
         raise UserError(f"{content.folder} does not name its base model: give it with --model")
-    options = {"revision": None if model else content.config.revision}
+    options = {"revision": content.config.revision if model is None else None}
     base, tokenizer = _load(content, name, options)
     merged = merge_adapter(content, base)
     with new_folder(path) as folder:
