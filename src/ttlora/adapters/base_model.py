@@ -143,12 +143,11 @@ def _misfits(trained: Mapping[str, TensorInfo], model_class: Any, config: Any) -
     with torch.device("meta"):
         model = build(config)
     sizes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if key in trained}
-    vocabulary = _vocabulary(model)
-    return [
-        key
-        for key, size in sizes.items()
-        if trained[key].shape != size and (key not in vocabulary or trained[key].shape[1:] != size[1:])
-    ]
+    # where the number of rows is free, it is some number
+    free = {
+        key: (rows, *sizes[key][1:]) for key in _vocabulary(model) if key in sizes for rows in trained[key].shape[:1]
+    }
+    return [key for key, size in sizes.items() if trained[key].shape != free.get(key, size) or 0 in trained[key].shape]
 
 
 def _fit_vocabulary(adapter: Adapter, model: Any, name: str) -> None:

@@ -36,9 +36,11 @@ def merge_adapter(adapter: Adapter, model: Any) -> Any:
     tied = TiedWeights(model)
     try:
         adapted = get_peft_model(model, adapter.config)
+        _load(adapter, adapted)
+    except UserError:
+        raise
     except Exception as error:  # each method has its own way to say so
         raise UserError(f"{adapter.folder} does not fit the model: {one_line(error)}") from None
-    _load(adapter, adapted)
     _require_plain_weights(adapter, adapted)
     tied.split(adapted)
     try:

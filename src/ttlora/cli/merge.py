@@ -18,7 +18,7 @@ def merge(adapter: str, *, output: str, model: str | None = None, json: bool = F
     """Write the base model with the adapter's update added to its weights: a model that needs transformers alone.
 
     Takes adapters of TT-LoRA, LoRA and every other method of PEFT that can be merged. A head that was trained with the
-    adapter goes along, and the tokenizer too.
+    adapter goes along, and the tokenizer too: the one beside the adapter, or else the base's.
 
     Args:
         adapter: A folder with a saved PEFT adapter, or the output folder of ttlora train.
