@@ -1,10 +1,17 @@
+import json
 import shutil
 
 import pytest
 import torch
 from conftest import make_tokenizer
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from ttlora.errors import UserError
 from ttlora.finetune.base import load_base
@@ -101,4 +108,22 @@ def test_damaged_weights(bert, tmp_path):
     file = tmp_path / "bert" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(UserError, match="cannot be loaded"):
+        load_base(str(tmp_path / "bert"), CLASSES)
+
+
+def test_t5_without_the_files_of_its_tokenizer(tmp_path):
+    """Transformers makes up a tokenizer of a hundred tokens for it, none of which is a word."""
+    T5ForConditionalGeneration(T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="comes without the files of its tokenizer"):
+        load_base(str(tmp_path), CLASSES)
+
+
+def test_a_model_with_code_of_its_own(bert, tmp_path):
+    shutil.copytree(bert, tmp_path / "bert")
+    config = tmp_path / "bert" / "config.json"
+    content = json.loads(config.read_text())
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}}
+    config.write_text(json.dumps(content | own))
+    (tmp_path / "bert" / "own.py").write_text("raise SystemExit('this code was run')\n")
+    with pytest.raises(UserError, match="it comes with code of its own, which ttlora does not run"):
         load_base(str(tmp_path / "bert"), CLASSES)

@@ -37,9 +37,7 @@ def load_tokenizer(adapter: Adapter, name: str, **options: Any) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
     except Exception:  # models without text have none, and transformers says so in many ways
         return None
-    # without its files, transformers makes up an empty one
-    files = tokenizer.vocab_files_names.values() or TOKENIZER_NAMES
-    if not any(_find(name, file, **options) for file in files):
+    if is_made_up(tokenizer, name, **options):
         return None
     template = adapter.folder / TEMPLATE_NAME
     if template.is_file():
@@ -48,6 +46,18 @@ def load_tokenizer(adapter: Adapter, name: str, **options: Any) -> Any:
         except (OSError, ValueError) as error:
             raise UserError(f"{template} cannot be read: {one_line(error)}") from None
     return tokenizer
+
+
+def is_made_up(tokenizer: Any, name: str, **options: Any) -> bool:
+    """Whether transformers has made a tokenizer up that knows no words, as it does where there are no files of one.
+
+    Args:
+        tokenizer: The tokenizer.
+        name: Where it comes from.
+        options: How transformers is to look for it.
+    """
+    files = tokenizer.vocab_files_names.values() or TOKENIZER_NAMES
+    return not any(_find(name, file, **options) for file in files)
 
 
 def fit_to_tokenizer(adapter: Adapter, model: Any, tokenizer: Any) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from ttlora.adapters.companions import is_made_up
 from ttlora.errors import UserError, one_line
 from ttlora.finetune.tasks import Task
 from ttlora.hub import require_on_hub
@@ -129,25 +130,31 @@ def _load(
 ) -> Base:
     source = weights or name
     try:
-        config = AutoConfig.from_pretrained(source, **options)
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
+        if is_made_up(tokenizer, name, **options):
+            raise ValueError("it comes without the files of its tokenizer")
         fit_to_task(config, tokenizer, task)
         torch.manual_seed(seed)
         model_class = AutoModelForCausalLM if task.is_causal else AutoModelForSequenceClassification
         if on_meta:
             with torch.device("meta"):
-                return Base(name, model := model_class.from_config(config), tokenizer, head_of(model, task.is_causal))
+                model = model_class.from_config(config, trust_remote_code=False)
+            return Base(name, model, tokenizer, head_of(model, task.is_causal))
         model, report = model_class.from_pretrained(
             source,
             config=config,
             dtype=dtype or "auto",
             output_loading_info=True,
             ignore_mismatched_sizes=weights is None,
+            trust_remote_code=False,
             **options,
         )
     except Exception as error:  # a missing file, a damaged file, a missing library: each with an error of its own
         purpose = "as a causal model" if task.is_causal else "for classification"
-        raise UserError(f"model {source} cannot be loaded {purpose}: {one_line(error)}") from None
+        foreign = "trust_remote_code" in str(error)
+        reason = "it comes with code of its own, which ttlora does not run" if foreign else one_line(error)
+        raise UserError(f"model {source} cannot be loaded {purpose}: {reason}") from None
     if model.dtype == torch.float16:
         model = model.to(torch.bfloat16)
     return Base(name, model, tokenizer, _find_head(name, model, report, task))
@@ -174,8 +181,6 @@ def fit_to_task(config: Any, tokenizer: Any, task: Task) -> None:
         config.problem_type = "single_label_classification"
         config.id2label = {index: str(label) for index, label in enumerate(task.labels)}
         config.label2id = {label: index for index, label in config.id2label.items()}
-    if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
-        raise ValueError("it comes without the files of its tokenizer")
     vocabulary = getattr(config.get_text_config(), "vocab_size", None)
     # a padding token that was added to the tokenizer alone has no embedding
     if tokenizer.pad_token is None or (vocabulary is not None and tokenizer.pad_token_id >= vocabulary):
