@@ -123,7 +123,7 @@ def test_written_recipe_can_be_read_again(tmp_path):
     ("text", "message"),
     [
         ("learning_rat: 1", r"--config .*r\.yaml: unknown key 'learning_rat': did you mean learning_rate\?"),
-        ("epochs: three", "--epochs is 'three', and has to be a whole number"),
+        ("epochs: three", r"--config .*r\.yaml: epochs is 'three', and has to be a whole number"),
         ("model: [", r"--config .*r\.yaml holds no recipe in YAML"),
         ("- model", r"--config .*r\.yaml holds no recipe in YAML"),
     ],

@@ -55,7 +55,7 @@ def test_methods_of_one_name_are_labelled_by_what_differs(write):
         ({"seeds": "[1, 1]"}, "c.yaml: seeds is [1, 1], and has to be a list of different whole numbers"),
         ({"seeds": "3"}, "c.yaml: seeds is 3, and has to be a list"),
         ({"seeds": "[-1]"}, "c.yaml: --seed is -1, and has to be from 0"),
-        ({"threads": "0"}, "c.yaml: threads is 0, and has to be a whole number from 1 on"),
+        ({"threads": "0"}, "c.yaml: --threads is 0, and has to be at least 1"),
         ({"epochs": "many"}, "c.yaml: epochs is 'many', and has to be a whole number"),
         ({"epochs": "yes"}, "c.yaml: epochs is True, and has to be a whole number"),
         ({"epochs": ""}, "c.yaml: epochs has no value: give one or leave it out"),

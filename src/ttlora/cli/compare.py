@@ -56,7 +56,7 @@ def compare(
     from ttlora.experiments.runs import plan_runs
 
     path = find_config(config)
-    if not Path(config).expanduser().is_file():
+    if path != Path(config).expanduser():
         _say(f"{config}: the recipe that comes with ttlora, {path}")
     comparison = Comparison.read(path)
     folder = ComparisonFolder(Path(output or path.stem).expanduser().absolute())

@@ -1,11 +1,12 @@
 """From a command's function to its flags, through jsonargparse, with errors of one line."""
 
 import inspect
+import os
 import re
-import types
 import typing
 from argparse import SUPPRESS, Action, ArgumentError
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from typing import Any
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from ttlora.errors import UserError
+from ttlora.strict_yaml import read_mapping
+from ttlora.utf8 import half_character
+from ttlora.values import complaint, fits, kinds, shown, wanted
 
 
 def parse(
@@ -51,13 +55,16 @@ def parse(
             "--config", action="config", help="YAML file with keys named as the flags; flags override it."
         )
     parser.add_function_arguments(function, as_group=False, as_positional=False)
+    for argument in arguments:
+        if half_character(argument):
+            raise UserError(f"{argument!r} is not UTF-8 text")
     config, flags = _split_config(parser, arguments, takes_config)
-    if config is not None and not Path(config).is_file():
-        raise UserError(f"--config {config} is not there")
+    if config is not None:
+        _read_config(parser, config, f"ttlora {name} --help")
     try:
-        values = parser.parse_args([*(() if config is None else ("--config", config)), *flags])
+        values = parser.parse_args(flags)
     except ArgumentError as error:
-        raise UserError(_explain(parser, str(error), f"ttlora {name} --help", config)) from None
+        raise UserError(_explain(parser, str(error), f"ttlora {name} --help")) from None
     except SystemExit as end:
         if not end.code:
             return None
@@ -89,9 +96,10 @@ class _Parser(ArgumentParser):
             options["action"] = "store_true"
         elif hint is not None:
             options["metavar"] = _metavar(key, hint)
+            options.pop("action", None)
+            options["type"] = _reader(names[0] if names[0].startswith("-") else key.upper(), hint)
         action: Action = super().add_argument(*names, **options)
-        # jsonargparse's own syntax for appending to lists
-        action.option_strings = [option for option in action.option_strings if not option.endswith("+")]
+        action.hint = hint  # type: ignore[attr-defined]
         return action
 
 
@@ -125,13 +133,15 @@ def _split_config(parser: _Parser, arguments: Sequence[str], takes_config: bool)
             spellings = (flag.replace("_", "-"), flag.replace("-", "_").replace("__", "--", 1))
             flag = next((spelling for spelling in spellings if spelling in parser._option_string_actions), flag)
         if flag == "--config" and takes_config and (equals or queue):
+            if config is not None:
+                raise UserError("--config is there twice: flags go before a file, but no file goes before another")
             config = value if equals else queue.pop(0)
         else:
             rest.append(flag + equals + value)
     return config, rest
 
 
-def _explain(parser: _Parser, message: str, help_command: str, config: str | None) -> str:
+def _explain(parser: _Parser, message: str, help_command: str) -> str:
     """The complaint of jsonargparse in one line, which names the flag, the value and the way out."""
     flags = {action.dest: action for action in parser._actions if action.dest != "help"}
     if found := re.match(r"unrecognized arguments: (\S+)", message):
@@ -140,51 +150,61 @@ def _explain(parser: _Parser, message: str, help_command: str, config: str | Non
         close = get_close_matches(flag, known, n=1) if flag.startswith("-") else []
         hint = f"did you mean {close[0]}?" if close else f"see {help_command}"
         return f"{'unknown option' if flag.startswith('-') else 'unexpected argument'} {flag}: {hint}"
-    if found := re.match(r"Option '([^']+)' is not accepted", message):
-        close = get_close_matches(found[1], flags, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"see {help_command}"
-        return f"--config {config}: unknown key {found[1]!r}: {hint}"
-    if found := re.match(r"(?:Problems parsing config|Unexpected config): *(.*)", message, re.DOTALL):
-        return f"--config {config} holds no recipe in YAML: {found[1]}"
     if found := re.match(r"the following arguments are required: (.+)", message):
         names = [_shown(flags[key]) for key in found[1].split(", ")]
         return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} missing: see {help_command}"
+    if found := re.match(r"argument (\S+): ignored explicit argument (.*)", message):
+        return f"{found[1]} takes no value, and was given {found[2]}"
     if found := re.match(r"argument (\S+): expected", message):
         return f"{found[1]} needs a value: see {help_command}"
-    found = re.match(r'Parser key "([^"]+)":(.*)', message, re.DOTALL)
-    if found and found[1] in flags:
-        value = re.search(r"(?:Given value|Got value): (.*)", found[2], re.DOTALL)
-        if value:
-            return f"{_shown(flags[found[1]])} is {value[1].strip()!r}, and has to be {_wanted(flags[found[1]])}"
-        return f"{_shown(flags[found[1]])}: {found[2].strip()}"
     return message
 
 
+def _read_config(parser: _Parser, config: str, help_command: str) -> None:
+    """Put the values of a YAML file in the place of the defaults.
+
+    Raises:
+        UserError: It is none, or has a key or a value that is no flag's.
+    """
+    path = os.path.expanduser(config)
+    if not os.path.lexists(path):
+        raise UserError(f"--config {config} is not there")
+    content = read_mapping(Path(path), f"--config {config} holds no recipe in YAML")
+    hints = {action.dest: action.hint for action in parser._actions if getattr(action, "hint", None) is not None}
+    for key, value in content.items():
+        if key not in hints:
+            close = get_close_matches(key, hints, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"see {help_command}"
+            raise UserError(f"--config {config}: unknown key {key!r}: {hint}")
+        if problem := complaint(key, value, hints[key]):
+            raise UserError(f"--config {config}: {problem}")
+    parser.set_defaults(content)
+
+
+def _reader(flag: str, hint: Any) -> Callable[[Any], Any]:
+    """What makes a flag's value of the text that was typed: where text is a value it stays as it is, to the letter."""
+    types = kinds(hint)
+    numbers = [kind for kind in types if kind in (int, float)]
+
+    def read(text: Any) -> Any:
+        if not isinstance(text, str) or str in types:
+            return text
+        for kind in numbers:
+            with suppress(ValueError):
+                return kind(text)
+        if fits(text, hint):
+            return text
+        raise UserError(f"{flag} is {shown(text)}, and has to be {wanted(hint)}")
+
+    return read
+
+
 def _metavar(key: str, hint: Any) -> str:
-    for kind in _kinds(hint):
+    for kind in kinds(hint):
         if typing.get_origin(kind) is typing.Literal:
             return "{" + ",".join(map(str, typing.get_args(kind))) + "}"
-    return {int: "N", float: "X"}.get(_kinds(hint)[0], key.rpartition("_")[2].upper())
+    return {int: "N", float: "X"}.get(kinds(hint)[0], key.rpartition("_")[2].upper())
 
 
 def _shown(action: Action) -> str:
     return action.option_strings[0] if action.option_strings else action.dest.upper()
-
-
-def _wanted(action: Action) -> str:
-    """What values a flag takes, in words."""
-    words = {int: "a whole number", float: "a number", str: "text", list[int]: "whole numbers with commas"}
-    wanted = []
-    for kind in _kinds(getattr(action, "_typehint", None)):
-        if typing.get_origin(kind) is typing.Literal:
-            wanted += [str(value) for value in typing.get_args(kind)]
-        elif kind in words:
-            wanted.append(words[kind])
-    return " or ".join(wanted)
-
-
-def _kinds(hint: Any) -> tuple[Any, ...]:
-    """The members of a union, without None; of anything else, itself."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return tuple(kind for kind in typing.get_args(hint) if kind is not type(None))
-    return (hint,)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json as json_format
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +52,7 @@ def search(
         The exit status.
     """
     path = Path(config).expanduser()
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise UserError(f"--config {config} is not there: name a YAML file with model, task and space")
     if retry_failed and not resume:
         raise UserError("--retry-failed goes with --resume")
@@ -146,7 +147,7 @@ def _show_space(plan: SearchPlan, space: Space, json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from ttlora.experiments.values import short
+    from ttlora.values import short
 
     console = Console(highlight=False)
     count = "candidates without end" if overview.candidates is None else f"{overview.candidates:,} candidates"

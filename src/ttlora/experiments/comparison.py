@@ -1,6 +1,7 @@
 """A comparison as its YAML file describes it: models, tasks, methods and seeds, and what all its runs share."""
 
 import importlib.resources
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
@@ -9,9 +10,9 @@ from typing import Any, Literal, Self
 
 from ttlora.errors import UserError
 from ttlora.experiments.keys import check_recipe, given, recipe_keys, require_known
-from ttlora.experiments.strict_yaml import read_mapping
-from ttlora.experiments.values import fits, short
 from ttlora.finetune.recipe import Recipe
+from ttlora.strict_yaml import read_mapping
+from ttlora.values import complaint, fits, short, shown
 
 # what a comparison decides for each of its runs
 DECIDED = ("model", "task", "method", "seed", "output", "resume", "threads")
@@ -72,9 +73,7 @@ class Comparison:
         """
         content = read_mapping(path)
         require_known(content, ["models", "tasks", "methods", "seeds", "threads", *SHARED], str(path), INSTEAD)
-        threads = content.get("threads")
-        if threads is not None and not (fits(threads, int) and threads >= 1):
-            raise UserError(f"{path}: threads is {threads!r}, and has to be a whole number from 1 on")
+        threads = recipe_keys(content, ["threads"], str(path)).get("threads")
         return cls(
             path,
             _entries("model", content, path),
@@ -93,8 +92,11 @@ def find_config(config: str) -> Path:
         UserError: There is neither.
     """
     path = Path(config).expanduser()
-    if path.is_file():
+    # unlike Path's, it takes a name that is too long for a path as none
+    if os.path.isfile(path):
         return path
+    if os.path.lexists(path):
+        raise UserError(f"--config {config} is no file")
     shipped = shipped_recipes()
     if config not in shipped:
         close = get_close_matches(config, shipped, n=1)
@@ -138,11 +140,13 @@ def _entries(kind: Literal["model", "task", "method"], content: Mapping[str, Any
 def _entry(kind: str, value: Any, place: str) -> Entry:
     keys = {kind: value} if isinstance(value, str) else value
     if not isinstance(keys, dict):
-        raise UserError(f"{place} is {value!r}, and has to be a name, or keys with {kind} among them")
+        raise UserError(f"{place} is {shown(value)}, and has to be a name, or keys with {kind} among them")
     require_known(keys, [kind, "label", *(["seeds"] if kind == "method" else []), *SHARED], place, INSTEAD)
     for name in (kind, "label"):
         text = keys.get(name, "" if name == kind else "none")
-        if not isinstance(text, str) or not text.strip():
+        if problem := name in keys and complaint(name, text, str):
+            raise UserError(f"{place}: {problem}")
+        if not text.strip():
             raise UserError(f"{place}: {name} is {given(keys, name)}, and has to be text")
     seeds = _seeds(keys["seeds"], place) if "seeds" in keys else None
     return Entry(keys[kind], keys.get("label", ""), place, recipe_keys(keys, SHARED, place), seeds)
@@ -150,7 +154,9 @@ def _entry(kind: str, value: Any, place: str) -> Entry:
 
 def _seeds(seeds: Any, place: str) -> tuple[int, ...]:
     if not fits(seeds, list[int]) or not seeds or len(set(seeds)) < len(seeds):
-        raise UserError(f"{place}: seeds is {seeds!r}, and has to be a list of different whole numbers, as [0, 1, 2]")
+        raise UserError(
+            f"{place}: seeds is {shown(seeds)}, and has to be a list of different whole numbers, as [0, 1, 2]"
+        )
     for seed in seeds:
         check_recipe(place, seed=seed)
     return tuple(seeds)

@@ -6,8 +6,8 @@ from difflib import get_close_matches
 from typing import Any
 
 from ttlora.errors import UserError
-from ttlora.experiments.values import fits, wanted
 from ttlora.finetune.recipe import Recipe
+from ttlora.values import complaint, fits, shown
 
 HINTS = typing.get_type_hints(Recipe)
 NUMBERS = tuple(key for key, hint in HINTS.items() if fits(0.5, hint) and hint is not Any)
@@ -52,10 +52,8 @@ def require_type(key: str, value: Any, hint: Any, place: str) -> None:
     Raises:
         UserError: It is not.
     """
-    if not fits(value, hint):
-        if value is None:
-            raise UserError(f"{place}: {key} has no value: give one or leave it out")
-        raise UserError(f"{place}: {key} is {value!r}, and has to be {wanted(hint)}")
+    if problem := complaint(key, value, hint):
+        raise UserError(f"{place}: {problem}")
 
 
 def check_recipe(place: str, **keys: Any) -> Recipe:
@@ -72,4 +70,4 @@ def check_recipe(place: str, **keys: Any) -> Recipe:
 
 def given(keys: Mapping[str, Any], name: str) -> str:
     """A key's value as a message shows it."""
-    return repr(keys[name]) if name in keys else "missing"
+    return shown(keys[name]) if name in keys else "missing"

@@ -3,17 +3,28 @@
 import math
 import os
 import shlex
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+import sys
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
-
 from ttlora.errors import UserError, one_line
+from ttlora.strict_yaml import parse, read_mapping
+from ttlora.utf8 import half_character
+from ttlora.values import complaint, shown
 from ttlora.whole_files import write_yaml
 
+# what counts of rows and tokens have a place for, and more than anybody waits for
+MOST = 2**31 - 1
+MOST_THREADS = 1024
+
 Shape = Literal["auto"] | list[int] | dict[str, list[int]]
+
+_NAMES = ("targets", "choice_columns")
+_COUNTS = ("epochs", "patience", "batch_size", "max_length", "max_new_tokens", "max_train_examples")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,34 +114,32 @@ class Recipe:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("model", "task", "output", "method"):
-            if not getattr(self, name):
-                raise UserError(f"{_flag(name)} is empty")
-        for name in ("targets", "choice_columns"):
+        for name in _NAMES:
             if isinstance(names := getattr(self, name), str):
                 self._set(name, [part.strip() for part in names.split(",") if part.strip()])
-        for name in ("settings", "answers"):
-            if isinstance(pairs := getattr(self, name), str):
-                self._set(name, _pairs(_flag(name), pairs))
-        if isinstance(self.answers, dict):
-            self._set("answers", {str(label): str(answer) for label, answer in self.answers.items()})
+        if isinstance(self.settings, str):
+            self._set("settings", _read_settings(self.settings))
+        if isinstance(self.answers, str):
+            self._set("answers", _pairs("--answers", self.answers))
         if isinstance(self.r, str):
             self._set("r", _integers("--r", self.r))
         if isinstance(self.shape, str) and self.shape != "auto":
             self._set("shape", parse_shape(self.shape))
-        for name in (
-            "epochs",
-            "patience",
-            "batch_size",
-            "max_length",
-            "max_new_tokens",
-            "max_train_examples",
-            "threads",
-        ):
-            self._require(name, lambda value: value >= 1, "at least 1")
+        for name, hint in _hints().items():
+            value = getattr(self, name)
+            if isinstance(value, tuple):
+                self._set(name, value := list(value))
+            elif isinstance(value, dict):
+                self._set(name, value := {str(key) if _is_whole(key) else key: part for key, part in value.items()})
+            if problem := complaint(_flag(name), value, hint):
+                raise UserError(problem)
+            self._require_text(name, value)
+        for name in _COUNTS:
+            self._require(name, lambda value: 1 <= value <= MOST, f"at least 1, and at most {MOST}")
+        self._require("threads", lambda value: 1 <= value <= MOST_THREADS, f"at least 1, and at most {MOST_THREADS}")
         for rank in self.r if isinstance(self.r, list) else [self.r]:
-            if isinstance(rank, int) and rank < 1:
-                raise UserError(f"--r is {rank}: a rank is at least 1")
+            if isinstance(rank, int) and not 1 <= rank <= MOST:
+                raise UserError(f"--r is {shown(rank)}: a rank is at least 1, and at most {MOST}")
         for name in ("learning_rate", "head_learning_rate"):
             self._require(name, lambda value: value > 0, "a number above 0")
         self._require("weight_decay", lambda value: value >= 0, "a number from 0 on")
@@ -165,29 +174,43 @@ class Recipe:
         Raises:
             UserError: The file is not there, or is no recipe.
         """
-        try:
-            content = yaml.safe_load(path.read_text("utf-8"))
-        except FileNotFoundError:
-            raise UserError(f"{path} is not there: {path.parent} holds no run of ttlora") from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"{path} is no recipe: {one_line(error)}") from None
-        if not isinstance(content, dict) or (unknown := content.keys() - {field.name for field in fields(cls)}):
+        if not os.path.lexists(path):
+            raise UserError(f"{path} is not there: {path.parent} holds no run of ttlora")
+        content = read_mapping(path, f"{path} is no recipe")
+        if unknown := content.keys() - _hints().keys():
             raise UserError(
-                f"{path} is no recipe of this version of ttlora"
-                + (f": it has the unknown key {', '.join(sorted(unknown))}" if isinstance(content, dict) else "")
+                f"{path} is no recipe of this version of ttlora: it has the unknown key {', '.join(sorted(unknown))}"
             )
+        if missing := [name for name in ("model", "task", "output") if name not in content]:
+            raise UserError(f"{path} is no recipe: it has no {missing[0]}")
         try:
             return cls(**content)
-        except TypeError as error:
+        except UserError as error:
             raise UserError(f"{path} is no recipe: {error}") from None
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
 
-    def _require(self, name: str, holds: Any, wanted: str) -> None:
+    def _require(self, name: str, holds: Callable[[Any], bool], wanted: str) -> None:
         value = getattr(self, name)
-        if value is not None and not (math.isfinite(value) and holds(value)):
-            raise UserError(f"{_flag(name)} is {value}, and has to be {wanted}")
+        # a whole number can be larger than any float
+        if value is not None and not ((isinstance(value, int) or math.isfinite(value)) and holds(value)):
+            raise UserError(f"{_flag(name)} is {shown(value)}, and has to be {wanted}")
+        if isinstance(value, int) and abs(value) > sys.float_info.max:
+            raise UserError(f"{_flag(name)} is {shown(value)}, and has to be a smaller number")
+
+    def _require_text(self, name: str, value: Any) -> None:
+        """Refuse text that is empty, and text that neither a file nor a tokenizer can hold."""
+        parts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        if value == [] or (name == "answers" and value == {}):
+            raise UserError(f"{_flag(name)} is empty")
+        for text in (part for part in parts if isinstance(part, str)):
+            if not text.strip() and name != "settings":
+                raise UserError(f"{_flag(name)} is empty" if text is value else f"{_flag(name)} holds an empty text")
+            if half := half_character(text):
+                raise UserError(f"{_flag(name)} is {shown(text)}, which is no UTF-8 text: {half} is half a character")
+            if "\0" in text:
+                raise UserError(f"{_flag(name)} is {shown(text)}: no text here can hold a character of code 0")
 
 
 def parse_shape(text: str) -> Shape:
@@ -204,22 +227,44 @@ def parse_shape(text: str) -> Shape:
     for part in text.split():
         module, separator, dims = part.partition("=")
         if not module or not separator or module in shapes:
-            raise UserError(f"--shape is {text!r}: cannot read {part!r} (wanted: q_proj=64,64 v_proj=16,64)")
+            problem = f"{module!r} is there twice" if module in shapes else f"cannot read {part!r}"
+            raise UserError(f"--shape is {text!r}: {problem} (wanted: q_proj=64,64 v_proj=16,64)")
         shapes[module] = _integers("--shape", dims)
     return shapes
 
 
-def _pairs(flag: str, text: str) -> dict[str, Any]:
-    """Names with values, as in ``a=1 b=text c="two words"``; values are read as YAML."""
-    pairs = {}
+def _read_settings(text: str) -> dict[str, Any]:
+    """Settings as ``a=1 b=[2, 3]`` in the shell's quotes, or as one mapping of YAML in braces."""
+    value = text
+    try:
+        if text.lstrip().startswith("{"):
+            content = parse(text)
+            if not isinstance(content, dict):
+                raise ValueError("it is no mapping")
+            return content
+        settings: dict[str, Any] = {}
+        for name, value in _pairs("--settings", text).items():
+            settings[name] = parse(value)
+        return settings
+    except ValueError as error:
+        raise UserError(f"--settings is {shown(text)}: cannot read {shown(value)}: {error}") from None
+
+
+def _pairs(flag: str, text: str) -> dict[str, str]:
+    """Names with texts, as in ``a=1 b=text c="two words"``."""
+    pairs: dict[str, str] = {}
     try:
         for part in shlex.split(text):
             name, equals, value = part.partition("=")
-            if not name or not equals or name in pairs:
-                raise ValueError(f"cannot read {part!r}")
-            pairs[name] = yaml.safe_load(value)
-    except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{flag} is {text!r}: {one_line(error)} (wanted: name=value name=value)") from None
+            if not name or not equals:
+                raise ValueError(f"cannot read {shown(part)}")
+            if name in pairs:
+                raise ValueError(f"{shown(name)} is there twice")
+            pairs[name] = value
+    except ValueError as error:
+        raise UserError(
+            f"{flag} is {shown(text)}: {one_line(error)} (wanted: name=value name=value, with quotes around spaces)"
+        ) from None
     return pairs
 
 
@@ -227,7 +272,16 @@ def _integers(flag: str, text: str) -> list[int]:
     try:
         return [int(number) for number in text.strip("[]() ").split(",")]
     except ValueError:
-        raise UserError(f"{flag} is {text!r}, and has to be whole numbers with commas, as 16,24,24,16") from None
+        raise UserError(f"{flag} is {shown(text)}, and has to be whole numbers with commas, as 16,24,24,16") from None
+
+
+@cache
+def _hints() -> dict[str, Any]:
+    return typing.get_type_hints(Recipe)
+
+
+def _is_whole(key: object) -> bool:
+    return isinstance(key, int) and not isinstance(key, bool)
 
 
 def _flag(name: str) -> str:

@@ -12,11 +12,11 @@ from ttlora.errors import UserError
 from ttlora.experiments.keys import recipe_keys, require_known, require_type
 from ttlora.experiments.search.domains import SEARCHABLE, Domain, read_domain
 from ttlora.experiments.search.presets import PRESETS, Preset, auto_space
-from ttlora.experiments.strict_yaml import read_mapping
 from ttlora.finetune.methods import find_method
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import find_task
 from ttlora.plan.budget import parse_bytes
+from ttlora.strict_yaml import read_mapping
 
 MOST_TRIALS = 10_000
 # what a search decides for each of its trials

@@ -10,7 +10,7 @@ from rich.text import Text
 from ttlora.experiments.estimate import format_duration
 from ttlora.experiments.search.folder import State, Trial
 from ttlora.experiments.terminal import Terminal
-from ttlora.experiments.values import short
+from ttlora.values import short
 
 WORDS = {"done": "done", "stopped": "stopped early", "failed": "failed"}
 

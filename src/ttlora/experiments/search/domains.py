@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from ttlora.errors import UserError
 from ttlora.experiments.keys import check_recipe, recipe_keys, require_known, require_type
-from ttlora.experiments.values import fits
+from ttlora.values import fits
 
 SEARCHABLE = (
     "shape",

@@ -1,0 +1,33 @@
+"""Text in UTF-8: what files of users hold of it, and what of a text has no form in it."""
+
+import codecs
+from pathlib import Path
+
+
+def read_utf8(path: Path) -> str:
+    """The text of a file, without the mark that some programs put at its beginning.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is no UTF-8; the message names the line.
+    """
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        found = "but UTF-16" if utf_16 else f"({error.reason})"
+        raise ValueError(f"line {line} is not UTF-8 text {found}: save the file as UTF-8") from None
+
+
+def half_character(text: str) -> str | None:
+    """The first half of a character without its other half, as an escape, which UTF-8 has no form for; None: none.
+
+    Such halves stand in JSON that was cut within an emoji, and for bytes of a command line that are no UTF-8.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return ascii(text[error.start])[1:-1]
+    return None

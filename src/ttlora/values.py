@@ -1,0 +1,124 @@
+"""Whether a value is of a key's type, what is wrong with it if not, and how values are shown."""
+
+import reprlib
+import types
+import typing
+from collections.abc import Mapping
+from datetime import date
+from typing import Any, Literal
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxlong = _REPR.maxother = 80
+
+
+def complaint(name: str, value: Any, hint: Any) -> str | None:
+    """What is wrong with a value, in words: "epochs is 'three', and has to be a whole number"; None: nothing.
+
+    Whole numbers are numbers; true and false are none, and nothing but text is text: what YAML made of a word is no
+    longer known.
+
+    Args:
+        name: What the value is called.
+        value: The value.
+        hint: The type that it has to have.
+    """
+    if fits(value, hint):
+        return None
+    if value is None:
+        return f"{name} has no value: give one or leave it out"
+    for kind in kinds(hint):
+        if (part := _part(value, kind)) and (found := complaint(f"{name} of {part[0]}", *part[1:])):
+            return found
+    quotes = ": put text in quotes" if _is_unquoted_text(value, hint) else ""
+    return f"{name} is {shown(value)}, and has to be {wanted(hint)}{quotes}"
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin is Literal:
+        return value in parts
+    if origin is list:
+        return isinstance(value, list) and all(fits(item, parts[0]) for item in value)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        items = [parts[0]] * len(value) if parts[-1] is ... else parts
+        return len(items) == len(value) and all(map(fits, value, items))
+    if origin in (dict, Mapping):
+        # names such as 0 and 1 are numbers in YAML
+        return isinstance(value, dict) and all(_is_name(key) and fits(item, parts[1]) for key, item in value.items())
+    if parts:
+        return any(fits(value, part) for part in parts)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, int | float if hint is float else hint)
+
+
+def kinds(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, without None; of anything else, itself."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return tuple(kind for kind in typing.get_args(hint) if kind is not type(None))
+    return (hint,)
+
+
+def wanted(hint: Any) -> str:
+    """What values a type has, in words."""
+    words = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        list[int]: "a list of whole numbers",
+    }
+    if hint in words:
+        return words[hint]
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        return " or ".join(map(str, typing.get_args(hint)))
+    if origin in (list, tuple):
+        return "a list of names"
+    if origin in (dict, Mapping):
+        return "names with values"
+    return " or ".join(map(wanted, kinds(hint)))
+
+
+def shown(value: Any) -> str:
+    """A value for a message, cut if it is long."""
+    return _REPR.repr(value)
+
+
+def short(value: Any) -> str:
+    """A value as it is shown in a label."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list):
+        return ",".join(map(short, value))
+    if isinstance(value, dict):
+        return ",".join(f"{key}={short(part)}" for key, part in value.items())
+    return str(value)
+
+
+def _part(value: Any, kind: Any) -> tuple[str, Any, Any] | None:
+    """The first part of a dict that is not of the type of its parts: its name, itself, and that type."""
+    if not isinstance(value, dict) or typing.get_origin(kind) not in (dict, Mapping):
+        return None
+    key_type, item_type = typing.get_args(kind)
+    for key, item in value.items():
+        if not _is_name(key):
+            return "a name", key, key_type
+        if not fits(item, item_type):
+            return shown(key), item, item_type
+    return None
+
+
+def _is_name(key: Any) -> bool:
+    return isinstance(key, str | int) and not isinstance(key, bool)
+
+
+def _is_unquoted_text(value: Any, hint: Any) -> bool:
+    values = value if isinstance(value, list) else [value]
+    is_text = str in kinds(hint) and int not in kinds(hint)
+    return is_text and any(isinstance(item, bool | int | float | date) for item in values)
