@@ -15,10 +15,10 @@ def read_utf8(path: Path) -> str:
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ValueError("it is UTF-16: save it as UTF-8") from None
         line = content.count(b"\n", 0, error.start) + 1
-        utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        found = "but UTF-16" if utf_16 else f"({error.reason})"
-        raise ValueError(f"line {line} is not UTF-8 text {found}: save the file as UTF-8") from None
+        raise ValueError(f"line {line} holds a byte of no character of UTF-8: save it as UTF-8") from None
 
 
 def half_character(text: str) -> str | None:

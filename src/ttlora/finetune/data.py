@@ -6,6 +6,8 @@ import math
 import random
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from ttlora.finetune.files import Row, read_rows, shown
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import FILE_METRICS, Kind, Label, Task, columns_of, fill, find_task
 from ttlora.hub import require_on_hub
+from ttlora.utf8 import half_character
 
 MOST_CLASSES = 100
 
@@ -88,11 +91,24 @@ def load_data(recipe: Recipe) -> tuple[Task, Split, Split]:
 def load_validation(recipe: Recipe, task: Task) -> Split:
     """The validation rows alone, for a task whose labels are known.
 
+    Runs of earlier versions took 007 and 7.0 for class 7; their rows still mean what they meant in training.
+
     Raises:
         UserError: The data are not there, or something in them cannot be used.
     """
     source, rows = _open_split(recipe, task, task.validation)
-    return _split(task, source, [_read(task, source, place, row) for place, row in rows])
+    return _split(task, source, [_read(task, source, place, row) for place, row in rows], by_value=True)
+
+
+def label_name(label: Label) -> str:
+    """The name of the class that a label stands for: the label as text, whatever the type that its file gives it.
+
+    The text 1, the number 1 and the number 1.0 are one class, as are the text true and JSON's true. The texts 007, 1.0
+    and 1 are three: they are written differently.
+    """
+    if isinstance(label, bool):
+        return str(label).lower()
+    return str(int(label) if isinstance(label, float) and label.is_integer() else label)
 
 
 def input_of(task: Task, row: Row, source: str, place: str) -> Input:
@@ -139,15 +155,17 @@ def _read(task: Task, source: str, place: str, row: Row) -> _Example:
     if task.kind == "text" or _chat(cells) is not None:
         return _Example(place, cells, None)
     label = _cell(row, task.label_column, source, place)
-    if isinstance(label, bool):
-        label = str(label).lower()
-    if label is None or (isinstance(label, str) and not label.strip()) or label != label:
+    if label is None or (isinstance(label, str) and not label.strip()):
         raise UserError(f"{source}, {place} has no label: column {task.label_column!r} is empty")
+    if isinstance(label, str):
+        _whole(label, task.label_column, source, place)
     if task.kind == "choice":
         cells, label = _choose(task, source, place, cells, label)
-    elif not isinstance(label, str | int | float):
+    elif not _is_scalar(label):
         raise UserError(f"{source}, {place}: label {shown(label)} is neither text nor a number")
-    return _Example(place, cells, label)
+    elif task.kind == "generation":
+        label = _text(label, task.label_column, source, place)
+    return _Example(place, cells, str(label).lower() if isinstance(label, bool) else label)
 
 
 def _cells(task: Task, row: Row, source: str, place: str, labelled: bool = True) -> dict[str, Any]:
@@ -168,32 +186,44 @@ def _cells(task: Task, row: Row, source: str, place: str, labelled: bool = True)
 
 def _choices(task: Task, row: Row, source: str, place: str) -> list[str]:
     values = [_cell(row, column, source, place) for column in task.choices]
-    if len(task.choices) == 1 and isinstance(values[0], list):
-        values = list(dict.fromkeys(values[0]))
-    if len(values) < 2:
+    listed = len(task.choices) == 1 and isinstance(values[0], list)
+    texts = [_text(value, ", ".join(task.choices), source, place) for value in (values[0] if listed else values)]
+    if listed:
+        texts = list(dict.fromkeys(texts))
+    if len(texts) < 2:
         raise UserError(
             f"{source}, {place}: there is but one choice in {task.choices[0]!r}: a choice needs two or more"
         )
-    return [_text(value, ", ".join(task.choices), source, place) for value in values]
+    return texts
 
 
 def _choose(task: Task, source: str, place: str, cells: dict[str, Any], label: Any) -> tuple[dict[str, Any], int]:
     """The index of the right choice; where several are right, all but the first are taken out."""
     choices = cells[""]
     if isinstance(label, list):
-        right = [choice for choice in choices if choice in label]
+        names = {label_name(item) for item in label if _is_scalar(item)}
+        right = [choice for choice in choices if choice in names]
         if not right or len(right) == len(choices):
             raise UserError(f"{source}, {place}: of the choices, {len(right)} are in {task.label_column!r}")
         choices = [choice for choice in choices if choice == right[0] or choice not in right]
         if len(choices) < 2:
             raise UserError(f"{source}, {place}: all choices but one are in {task.label_column!r}")
         return {**cells, "": choices}, choices.index(right[0])
-    number = _number(label)
-    if number is not None and number in range(len(choices)):
-        return cells, int(number)
-    for names in (list(task.choices), choices):
-        if label in names and len(names) == len(choices):
-            return cells, names.index(label)
+    meant = set()
+    if _is_scalar(label):
+        name = label_name(label)
+        number = _whole_number(name)
+        if number is not None and 0 <= number < len(choices):
+            meant.add(number)
+        if isinstance(label, str) or not meant:
+            meant |= {names.index(name) for names in (list(task.choices), choices) if name in names}
+    if len(meant) == 1:
+        return cells, meant.pop()
+    if meant:
+        raise UserError(
+            f"{source}, {place}: label {shown(label)} can be a choice's number, from 0 on, and a choice itself, which "
+            "is another one: write the number as a number, or the choice's column"
+        )
     raise UserError(
         f"{source}, {place}: label {shown(label)} names none of the {len(choices)} choices: it has to be a number from "
         "0 on, a choice's column, or a choice itself"
@@ -209,7 +239,7 @@ def _messages(value: list[Any], column: str, source: str, place: str, labelled: 
             )
     if not value or (labelled and (len(value) < 2 or value[-1]["role"] != "assistant")):
         raise UserError(f"{source}, {place}: the chat in column {column!r} has to end with the assistant's answer")
-    return tuple({"role": message["role"], "content": message["content"]} for message in value)
+    return tuple({key: _whole(message[key], column, source, place) for key in ("role", "content")} for message in value)
 
 
 def _chat(cells: dict[str, Any]) -> Messages | None:
@@ -217,9 +247,23 @@ def _chat(cells: dict[str, Any]) -> Messages | None:
 
 
 def _text(value: Any, column: str, source: str, place: str) -> str:
-    if value is None or isinstance(value, list | dict):
+    """A cell as text: text to the letter, and what has one spelling as it is spelt."""
+    if not (_is_scalar(value) or isinstance(value, Decimal | date)):
         raise UserError(f"{source}, {place}: column {column!r} holds no text but {shown(value)}")
-    return str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return _whole(str(value), column, source, place)
+
+
+def _whole(text: str, column: str, source: str, place: str) -> str:
+    """The text, if it holds no half of a character, which no tokenizer takes."""
+    if half := half_character(text):
+        raise UserError(f"{source}, {place}: column {column!r} holds {half}, which is half a character: mend the text")
+    return text
+
+
+def _is_scalar(value: object) -> bool:
+    return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _input(task: Task, cells: dict[str, Any], answer: Any = None) -> Input:
@@ -240,12 +284,13 @@ def _input(task: Task, cells: dict[str, Any], answer: Any = None) -> Input:
     return Prompted(prompt, tuple(task.answers[str(label)] for label in task.labels))
 
 
-def _split(task: Task, source: str, examples: list[_Example]) -> Split:
+def _split(task: Task, source: str, examples: list[_Example], by_value: bool = False) -> Split:
     inputs = [_input(task, example.cells, example.label) for example in examples]
     places = [f"{source}, {example.place}" for example in examples]
     if task.kind in ("generation", "text"):
         return Split(inputs, [0] * len(inputs), places)
-    return Split(inputs, _encode(task, source, [(example.place, example.label) for example in examples]), places)
+    labels = [(example.place, example.label) for example in examples]
+    return Split(inputs, _encode(task, source, labels, by_value), places)
 
 
 def _with_labels(task: Task, source: str, labels: list[Label]) -> Task:
@@ -254,29 +299,29 @@ def _with_labels(task: Task, source: str, labels: list[Label]) -> Task:
         return task
     if task.kind == "choice":
         return replace(task, labels=task.choices if len(task.choices) > 1 else ())
-    values = set(labels)
-    kind = task.kind or _kind(source, values)
-    if len(values) == 1:
-        raise UserError(f"{source}: all labels are {values.pop()!r}, so there is nothing to learn")
-    metrics = task.metrics if task.kind else FILE_METRICS[kind]
+    kind = task.kind or _kind(source, set(map(str, labels)))
     if kind == "regression":
-        return replace(task, kind=kind, metrics=metrics)
-    numbers = [_number(value) for value in values]
-    whole = sorted({int(number) for number in numbers if number is not None and number.is_integer()})
-    classes = whole if len(whole) == len(values) else sorted(map(str, values))
-    return replace(task, kind=kind, metrics=metrics, labels=tuple(classes))
+        if len({_number(label) for label in labels}) == 1:
+            raise UserError(f"{source}: all labels are {labels[0]!r}, so there is nothing to learn")
+        return replace(task, kind=kind, metrics=task.metrics if task.kind else FILE_METRICS[kind])
+    names = sorted(set(map(label_name, labels)))
+    numbers = [number for name in names if (number := _whole_number(name)) is not None]
+    classes = sorted(numbers) if len(numbers) == len(names) else names
+    if len(classes) == 1:
+        raise UserError(f"{source}: all labels are {classes[0]!r}, so there is nothing to learn")
+    return replace(task, kind=kind, metrics=task.metrics if task.kind else FILE_METRICS[kind], labels=tuple(classes))
 
 
-def _kind(source: str, values: set[Label]) -> Kind:
-    """Classes or numbers, seen from the distinct labels."""
-    numbers = [_number(value) for value in values]
+def _kind(source: str, labels: set[str]) -> Kind:
+    """Classes or numbers, seen from the distinct labels as they are written."""
+    numbers = [_number(label) for label in labels]
     if None in numbers:
         return "classification"
     if not all(number.is_integer() for number in numbers if number is not None):
         return "regression"
-    if len(values) > MOST_CLASSES or any("." in str(value) for value in values):
+    if len(labels) > MOST_CLASSES or any("." in label for label in labels):
         raise UserError(
-            f"{source}: the labels (such as {max(values, key=str)!r}) can be classes or amounts: "
+            f"{source}: the labels (such as {max(labels)!r}) can be classes or amounts: "
             "say --label-kind classification or --label-kind regression"
         )
     return "classification"
@@ -298,7 +343,9 @@ def _with_answers(task: Task) -> Task:
     return replace(task, answers=dict(answers))
 
 
-def _encode(task: Task, source: str, labels: list[tuple[str, Label]]) -> list[int] | list[float]:
+def _encode(
+    task: Task, source: str, labels: list[tuple[str, Label]], by_value: bool = False
+) -> list[int] | list[float]:
     if task.kind == "choice":
         return [int(label) for _, label in labels]
     if task.kind == "regression":
@@ -306,19 +353,20 @@ def _encode(task: Task, source: str, labels: list[tuple[str, Label]]) -> list[in
         for place, label in labels:
             number = _number(label)
             if number is None:
-                raise UserError(f"{source}, {place}: label {label!r} is no number, which regression needs")
+                raise UserError(f"{source}, {place}: label {shown(label)} is no number, which regression needs")
             numbers.append(number)
         return numbers
     index = {str(label): number for number, label in enumerate(task.labels)}
     whole = all(isinstance(label, int) for label in task.labels)
     encoded = []
     for place, label in labels:
-        number = _number(label) if whole else None
-        name = str(int(number)) if number is not None and number.is_integer() else str(label)
+        name = label_name(label)
+        if by_value and whole and name not in index and (number := _number(label)) is not None and number.is_integer():
+            name = str(int(number))
         if name not in index:
             known = ", ".join(map(repr, task.labels[:10])) + (", ..." if len(task.labels) > 10 else "")
             raise UserError(
-                f"{source}, {place}: label {label!r} is none of the training labels ({known}); "
+                f"{source}, {place}: label {shown(label)} is none of the training labels ({known}); "
                 "take the row out, or put rows with this label into the training data"
             )
         encoded.append(index[name])
@@ -349,6 +397,15 @@ def _number(value: Label) -> float | None:
     """The number that a label is or spells, if it is finite."""
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
+
+
+def _whole_number(name: str) -> int | None:
+    """The whole number that is written so and not otherwise: 7 for "7", and none for "007" and "7.0"."""
+    try:
+        number = int(name)
+    except ValueError:
+        return None
+    return number if str(number) == name else None

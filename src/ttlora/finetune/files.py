@@ -2,35 +2,49 @@
 
 import csv
 import json
-from collections.abc import Iterator
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import pyarrow
+from pyarrow import parquet
 
 from ttlora.errors import UserError, one_line
+from ttlora.utf8 import read_utf8
 
 Row = dict[str, Any]
+
+# what a C long holds everywhere
+LONGEST_FIELD = 2**31 - 1
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
     """The rows of a file, each with its place for messages ("line 7"); the format follows from the name's ending.
 
+    Cells of JSONL and Parquet have types, and those of CSV are text. What is missing is None, NaN among it.
+
     Raises:
-        UserError: The file is not there, is empty or malformed, or has another ending.
+        UserError: The file is not there, is empty or malformed, has two columns of one name, or has another ending.
     """
     readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
     if path.suffix not in readers:
         raise UserError(f"{path}: cannot tell the format; the name has to end in {', '.join(readers)}")
-    if not path.is_file():
-        raise UserError(f"{path} is not there" if not path.exists() else f"{path} is no file")
+    # unlike Path's, these take a name that is too long for a path as none
+    if not os.path.isfile(path):
+        raise UserError(f"{path} is no file" if os.path.lexists(path) else f"{path} is not there")
     empty = True
     try:
         for place, row in readers[path.suffix](path):
             empty = False
             yield place, row
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    except UnicodeDecodeError:
+        try:
+            read_utf8(path)
+        except ValueError as error:
+            raise UserError(f"{path} is not UTF-8 text: {error}") from None
+        raise
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     if empty:
@@ -43,7 +57,9 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=_object, parse_constant=_constant)
+            except RecursionError:
+                raise UserError(f"{path}, line {number} is nested too deeply") from None
             except ValueError as error:
                 raise UserError(f"{path}, line {number} is no JSON: {error}") from None
             if not isinstance(row, dict):
@@ -51,28 +67,68 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
             yield f"line {number}", row
 
 
+def _object(pairs: list[tuple[str, Any]]) -> Row:
+    _require_different([key for key, _ in pairs], "key")
+    return dict(pairs)
+
+
+def _constant(name: str) -> float | None:
+    return None if name == "NaN" else float(name)
+
+
 def _read_csv(path: Path) -> Iterator[tuple[str, Row]]:
     with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines, strict=True)
+        reader = csv.reader(lines, strict=True)
+        header: list[str] = []
         try:
-            for row in reader:
+            while (fields := _next_record(reader)) is not None:
                 place = f"line {reader.line_num}"
-                if None in row or None in row.values():
-                    fields = len(reader.fieldnames or ())
-                    raise UserError(f"{path}, {place} has not the {fields} fields that the first line names")
-                yield place, row
-        except csv.Error as error:
+                if not header:
+                    _require_different(fields, "column")
+                    if "\0" in "".join(fields):
+                        raise _MalformedError("the names of its columns hold characters of code 0: save it as UTF-8")
+                    header = fields
+                elif len(fields) != len(header):
+                    raise UserError(f"{path}, {place} has not the {len(header)} fields that the first line names")
+                else:
+                    yield place, dict(zip(header, fields, strict=True))
+        except (csv.Error, _MalformedError) as error:
             raise UserError(f"{path}, line {reader.line_num} is no CSV: {error}") from None
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
+def _next_record(reader: Any) -> list[str] | None:
+    """The next record that is no empty line, with fields of any length; None at the end."""
+    # the limit is the whole process's, and others may count on it
+    limit = csv.field_size_limit(LONGEST_FIELD)
     try:
-        frame = pd.read_parquet(path, dtype_backend="pyarrow")
-    except (OSError, ValueError) as error:
+        return next((record for record in reader if record), None)
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            # pandas writes the index of its rows as such a column
+            names = [name for name in file.schema_arrow.names if not name.startswith("__index_level_")]
+            _require_different(names, "column")
+            for batch in file.iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"row {number}", {name: None if row[name] != row[name] else row[name] for name in names}
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} is no Parquet file: {one_line(error)}") from None
-    rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
-    for number, row in enumerate(rows, 1):
-        yield f"row {number}", {str(column): value for column, value in row.items()}
+
+
+class _MalformedError(ValueError):
+    """What is no row, though its format would take it for one."""
+
+
+def _require_different(names: Sequence[str], what: str) -> None:
+    name, count = Counter(names).most_common(1)[0] if names else ("", 0)
+    if count > 1:
+        raise _MalformedError(f"{what} {name!r} is there twice")
 
 
 def shown(value: object) -> str:
