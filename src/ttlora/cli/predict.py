@@ -1,11 +1,15 @@
 """`ttlora predict`: labels, or numbers, for new rows."""
 
 import json as json_format
+import os
 import sys
 from pathlib import Path
 
 from ttlora.errors import UserError
 from ttlora.whole_files import write_text
+
+# what file systems take, less the ending of a file that is half written
+LONGEST_NAME = 255 - len(".tmp")
 
 
 def predict(
@@ -22,16 +26,14 @@ def predict(
         model: Where the base model is now, if it has moved since.
         json: Print one JSON object; without --output it holds the rows.
     """
-    target = None if output is None else Path(output)
-    if target is not None and target.exists():
-        raise UserError(f"--output {target} is there already: name another file, or remove it")
-    if target is not None and not target.absolute().parent.is_dir():
-        raise UserError(f"--output {target}: there is no folder {target.absolute().parent}")
+    target = None if output is None else _require_free(output)
     from ttlora.finetune.finished import FinishedRun
 
     rows = list(FinishedRun.load(directory, model).predict(Path(input)))
     lines = [json_format.dumps(row, ensure_ascii=False, default=str) for row in rows]
     if target is not None:
+        # once more: it may have been made in the meantime
+        _require_free(target)
         write_text(target, "".join(f"{line}\n" for line in lines))
         summary = {"rows": len(rows), "output": str(target)}
         print(json_format.dumps(summary) if json else f"{len(rows)} rows with predictions: {target}")
@@ -39,3 +41,28 @@ def predict(
         print(json_format.dumps({"rows": len(rows), "predictions": rows}, ensure_ascii=False, default=str))
     else:
         sys.stdout.writelines(f"{line}\n" for line in lines)
+
+
+def _require_free(output: str | Path) -> Path:
+    """The path of a file that is not there yet, and can be made.
+
+    Raises:
+        UserError: It is there, or cannot be made.
+    """
+    target = Path(output)
+    folder = target.absolute().parent
+    if not str(output):
+        raise UserError("--output is empty: name a file")
+    if os.path.isdir(target):
+        raise UserError(f"--output {target} is a folder: name a file in it")
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise UserError(f"--output {target} is no ordinary file: without --output the rows go to stdout")
+    if os.path.lexists(target):
+        raise UserError(f"--output {target} is there already: name another file, or remove it")
+    if not folder.is_dir():
+        raise UserError(f"--output {target}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"--output {target}: folder {folder} cannot be written to")
+    if len(os.fsencode(target.name)) > LONGEST_NAME:
+        raise UserError(f"--output {target}: the name is too long for a file")
+    return target

@@ -3,8 +3,7 @@
 import csv
 import json
 import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +59,8 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
                 row = json.loads(line, object_pairs_hook=_object, parse_constant=_constant)
             except RecursionError:
                 raise UserError(f"{path}, line {number} is nested too deeply") from None
+            except _KeyTwiceError as error:
+                raise UserError(f"{path}, line {number} has the key {str(error)!r} twice") from None
             except ValueError as error:
                 raise UserError(f"{path}, line {number} is no JSON: {error}") from None
             if not isinstance(row, dict):
@@ -68,8 +69,10 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Row:
-    _require_different([key for key, _ in pairs], "key")
-    return dict(pairs)
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise _KeyTwiceError(_twice([key for key, _ in pairs]))
+    return row
 
 
 def _constant(name: str) -> float | None:
@@ -84,15 +87,12 @@ def _read_csv(path: Path) -> Iterator[tuple[str, Row]]:
             while (fields := _next_record(reader)) is not None:
                 place = f"line {reader.line_num}"
                 if not header:
-                    _require_different(fields, "column")
-                    if "\0" in "".join(fields):
-                        raise _MalformedError("the names of its columns hold characters of code 0: save it as UTF-8")
-                    header = fields
+                    header = _columns(path, fields)
                 elif len(fields) != len(header):
                     raise UserError(f"{path}, {place} has not the {len(header)} fields that the first line names")
                 else:
                     yield place, dict(zip(header, fields, strict=True))
-        except (csv.Error, _MalformedError) as error:
+        except csv.Error as error:
             raise UserError(f"{path}, line {reader.line_num} is no CSV: {error}") from None
 
 
@@ -112,7 +112,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
         with parquet.ParquetFile(path) as file:
             # pandas writes the index of its rows as such a column
             names = [name for name in file.schema_arrow.names if not name.startswith("__index_level_")]
-            _require_different(names, "column")
+            names = _columns(path, names)
             for batch in file.iter_batches():
                 for row in batch.to_pylist():
                     number += 1
@@ -121,14 +121,23 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
         raise UserError(f"{path} is no Parquet file: {one_line(error)}") from None
 
 
-class _MalformedError(ValueError):
-    """What is no row, though its format would take it for one."""
+def _columns(path: Path, names: list[str]) -> list[str]:
+    """The names of a file's columns, which have to differ."""
+    if (name := _twice(names)) is not None:
+        raise UserError(f"{path} has two columns called {name!r}: rename one, or take it out")
+    if "\0" in "".join(names):
+        raise UserError(f"{path} is not UTF-8 text: the names of its columns hold zero bytes, as in UTF-16")
+    return names
 
 
-def _require_different(names: Sequence[str], what: str) -> None:
-    name, count = Counter(names).most_common(1)[0] if names else ("", 0)
-    if count > 1:
-        raise _MalformedError(f"{what} {name!r} is there twice")
+class _KeyTwiceError(ValueError):
+    """An object of JSON has two values for one key."""
+
+
+def _twice(names: Iterable[str]) -> str | None:
+    """The first name that was there before."""
+    seen: set[str] = set()
+    return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]
 
 
 def shown(value: object) -> str:

@@ -1,14 +1,17 @@
 """What one does with a finished run: measure it again, and label new rows."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ttlora.errors import UserError
 from ttlora.finetune.base import Base
 from ttlora.finetune.data import Input, Prompted, Split, input_of, load_validation
-from ttlora.finetune.files import Row, read_rows
+from ttlora.finetune.files import Row, read_rows, shown
 from ttlora.finetune.folder import RunFolder
 from ttlora.finetune.measure import cpu_threads, generate, measure, predict
 from ttlora.finetune.methods import find_method
@@ -86,6 +89,7 @@ class FinishedRun:
         for place, row in read_rows(path):
             if taken := [name for name in added if name in row]:
                 raise UserError(f"{path}, {place}: column {taken[0]!r} is there already: rename it")
+            _require_writable(row, f"{path}, {place}")
             rows.append(row)
             split.inputs.append(input_of(self.task, row, str(path), place))
             split.places.append(f"{path}, {place}")
@@ -95,6 +99,8 @@ class FinishedRun:
                 written = generate(self.base, split, self.recipe)
                 return ({**row, "prediction": answer} for row, answer in zip(rows, written, strict=True))
             outputs = predict(self.base, split, self.task, self.recipe)
+        if broken := [place for place, output in zip(split.places, outputs, strict=True) if np.isnan(output).any()]:
+            raise UserError(f"{broken[0]}: the model answers with what is no number (NaN): its weights are no good")
         return (
             {**row, **self._prediction(given, output)}
             for row, given, output in zip(rows, split.inputs, outputs, strict=True)
@@ -110,6 +116,18 @@ class FinishedRun:
         # of rows with fewer choices than others, the outputs are filled up
         probabilities = zip(map(str, names), output, strict=False)
         return {"prediction": chosen, "probabilities": {name: round(float(value), 6) for name, value in probabilities}}
+
+
+def _require_writable(row: Row, place: str) -> None:
+    """Refuse a row that a line of JSON in UTF-8 cannot hold, before the model has gone to work on it."""
+    for column, value in row.items():
+        try:
+            json.dumps([column, value], ensure_ascii=False, allow_nan=False, default=str).encode("utf-8")
+        except ValueError:
+            raise UserError(
+                f"{place}: column {column!r} holds {shown(value)}, which no line of JSON in UTF-8 can: mend it, or take "
+                "the column out"
+            ) from None
 
 
 def _choices(given: Input) -> list[Any]:

@@ -256,10 +256,8 @@ class RunFolder:
         """
         path = self.adapter / "task.json"
         try:
-            content = json.loads(path.read_text("utf-8"))
-            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
-            return Task(**values)
+            return Task.from_dict(json.loads(path.read_text("utf-8")))
         except FileNotFoundError:
             raise UserError(f"{path} is not there: {self.adapter} is no whole adapter folder") from None
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is damaged: {error}") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{path} is damaged: {one_line(error)}") from None

@@ -1,13 +1,17 @@
 """Tasks: what a row's columns mean, what the labels are, and how predictions are judged."""
 
+import json
 import string
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Literal
+from typing import Any, Literal, Self
 
 from ttlora.errors import UserError
 from ttlora.finetune.recipe import Recipe
+from ttlora.utf8 import half_character
+from ttlora.values import complaint, shown
 
 Kind = Literal["classification", "regression", "choice", "generation", "text"]
 Label = str | int | float
@@ -18,6 +22,11 @@ FILE_METRICS: Mapping[Kind, tuple[str, ...]] = {
     "choice": ("accuracy",),
     "generation": ("rouge_l", "exact_match", "perplexity"),
     "text": ("token_accuracy", "perplexity"),
+}
+METRICS: Mapping[Kind, tuple[str, ...]] = {
+    **FILE_METRICS,
+    "classification": ("accuracy", "f1", "f1_macro", "matthews"),
+    "generation": ("rouge_l", "exact_match", "perplexity", "token_accuracy"),
 }
 FILE_KEYS = ("train", "validation", "text_column", "text_pair_column", "label_column", "label_kind", "choice_columns")
 
@@ -56,6 +65,53 @@ class Task:
     answers: Mapping[str, str] = field(default_factory=dict)
     validation: str = "validation"
 
+    @classmethod
+    def from_dict(cls, content: object) -> Self:
+        """The task of a finished run, its labels known, as ``task.json`` has it.
+
+        Raises:
+            ValueError: It is none; the message says what is wrong.
+        """
+        hints = typing.get_type_hints(cls)
+        if not isinstance(content, dict):
+            raise ValueError("it holds no keys with values")
+        if unknown := sorted(content.keys() - hints.keys()):
+            raise ValueError(f"it has the unknown key {unknown[0]!r}")
+        if missing := [name for name in ("name", "texts") if name not in content]:
+            raise ValueError(f"it has no {missing[0]}")
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
+        }
+        for name, value in values.items():
+            if problem := complaint(name, value, hints[name]):
+                raise ValueError(problem)
+        if half := half_character(json.dumps(content, ensure_ascii=False)):
+            raise ValueError(f"it holds {half}, which is half a character")
+        task = cls(**values)
+        task._require_whole()
+        return task
+
+    def _require_whole(self) -> None:
+        """Refuse fields that do not go together."""
+        if not 1 <= len(self.texts) <= 2:
+            raise ValueError(f"texts is {shown(self.texts)}, and has to be one or two")
+        for template in (*self.texts, *([self.prompt] if self.prompt else [])):
+            columns_of(template)
+        if self.kind is None:
+            raise ValueError("kind has no value")
+        if not self.metrics or (strange := [name for name in self.metrics if name not in METRICS[self.kind]]):
+            names = strange if self.metrics else self.metrics
+            raise ValueError(f"metrics is {shown(names)}, and kind {self.kind} has {', '.join(METRICS[self.kind])}")
+        if self.kind == "classification" and len(self.labels) < 2:
+            raise ValueError(f"labels is {shown(self.labels)}, and has to be two or more")
+        if self.kind == "choice" and not self.choices:
+            raise ValueError("choices is empty")
+        asks = self.kind == "classification" and self.scoring == "prompt"
+        if asks and (unanswered := [label for label in self.labels if str(label) not in self.answers]):
+            raise ValueError(f"answers has none for label {unanswered[0]!r}")
+        if not self.validation.isidentifier() or (self.hub is None and self.validation != "validation"):
+            raise ValueError(f"validation is {shown(self.validation)}, which is no split")
+
     @property
     def folder(self) -> str:
         """Name of the task's folder in a data directory: sst2 for glue/sst2."""
@@ -75,10 +131,14 @@ def columns_of(template: str) -> list[str]:
     """
     if "{" not in template and "}" not in template:
         return [template]
-    fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-    if not all(fields):
+    try:
+        parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
+    except ValueError as error:
+        raise ValueError(f"{template!r}: {error}") from None
+    names = [str(name) for _, name, _, _ in parts]
+    if not all(names):
         raise ValueError(f"{template!r} has braces without a column's name")
-    return fields
+    return names
 
 
 def fill(template: str, cells: Mapping[str, str]) -> str:
@@ -129,6 +189,8 @@ def _file_task(recipe: Recipe) -> Task:
     choices = tuple(recipe.choice_columns or ())
     if (kind == "choice") != bool(choices):
         raise UserError("--choice-columns and --label-kind choice go together: one is missing")
+    for name, text in zip(("text-column", "text-pair-column"), texts, strict=False):
+        _require_template(name, text)
     used = [*texts, *choices, *([] if kind == "text" else [label_column])]
     if len(set(used)) < len(used):
         raise UserError(f"text, choice and label columns have to differ: they are {', '.join(used)}")
@@ -156,11 +218,19 @@ def _file_task(recipe: Recipe) -> Task:
 def _file_prompt(recipe: Recipe, texts: tuple[str, ...]) -> str:
     """The prompt that the recipe names, or the texts with "Answer:" where labels are to follow."""
     if recipe.prompt is not None:
-        try:
-            if recipe.prompt not in columns_of(recipe.prompt):
-                return recipe.prompt
-        except ValueError as error:
-            raise UserError(f"--prompt: {error}") from None
+        _require_template("prompt", recipe.prompt)
+        if recipe.prompt not in columns_of(recipe.prompt):
+            return recipe.prompt
         raise UserError(f'--prompt {recipe.prompt!r} names no column in braces, as in "{{{texts[0]}}} Answer:"')
     together = "\n".join(f"{{{column}}}" for column in texts)
     return together if recipe.label_kind in ("generation", "text", "choice") else f"{together}\nAnswer:"
+
+
+def _require_template(flag: str, template: str) -> None:
+    try:
+        columns_of(template)
+    except ValueError as error:
+        raise UserError(f"--{flag}: {error}") from None
+    for _, name, form, conversion in string.Formatter().parse(template):
+        if form or conversion:
+            raise UserError(f"--{flag}: {template!r} formats {name!r}, and a column is always written as it is")
