@@ -59,7 +59,7 @@ def _require_free(output: str | Path) -> Path:
         raise UserError(f"--output {target} is no ordinary file: without --output the rows go to stdout")
     if os.path.lexists(target):
         raise UserError(f"--output {target} is there already: name another file, or remove it")
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"--output {target}: there is no folder {folder}")
     if not os.access(folder, os.W_OK):
         raise UserError(f"--output {target}: folder {folder} cannot be written to")

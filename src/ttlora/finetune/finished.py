@@ -125,8 +125,8 @@ def _require_writable(row: Row, place: str) -> None:
             json.dumps([column, value], ensure_ascii=False, allow_nan=False, default=str).encode("utf-8")
         except ValueError:
             raise UserError(
-                f"{place}: column {column!r} holds {shown(value)}, which no line of JSON in UTF-8 can: mend it, or take "
-                "the column out"
+                f"{place}: column {column!r} holds {shown(value)}, which no line of JSON in UTF-8 can: mend it, or "
+                "take the column out"
             ) from None
 
 

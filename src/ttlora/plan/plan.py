@@ -9,7 +9,8 @@ from ttlora.plan.architectures import BUILT_IN
 from ttlora.plan.budget import fit_budget
 from ttlora.plan.matrices import BYTES_16BIT, MatrixPlan, group_matrices
 from ttlora.plan.skeleton import build_skeleton
-from ttlora.plan.targets import adapted_modules, require_matches, resolve_targets
+from ttlora.plan.targets import adapted_modules, resolve_targets
+from ttlora.tuners.targets import require_matches
 from ttlora.tuners.tt_lora import TTLoraConfig, resolve_update
 
 Shape = Literal["auto"] | Sequence[int] | Mapping[str, Sequence[int]]
@@ -82,7 +83,7 @@ def plan_adapter(
             target_modules=resolve_targets(skeleton, targets),
         )
         modules = adapted_modules(skeleton, config)
-        require_matches(shape if isinstance(shape, Mapping) else {}, modules)
+        require_matches("shape", shape if isinstance(shape, Mapping) else {}, modules)
         shapes = {name: resolve_update(config, name, *size).shape for name, size in modules.items()}
     except ValueError as error:
         raise UserError(str(error)) from error

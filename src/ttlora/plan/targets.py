@@ -1,11 +1,10 @@
 """Which modules of a model an adapter will change, decided by PEFT's and the tuner's own rules."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from peft import TaskType
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
-from peft.utils.other import get_pattern_key
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -54,18 +53,6 @@ def adapted_modules(skeleton: Any, config: TTLoraConfig) -> dict[str, tuple[int,
             f"others with --targets: {linear_names(skeleton)}"
         )
     return sizes
-
-
-def require_matches(shape_pattern: Mapping[str, object], modules: Mapping[str, object]) -> None:
-    """Check that each name with a shape of its own is that of an adapted module, as `resolve_update` looks it up.
-
-    Raises:
-        UserError: One is not.
-    """
-    for pattern in shape_pattern:
-        if not any(get_pattern_key([pattern], name) == pattern for name in modules):
-            adapted = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in modules))
-            raise UserError(f"the shape of '{pattern}' belongs to no adapted module; adapted are {adapted}")
 
 
 def _features(module: nn.Module) -> tuple[int, int] | None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from peft.utils.other import get_pattern_key
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -43,6 +44,24 @@ def require_modules(model: Any, names: Iterable[str], head: tuple[str, ...] = ()
     for name in names:
         if not any(path == name or path.endswith(f".{name}") for path in paths):
             raise ValueError(f"'{name}' is no module of the model; its linear modules are {linear_names(model, head)}")
+
+
+def require_matches(what: str, patterns: Iterable[str], modules: Iterable[str]) -> None:
+    """Check that each name with a shape, a rank or an α of its own is that of an adapted module, as PEFT looks it up.
+
+    Args:
+        what: What is its own: "shape", "rank" or "alpha".
+        patterns: The names, or regular expressions.
+        modules: Full names of the adapted modules.
+
+    Raises:
+        ValueError: A name is not.
+    """
+    adapted = list(modules)
+    for pattern in patterns:
+        if not any(get_pattern_key([pattern], name) == pattern for name in adapted):
+            names = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in adapted))
+            raise ValueError(f"the {what} of '{pattern}' belongs to no adapted module; adapted are {names}")
 
 
 def linear_names(model: Any, head: tuple[str, ...] = ()) -> str:

@@ -9,8 +9,9 @@ from ttlora.errors import UserError
 from ttlora.experiments.counts import skeleton_of
 from ttlora.experiments.search.presets import Preset
 from ttlora.finetune.recipe import Recipe
-from ttlora.plan.targets import adapted_modules, require_matches, resolve_targets
+from ttlora.plan.targets import adapted_modules, resolve_targets
 from ttlora.tensor_train import TTShape, aligned_dims
+from ttlora.tuners.targets import require_matches
 from ttlora.tuners.tt_lora import TTLoraConfig, resolve_update
 from ttlora.tuners.tt_lora.config import by_pattern
 
@@ -49,7 +50,7 @@ def build_trains(recipe: Recipe, sizes: Sizes) -> tuple[TTShape, ...]:
     shapes: dict[str, Any] = {"shape_pattern": recipe.shape} if isinstance(recipe.shape, dict) else {}
     try:
         config = TTLoraConfig(r=recipe.r, **(shapes or {"shape": recipe.shape}), **(recipe.settings or {}))  # type: ignore[arg-type]
-        require_matches(shapes.get("shape_pattern", {}), sizes)
+        require_matches("shape", shapes.get("shape_pattern", {}), sizes)
         return tuple(resolve_update(config, name, *size).shape for name, size in sizes.items())
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from None

@@ -15,6 +15,7 @@ from ttlora.finetune.methods.targets import find_targets
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
 from ttlora.finetune.weights import read_weights
+from ttlora.tuners.targets import require_matches
 from ttlora.tuners.tt_lora import TTLoraConfig
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -66,7 +67,9 @@ class PeftMethod(Method):
         """Put the adapter into the targets; PEFT makes the copy of the head that trains."""
         try:
             config = self._make_config(base, recipe)
-            return in_float32(get_peft_model(base.model, config))
+            model = get_peft_model(base.model, config)
+            _require_used_patterns(config, model)
+            return in_float32(model)
         except UserError:
             raise
         except Exception as error:  # values of a wrong type, and models of a wrong kind, make PEFT stumble in any way
@@ -113,3 +116,17 @@ class PeftMethod(Method):
             return replace(base, model=in_float32(get_peft_model(base.model, config)))
         except (ValueError, TypeError) as error:
             raise UserError(f"{folder} does not fit model {name}: {one_line(error)}") from None
+
+
+def _require_used_patterns(config: PeftConfig, model: Any) -> None:
+    """Refuse names with a shape, a rank or an α of their own that no adapted module has.
+
+    Raises:
+        ValueError: A name is none's.
+    """
+    tuner = model.base_model
+    names = [*getattr(tuner, "targeted_module_names", ()), *getattr(tuner, "targeted_parameter_names", ())]
+    for field in fields(config):
+        patterns = getattr(config, field.name)
+        if field.name.endswith("_pattern") and isinstance(patterns, dict):
+            require_matches(field.name.removesuffix("_pattern"), patterns, names)
