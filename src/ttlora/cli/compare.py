@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
+import os
 import sys
 from collections import Counter
 from dataclasses import asdict
@@ -56,7 +57,7 @@ def compare(
     from ttlora.experiments.runs import plan_runs
 
     path = find_config(config)
-    if path != Path(config).expanduser():
+    if path != Path(os.path.expanduser(config)):
         _say(f"{config}: the recipe that comes with ttlora, {path}")
     comparison = Comparison.read(path)
     folder = ComparisonFolder(Path(output or path.stem).expanduser().absolute())

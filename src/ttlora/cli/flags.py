@@ -187,7 +187,7 @@ def _reader(flag: str, hint: Any) -> Callable[[Any], Any]:
     numbers = [kind for kind in types if kind in (int, float)]
 
     def read(text: Any) -> Any:
-        if not isinstance(text, str) or str in types:
+        if not isinstance(text, str):
             return text
         for kind in numbers:
             with suppress(ValueError):

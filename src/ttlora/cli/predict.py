@@ -51,18 +51,20 @@ def _require_free(output: str | Path) -> Path:
     """
     target = Path(output)
     folder = target.absolute().parent
+    if len(os.fsencode(target.name)) > LONGEST_NAME:
+        raise UserError(f"--output {target}: the name is too long for a file")
     if not str(output):
         raise UserError("--output is empty: name a file")
     if os.path.isdir(target):
         raise UserError(f"--output {target} is a folder: name a file in it")
     if os.path.exists(target) and not os.path.isfile(target):
         raise UserError(f"--output {target} is no ordinary file: without --output the rows go to stdout")
+    if target.is_symlink():
+        raise UserError(f"--output {target} is a link: name a file that is not there yet")
     if os.path.lexists(target):
         raise UserError(f"--output {target} is there already: name another file, or remove it")
     if not os.path.isdir(folder):
         raise UserError(f"--output {target}: there is no folder {folder}")
     if not os.access(folder, os.W_OK):
         raise UserError(f"--output {target}: folder {folder} cannot be written to")
-    if len(os.fsencode(target.name)) > LONGEST_NAME:
-        raise UserError(f"--output {target}: the name is too long for a file")
     return target

@@ -51,7 +51,7 @@ def search(
     Returns:
         The exit status.
     """
-    path = Path(config).expanduser()
+    path = Path(os.path.expanduser(config))
     if not os.path.lexists(path):
         raise UserError(f"--config {config} is not there: name a YAML file with model, task and space")
     if retry_failed and not resume:

@@ -1,6 +1,7 @@
 """`ttlora train`: a fine-tune, from a recipe to an adapter folder and a result record."""
 
 import json as json_format
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +28,7 @@ def train(*, json: bool = False, **recipe: Any) -> int:
     from ttlora.errors import RunError
     from ttlora.finetune.run import run
 
-    output = Path(asked.output).expanduser()
+    output = Path(os.path.expanduser(asked.output))
     finished = asked.resume and (output / "result.json").exists()
     try:
         record = run(asked)

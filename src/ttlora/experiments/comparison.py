@@ -91,7 +91,7 @@ def find_config(config: str) -> Path:
     Raises:
         UserError: There is neither.
     """
-    path = Path(config).expanduser()
+    path = Path(os.path.expanduser(config))
     # unlike Path's, it takes a name that is too long for a path as none
     if os.path.isfile(path):
         return path

@@ -1,6 +1,5 @@
 """The recipe: all that a fine-tune depends on. Its fields are the flags, the YAML keys and the Python arguments."""
 
-import math
 import os
 import shlex
 import sys
@@ -19,12 +18,16 @@ from ttlora.whole_files import write_yaml
 
 # what counts of rows and tokens have a place for, and more than anybody waits for
 MOST = 2**31 - 1
-MOST_THREADS = 1024
 
 Shape = Literal["auto"] | list[int] | dict[str, list[int]]
 
 _NAMES = ("targets", "choice_columns")
-_COUNTS = ("epochs", "patience", "batch_size", "max_length", "max_new_tokens", "max_train_examples")
+_COUNTS = {
+    **dict.fromkeys(("epochs", "patience", "max_length", "max_new_tokens", "max_train_examples"), MOST),
+    # PyTorch makes a list of so many places for every batch
+    "batch_size": 2**20,
+    "threads": 1024,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +125,8 @@ class Recipe:
         if isinstance(self.answers, str):
             self._set("answers", _pairs("--answers", self.answers))
         if isinstance(self.r, str):
-            self._set("r", _integers("--r", self.r))
+            ranks = _integers("--r", self.r)
+            self._set("r", ranks[0] if self.r.strip().isdecimal() else ranks)
         if isinstance(self.shape, str) and self.shape != "auto":
             self._set("shape", parse_shape(self.shape))
         for name, hint in _hints().items():
@@ -130,13 +134,17 @@ class Recipe:
             if isinstance(value, tuple):
                 self._set(name, value := list(value))
             elif isinstance(value, dict):
-                self._set(name, value := {str(key) if _is_whole(key) else key: part for key, part in value.items()})
+                named = {str(key) if _is_whole(key) else key: part for key, part in value.items()}
+                if len(named) < len(value):
+                    raise UserError(f"{_flag(name)} has a name twice, as a number and as text: {shown(value)}")
+                self._set(name, value := named)
             if problem := complaint(_flag(name), value, hint):
                 raise UserError(problem)
             self._require_text(name, value)
-        for name in _COUNTS:
-            self._require(name, lambda value: 1 <= value <= MOST, f"at least 1, and at most {MOST}")
-        self._require("threads", lambda value: 1 <= value <= MOST_THREADS, f"at least 1, and at most {MOST_THREADS}")
+        for name, most in _COUNTS.items():
+            count = getattr(self, name)
+            if count is not None and not 1 <= count <= most:
+                raise UserError(f"{_flag(name)} is {shown(count)}, and has to be at least 1, and at most {most}")
         for rank in self.r if isinstance(self.r, list) else [self.r]:
             if isinstance(rank, int) and not 1 <= rank <= MOST:
                 raise UserError(f"--r is {shown(rank)}: a rank is at least 1, and at most {MOST}")
@@ -153,10 +161,10 @@ class Recipe:
         filled = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         for name in ("output", "data", "train", "validation"):
             if (path := getattr(self, name)) is not None:
-                filled[name] = str(Path(path).expanduser().absolute())
+                filled[name] = str(Path(os.path.expanduser(path)).absolute())
         # unlike Path's, it takes a name that is too long for a path as none
         if os.path.isdir(os.path.expanduser(self.model)):
-            filled["model"] = str(Path(self.model).expanduser().absolute())
+            filled["model"] = str(Path(os.path.expanduser(self.model)).absolute())
         return replace(self, **filled)
 
     def as_dict(self) -> dict[str, Any]:
@@ -193,11 +201,9 @@ class Recipe:
 
     def _require(self, name: str, holds: Callable[[Any], bool], wanted: str) -> None:
         value = getattr(self, name)
-        # a whole number can be larger than any float
-        if value is not None and not ((isinstance(value, int) or math.isfinite(value)) and holds(value)):
+        # a whole number can be larger than any other
+        if value is not None and not (abs(value) <= sys.float_info.max and holds(value)):
             raise UserError(f"{_flag(name)} is {shown(value)}, and has to be {wanted}")
-        if isinstance(value, int) and abs(value) > sys.float_info.max:
-            raise UserError(f"{_flag(name)} is {shown(value)}, and has to be a smaller number")
 
     def _require_text(self, name: str, value: Any) -> None:
         """Refuse text that is empty, and text that neither a file nor a tokenizer can hold."""

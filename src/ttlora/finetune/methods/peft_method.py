@@ -1,5 +1,6 @@
 """Methods that are configs of PEFT."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
@@ -15,7 +16,7 @@ from ttlora.finetune.methods.targets import find_targets
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
 from ttlora.finetune.weights import read_weights
-from ttlora.tuners.targets import require_matches
+from ttlora.tuners.targets import require_matches, require_modules
 from ttlora.tuners.tt_lora import TTLoraConfig
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -67,8 +68,10 @@ class PeftMethod(Method):
         """Put the adapter into the targets; PEFT makes the copy of the head that trains."""
         try:
             config = self._make_config(base, recipe)
+            # "auto" shapes become patterns of their own when the adapter is made
+            patterns = _patterns(config)
             model = get_peft_model(base.model, config)
-            _require_used_patterns(config, model)
+            _require_used(patterns, model)
             return in_float32(model)
         except UserError:
             raise
@@ -98,6 +101,7 @@ class PeftMethod(Method):
         if "targets" in self.defaults:
             config.target_modules = find_targets(base, recipe.targets, config)
         config.task_type = base.task_type
+        _require_excluded(base, getattr(config, "exclude_modules", None))
         # of a classifier PEFT adds these two itself
         config.modules_to_save = [module for module in base.head if module not in ("classifier", "score")] or None
         return config
@@ -118,15 +122,32 @@ class PeftMethod(Method):
             raise UserError(f"{folder} does not fit model {name}: {one_line(error)}") from None
 
 
-def _require_used_patterns(config: PeftConfig, model: Any) -> None:
-    """Refuse names with a shape, a rank or an α of their own that no adapted module has.
+def _require_excluded(base: Base, excluded: Any) -> None:
+    """Refuse modules to leave out that are none.
+
+    Raises:
+        ValueError: The regular expression, or a name of a list, fits no module.
+    """
+    if isinstance(excluded, str):
+        if not any(re.fullmatch(excluded, path) for path, _ in base.model.named_modules()):
+            raise ValueError(f"exclude_modules is {excluded!r}, a regular expression that fits no module")
+    elif excluded:
+        require_modules(base.model, excluded, base.head)
+
+
+def _patterns(config: PeftConfig) -> dict[str, list[str]]:
+    """The names that have a shape, a rank or an α of their own, by what it is."""
+    found = {field.name: getattr(config, field.name) for field in fields(config) if field.name.endswith("_pattern")}
+    return {name.removesuffix("_pattern"): [*names] for name, names in found.items() if isinstance(names, dict)}
+
+
+def _require_used(patterns: Mapping[str, list[str]], model: Any) -> None:
+    """Refuse names that are no adapted module's.
 
     Raises:
         ValueError: A name is none's.
     """
     tuner = model.base_model
-    names = [*getattr(tuner, "targeted_module_names", ()), *getattr(tuner, "targeted_parameter_names", ())]
-    for field in fields(config):
-        patterns = getattr(config, field.name)
-        if field.name.endswith("_pattern") and isinstance(patterns, dict):
-            require_matches(field.name.removesuffix("_pattern"), patterns, names)
+    adapted = [*getattr(tuner, "targeted_module_names", ()), *getattr(tuner, "targeted_parameter_names", ())]
+    for what, names in patterns.items():
+        require_matches(what, names, adapted)

@@ -7,6 +7,7 @@ from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
 from ttlora.finetune.base import Base
+from ttlora.finetune.methods.method import in_head
 from ttlora.tuners.targets import query_and_value, require_modules
 from ttlora.tuners.tt_lora import DEFAULT_TARGET_MODULES
 
@@ -20,13 +21,17 @@ def find_targets(base: Base, targets: Sequence[str] | str | None, config: PeftCo
         config: The method's config.
 
     Raises:
-        ValueError: A target is not there, or none is given and the model's type has no default.
+        ValueError: A target is not there, or in the head; or none is given and the model's type has no default.
     """
     if targets is None:
         return query_and_value(base.model, base.head) if _takes_query_and_value(config) else None
     if list(targets) == ["all-linear"]:
         return "all-linear"
     require_modules(base.model, targets, base.head)
+    for name in targets:
+        paths = [path for path, _ in base.model.named_modules() if f".{path}".endswith(f".{name}")]
+        if paths and all(in_head(f"{path}.", base.head) for path in paths):
+            raise ValueError(f"'{name}' belongs to the head, which trains whole: leave it out of the targets")
     return list(targets)
 
 
