@@ -8,6 +8,7 @@ from datetime import date
 from typing import Any, Literal
 
 _REPR = reprlib.Repr()
+_REPR.maxlevel = 3
 _REPR.maxstring = _REPR.maxlong = _REPR.maxother = 80
 
 
@@ -87,7 +88,7 @@ def wanted(hint: Any) -> str:
 
 def shown(value: Any) -> str:
     """A value for a message, cut if it is long."""
-    return _REPR.repr(value)
+    return "nothing" if value is None else _REPR.repr(value)
 
 
 def short(value: Any) -> str:

@@ -1,10 +1,11 @@
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import pytest
 
 from ttlora.cli.flags import parse
 from ttlora.errors import UserError
 from ttlora.finetune.recipe import Recipe
+from ttlora.values import kinds
 
 
 def command(
@@ -126,12 +127,79 @@ def test_written_recipe_can_be_read_again(tmp_path):
         ("epochs: three", r"--config .*r\.yaml: epochs is 'three', and has to be a whole number"),
         ("model: [", r"--config .*r\.yaml holds no recipe in YAML"),
         ("- model", r"--config .*r\.yaml holds no recipe in YAML"),
+        ("", r"--config .*r\.yaml holds no recipe in YAML: it holds no keys with values"),
+        ("epochs: 3\nepochs: 4", r"--config .*r\.yaml holds no recipe in YAML: key 'epochs' is there twice, line 2"),
+        ("epochs: 010", "YAML takes 010 for 8"),
+        ("epochs: 1.0", "epochs is 1.0, and has to be a whole number"),
+        ("seed:", "seed has no value: give one or leave it out"),
+        ("resume: maybe", "resume is 'maybe', and has to be true or false"),
+        ("text_column: 007", "YAML takes 007 for 7: write that, or text in quotes"),
+        ("text_column: no", "text_column is False, and has to be text: put text in quotes"),
+        ("prompt: 1.50", "prompt is 1.5, and has to be text: put text in quotes"),
+        ("label_column: 2020-01-01", "has to be text: put text in quotes"),
+        ("answers: {0: no, 1: yes}", "answers of 0 is False, and has to be text: put text in quotes"),
+        ("answers: {0: , 1: a}", "answers of 0 has no value"),
+        (
+            "choice_columns: [a, no]",
+            r"choice_columns is \['a', False\], and has to be text or a list of names: put text",
+        ),
+        ("targets: [1]", r"targets is \[1\], and has to be text or a list of names: put text in quotes"),
+        ("answers: &a {x: *a}", "more values than a person writes, or itself"),
+        ("config: other.yaml", "unknown key 'config'"),
+        ("print_config: yes", "unknown key 'print_config'"),
     ],
 )
 def test_wrong_yaml_is_one_line(text, message, tmp_path):
     (tmp_path / "r.yaml").write_text(text + "\n")
     with pytest.raises(UserError, match=message):
         read_recipe(*REQUIRED, "--config", str(tmp_path / "r.yaml"))
+
+
+def test_yaml_that_is_no_file_of_text(tmp_path):
+    (tmp_path / "r.yaml").write_bytes("model: m\n".encode("utf-16"))
+    with pytest.raises(UserError, match=r"r\.yaml holds no recipe in YAML: it is UTF-16: save it as UTF-8"):
+        read_recipe("--config", str(tmp_path / "r.yaml"))
+    with pytest.raises(UserError, match="holds no recipe in YAML: it is no file"):
+        read_recipe("--config", str(tmp_path))
+    with pytest.raises(UserError, match="--config is there twice"):
+        read_recipe("--config", "a.yaml", "--config", "b.yaml")
+
+
+TEXTS = ("null", "~", "true", "no", "007", "1e3", "1.50", "2020-01-01", "#x", "{a: b}", "[a, b]", "- a", "'x'", " ", "")
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_stays_text_to_the_letter(text):
+    flags = [key for key, hint in get_type_hints(Recipe).items() if str in kinds(hint) and key not in ("r", "shape")]
+    assert {"model", "text_column", "prompt", "answers", "targets", "settings"} <= set(flags)
+    values = read_recipe(*(f"--{key.replace('_', '-')}={text}" for key in flags))
+    assert {key: values[key] for key in flags} == dict.fromkeys(flags, text)
+    assert read(text) == {"directory": text, "colour": None, "size_limit": 3, "json": False}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--epochs", "0x10"), "--epochs is '0x10', and has to be a whole number"),
+        (("--epochs", "12:30"), "--epochs is '12:30', and has to be a whole number"),
+        (("--epochs", "true"), "--epochs is 'true', and has to be a whole number"),
+        (("--epochs", "null"), "--epochs is 'null', and has to be a whole number"),
+        (("--epochs", "1e3"), "--epochs is '1e3', and has to be a whole number"),
+        (("--alpha", "[1]"), "--alpha is '[1]', and has to be a number"),
+        (("--scoring", "null"), "--scoring is 'null', and has to be head or prompt"),
+        (("--json=1",), "--json takes no value, and was given '1'"),
+        (("--prompt", "caf\udce9"), "'caf\\udce9' is not UTF-8 text"),
+    ],
+)
+def test_values_are_read_strictly(arguments, message):
+    with pytest.raises(UserError) as caught:
+        read_recipe(*REQUIRED, *arguments)
+    assert str(caught.value) == message
+
+
+def test_numbers_of_flags_are_decimal():
+    values = read_recipe(*REQUIRED, "--epochs", "010", "--alpha", ".5", "--r", "5", "--learning-rate", "1e-2")
+    assert (values["epochs"], values["alpha"], values["r"], values["learning_rate"]) == (10, 0.5, 5, 1e-2)
 
 
 def test_missing_yaml(tmp_path):

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from ttlora.errors import UserError, one_line
-from ttlora.finetune.files import Row, read_rows, shown
+from ttlora.finetune.files import Row, read_rows
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import FILE_METRICS, Kind, Label, Task, columns_of, fill, find_task
 from ttlora.hub import require_on_hub
 from ttlora.utf8 import half_character
+from ttlora.values import shown
 
 MOST_CLASSES = 100
 

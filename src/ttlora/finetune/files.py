@@ -12,6 +12,7 @@ from pyarrow import parquet
 
 from ttlora.errors import UserError, one_line
 from ttlora.utf8 import read_utf8
+from ttlora.values import shown
 
 Row = dict[str, Any]
 
@@ -138,8 +139,3 @@ def _twice(names: Iterable[str]) -> str | None:
     """The first name that was there before."""
     seen: set[str] = set()
     return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]
-
-
-def shown(value: object) -> str:
-    """A value for a message, cut if it is long."""
-    return "nothing" if value is None else f"{value!r:.40}"

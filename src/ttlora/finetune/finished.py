@@ -11,7 +11,7 @@ import numpy as np
 from ttlora.errors import UserError
 from ttlora.finetune.base import Base
 from ttlora.finetune.data import Input, Prompted, Split, input_of, load_validation
-from ttlora.finetune.files import Row, read_rows, shown
+from ttlora.finetune.files import Row, read_rows
 from ttlora.finetune.folder import RunFolder
 from ttlora.finetune.measure import cpu_threads, generate, measure, predict
 from ttlora.finetune.methods import find_method
@@ -19,6 +19,7 @@ from ttlora.finetune.metrics import measure_tokens
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
 from ttlora.record import Record
+from ttlora.values import shown
 
 
 @dataclass(frozen=True)
