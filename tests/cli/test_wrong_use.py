@@ -73,6 +73,16 @@ def test_the_fixture_itself_is_no_mistake(train):
         (["--data", "somewhere"], ["--data goes with a named task"]),
         (["--method", "head", "--r", "4"], ["--r means nothing to method head: leave it out"]),
         (["--max-train-examples", "1"], ["--max-train-examples 1 draws only rows of label"]),
+        (["--shape", "quary=4,8,8,4"], ["the shape of 'quary' belongs to no adapted module; adapted are query, value"]),
+        (["--settings", "{shape_pattern: {quary: auto}}"], ["the shape of 'quary' belongs to no adapted module"]),
+        (["--settings", "{rank_pattern: {quary: 3}}"], ["the rank of 'quary' belongs to no adapted module"]),
+        (["--method", "lora", "--settings", "{alpha_pattern: {quary: 3}}"], ["the alpha of 'quary' belongs to no"]),
+        (["--settings", "exclude_modules=[quary]"], ["'quary' is no module of the model"]),
+        (["--settings", "exclude_modules=quary"], ["exclude_modules is 'quary', a regular expression that fits no"]),
+        (["--targets", "query,classifier"], ["'classifier' belongs to the head, which trains whole"]),
+        (["--threads", "100000"], ["--threads is 100000, and has to be at least 1, and at most 1024"]),
+        (["--text-column", "null"], ["there is no column 'null', only sentence, label, idx"]),
+        (["--text-column", "caf\udce9"], ["'caf\\udce9' is not UTF-8 text"]),
     ],
 )
 def test_wrong_flags(flags, parts, train):

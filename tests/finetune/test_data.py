@@ -1,14 +1,19 @@
+import csv
 import json
+from datetime import date
 from pathlib import Path
 
 import pandas as pd
+import pyarrow
 import pytest
 from conftest import write_jsonl
+from pyarrow import parquet
 
 from ttlora.errors import UserError
 from ttlora.finetune.data import load_data, load_validation
 from ttlora.finetune.files import read_rows
 from ttlora.finetune.recipe import Recipe
+from ttlora.finetune.tasks import Task
 
 ROWS = [{"text": 'a, "b"', "label": "pos"}, {"text": "c\nd", "label": "neg"}, {"text": "", "label": "pos"}]
 
@@ -136,7 +141,29 @@ def wrong(content: str, complaint: str, name: str = "train.jsonl"):
         wrong("text,label\na,b,c\n", "line 2 has not the 2 fields", "train.csv"),
         wrong('text,label\n"a,1\n', "is no CSV", "train.csv"),
         wrong("text,label\na,\n", "line 2 has no label", "train.csv"),
+        wrong('{"text": "a", "label": 1, "label": 2}\n', "line 1 has the key 'label' twice"),
+        wrong('{"text": "a", "label": {"x": 1, "x": 2}}\n', "line 1 has the key 'x' twice"),
+        wrong('{"text": NaN, "label": 1}\n', "line 1: column 'text' holds no text but nothing"),
+        wrong('{"text": -Infinity, "label": 1}\n', "line 1: column 'text' holds no text but -inf"),
+        wrong('{"text": 1e400, "label": 1}\n', "line 1: column 'text' holds no text but inf"),
+        wrong('{"text": "a", "label": Infinity}\n', "line 1: label inf is neither text nor a number"),
+        wrong('{"text": "a", "label": 1e400}\n', "line 1: label inf is neither text nor a number"),
+        wrong(
+            '{"text": "a \\ud83d b", "label": 1}\n', r"line 1: column 'text' holds \\ud83d, which is half a character"
+        ),
+        wrong(
+            '{"text": "a", "label": "\\ude00"}\n', r"line 1: column 'label' holds \\ude00, which is half a character"
+        ),
+        wrong("[" * 100_000 + "\n", "line 1 is nested too deeply"),
+        wrong('{"text": "a", "label": ' + "9" * 5000 + "}\n", "line 1 is no JSON"),
+        wrong("text,label,label\na,1,2\n", r"train\.csv has two columns called 'label'", "train.csv"),
+        wrong("text,label,,\na,1,,\n", r"train\.csv has two columns called ''", "train.csv"),
+        wrong("t\0e\0,l\0\n", r"train\.csv is not UTF-8 text: the names of its columns hold zero bytes", "train.csv"),
+        wrong("text,label\na\rb,1\n", "line 2 has not the 2 fields", "train.csv"),
+        wrong("", r"train\.csv has no rows", "train.csv"),
+        wrong("x", r"cannot tell the format; the name has to end in", "train.jsonl.gz"),
         wrong("nonsense", "is no Parquet file", "train.parquet"),
+        wrong("PAR1" + "\0" * 20 + "PAR1", "is no Parquet file", "train.parquet"),
         wrong(
             "text\tlabel\n", r"cannot tell the format; the name has to end in \.jsonl, \.csv, \.parquet", "train.tsv"
         ),
@@ -164,6 +191,175 @@ def test_bytes_that_are_no_text(tmp_path):
     (tmp_path / "rows.jsonl").write_bytes(b'{"text": "\xff", "label": 1}\n')
     with pytest.raises(UserError, match=r"rows\.jsonl is not UTF-8 text"):
         list(read_rows(tmp_path / "rows.jsonl"))
+
+
+def test_the_line_of_bytes_that_are_no_text_is_named_wherever_it_is(tmp_path):
+    for name, begin in (("rows.jsonl", b'{"text": "a"}\n'), ("rows.csv", b"text\n")):
+        (tmp_path / name).write_bytes(begin * 5000 + b"\xe9\n")
+        with pytest.raises(
+            UserError, match=rf"{name} is not UTF-8 text: line 5001 holds a byte of no character of UTF-8"
+        ):
+            list(read_rows(tmp_path / name))
+        (tmp_path / name).write_bytes("text,label\na,1\n".encode("utf-16"))
+        with pytest.raises(UserError, match=rf"{name} is not UTF-8 text: it is UTF-16: save it as UTF-8"):
+            list(read_rows(tmp_path / name))
+
+
+def test_fields_of_csv_have_any_length_and_the_limit_of_the_process_stays(tmp_path):
+    limit = csv.field_size_limit()
+    long = "a" * 300_000
+    (tmp_path / "rows.csv").write_text(f'text,label\n{long},1\n"{long}\n",2\n')
+    rows = read_rows(tmp_path / "rows.csv")
+    assert next(rows) == ("line 2", {"text": long, "label": "1"})
+    assert csv.field_size_limit() == limit
+    assert next(rows) == ("line 4", {"text": f"{long}\n", "label": "2"})
+    assert csv.field_size_limit() == limit
+
+
+def test_csv_of_other_programs_is_read(tmp_path):
+    # an index without a name, as pandas writes it; lines that end as on old Macs; zero bytes and breaks in texts
+    (tmp_path / "rows.csv").write_bytes(b',text,label\r0,"a\r\nb",1\r\r1,c\0d,2\r')
+    rows = [row for _, row in read_rows(tmp_path / "rows.csv")]
+    assert rows == [{"": "0", "text": "a\r\nb", "label": "1"}, {"": "1", "text": "c\0d", "label": "2"}]
+
+
+def test_a_text_of_csv_is_text_to_the_letter(tmp_path):
+    texts = ["nan", "NaN", "null", "007", "1.50", "True", "1e3"]
+    (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"{text},{n % 2}\n" for n, text in enumerate(texts)))
+    assert [given[0] for given in load(tmp_path / "rows.csv", tmp_path / "rows.csv")[1].inputs] == texts
+
+
+@pytest.mark.parametrize(
+    ("table", "complaint"),
+    [
+        ({"text": ["a", None], "label": [0, 1]}, "row 2: column 'text' holds no text but nothing"),
+        ({"text": [1.0, float("nan")], "label": [0, 1]}, "row 2: column 'text' holds no text but nothing"),
+        ({"text": [1.0, float("inf")], "label": [0, 1]}, "row 2: column 'text' holds no text but inf"),
+        ({"text": [b"a", b"b"], "label": [0, 1]}, "row 1: column 'text' holds no text but b'a'"),
+        ({"text": [["a"], ["b"]], "label": [0, 1]}, r"row 1: column 'text' holds no text but \['a'\]"),
+        ({"text": ["a", "b"], "label": [0.0, float("nan")]}, "row 2 has no label: column 'label' is empty"),
+    ],
+)
+def test_cells_of_parquet_that_are_no_text(table, complaint, tmp_path):
+    parquet.write_table(pyarrow.table(table), tmp_path / "rows.parquet")
+    with pytest.raises(UserError, match=complaint):
+        load(tmp_path / "rows.parquet", tmp_path / "rows.parquet")
+
+
+def test_parquet_with_two_columns_of_one_name(tmp_path):
+    columns = [pyarrow.array(["a", "b"]), pyarrow.array([0, 1]), pyarrow.array([1, 0])]
+    table = pyarrow.Table.from_arrays(columns, names=["text", "label", "label"])
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    with pytest.raises(UserError, match=r"rows\.parquet has two columns called 'label'"):
+        load(tmp_path / "rows.parquet", tmp_path / "rows.parquet")
+
+
+def test_parquet_holds_lists_chats_dates_and_an_index(tmp_path):
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    frame = pd.DataFrame(
+        {"text": [chat], "choices": [["x", "y"]], "day": [date(2020, 1, 2)], "label": [1]}, index=["i"]
+    )
+    frame.to_parquet(tmp_path / "rows.parquet")
+    row = {"text": chat, "choices": ["x", "y"], "day": date(2020, 1, 2), "label": 1}
+    assert list(read_rows(tmp_path / "rows.parquet")) == [("row 1", row)]
+    path = tmp_path / "rows.parquet"
+    assert load(path, path, text_column="day", label_kind="choice", choice_columns="choices")[1].labels == [1]
+    assert load(path, path, label_kind="generation")[1].inputs[0].answers == ("b",)
+
+
+NAMES = {
+    "numbers are written back": (["007", "010"], ("007", "010"), [0, 1]),
+    "a number and its text are one": ([1, "1", 0, "0"], (0, 1), [1, 1, 0, 0]),
+    "a whole number has one text": ([1.0, 1, 0.0], (0, 1), [1, 1, 0]),
+    "texts of one number are two": (["1.0", "1", "01"], ("01", "1", "1.0"), [2, 1, 0]),
+    "true and its text are one": ([True, "true", False], ("false", "true"), [1, 1, 0]),
+    "a minus of nothing is text": (["-0", "0"], ("-0", "0"), [0, 1]),
+    "below zero and beyond any float": ([-1, 10**30], (-1, 10**30), [0, 1]),
+    "digits of another script are text": (["١", "1"], ("1", "١"), [1, 0]),
+    "spaces count": ([" 1", "1"], (" 1", "1"), [0, 1]),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_class_is_named_by_its_text(name, tmp_path):
+    labels, classes, encoded = NAMES[name]
+    path = write(tmp_path / "rows.jsonl", [{"text": "a", "label": label} for label in labels])
+    task, train, validation = load(path, path, label_kind="classification")
+    assert (task.labels, train.labels, validation.labels) == (classes, encoded, encoded)
+
+
+def test_a_class_has_one_name_in_all_formats(tmp_path):
+    train = write(tmp_path / "train.csv", [{"text": "a", "label": label} for label in ("1", "2")])
+    for ending, labels in (("jsonl", (2, 1)), ("jsonl", (2.0, "1")), ("parquet", (2.0, 1.0)), ("csv", ("2", "1"))):
+        validation = write(tmp_path / f"validation.{ending}", [{"text": "a", "label": label} for label in labels])
+        assert load(train, validation, label_kind="classification")[2].labels == [1, 0]
+
+
+@pytest.mark.parametrize("label", ["007", "7.0", "7e0", " 7"])
+def test_a_label_is_not_matched_by_its_value(label, tmp_path):
+    train = write(tmp_path / "train.jsonl", [{"text": "a", "label": label} for label in (7, 10)])
+    validation = write(tmp_path / "validation.jsonl", [{"text": "a", "label": label}])
+    with pytest.raises(UserError, match=rf"line 1: label '{label}' is none of the training labels \(7, 10\)"):
+        load(train, validation)
+
+
+def test_finished_runs_of_earlier_versions_still_know_their_labels(tmp_path):
+    path = write(tmp_path / "rows.csv", [{"text": "a", "label": label} for label in ("007", "010", "7.0")])
+    recipe = Recipe(model="m", task="file", output="o", train=str(path), validation=str(path))
+    task = Task("file", ("text",), labels=(7, 10))
+    assert load_validation(recipe, task).labels == [0, 1, 0]
+
+
+def test_every_spelling_of_a_number_is_a_number_in_regression(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\na,007\na,1e1\na,-.5\n")
+    assert load(path, path, label_kind="regression")[1].labels == [7.0, 10.0, -0.5]
+    path.write_text("text,label\na,1\na,1.0\n")
+    with pytest.raises(UserError, match="all labels are '1', so there is nothing to learn"):
+        load(path, path, label_kind="regression")
+
+
+def choosing(label, choices):
+    return [{"text": "a", "label": label, "c": choices}]
+
+
+@pytest.mark.parametrize(
+    ("label", "choices", "right"),
+    [(1, ["1", "2"], 1), ("2", ["1", "2"], 1), ("x", ["y", "x"], 1), ([2], [1, 2, 3], 1), ("1", [3, True], 1)],
+)
+def test_the_right_choice(label, choices, right, tmp_path):
+    path = write(tmp_path / "rows.jsonl", choosing(label, choices))
+    assert load(path, path, label_kind="choice", choice_columns="c")[1].labels == [right]
+
+
+@pytest.mark.parametrize(
+    ("label", "choices", "complaint"),
+    [
+        ("1", ["1", "2"], "label '1' can be a choice's number, from 0 on, and a choice itself, which is another one"),
+        ("01", ["a", "b"], "label '01' names none of the 2 choices"),
+        (True, ["a", "b"], "label True names none of the 2 choices"),
+        (0, [["a"], ["b"]], r"column 'c' holds no text but \['a'\]"),
+        (0, ["a", "\ud83d"], "column 'c' holds .*, which is half a character"),
+        (0, ["1", 1], "a choice needs two or more"),
+    ],
+)
+def test_choices_that_cannot_be_meant(label, choices, complaint, tmp_path):
+    path = write(tmp_path / "rows.jsonl", choosing(label, choices))
+    with pytest.raises(UserError, match=complaint):
+        load(path, path, label_kind="choice", choice_columns="c")
+
+
+def test_half_a_character_in_a_chat(tmp_path):
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "\ud83d"}]
+    path = write(tmp_path / "rows.jsonl", [{"text": chat, "label": ""}])
+    with pytest.raises(UserError, match=r"line 1: column 'text' holds .*, which is half a character"):
+        load(path, path, label_kind="generation")
+
+
+def test_a_whole_emoji_in_two_escapes_is_text(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"text": "\U0001f600", "label": n} for n in (0, 1)])
+    assert "\\ud83d\\ude00" in path.read_text()
+    assert load(path, path)[1].inputs[0] == ("\U0001f600",)
 
 
 def test_byte_order_mark_is_no_part_of_a_column(tmp_path):

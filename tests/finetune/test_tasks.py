@@ -1,9 +1,12 @@
+import json
+from dataclasses import asdict, replace
+
 import pytest
 
 from ttlora.errors import UserError
 from ttlora.finetune.named_tasks import NAMED
 from ttlora.finetune.recipe import Recipe
-from ttlora.finetune.tasks import columns_of, fill, find_task
+from ttlora.finetune.tasks import Task, columns_of, fill, find_task
 
 FILES = {"train": "t", "validation": "v"}
 
@@ -77,8 +80,81 @@ def test_templates():
         ("file", {**FILES, "scoring": "prompt", "prompt": "Well?"}, "names no column in braces"),
         ("file", {**FILES, "scoring": "prompt", "prompt": "{} Well?"}, "braces without a column's name"),
         ("file", {**FILES, "scoring": "prompt", "prompt": "{text Well?"}, "--prompt: .*expected '}'"),
+        (
+            "file",
+            {**FILES, "scoring": "prompt", "prompt": "{text:>9}"},
+            "--prompt: '{text:>9}' formats 'text', and a col",
+        ),
+        ("file", {**FILES, "scoring": "prompt", "prompt": "{text!r}"}, "--prompt: '{text!r}' formats 'text'"),
+        ("file", {**FILES, "text_column": "a}"}, "--text-column: 'a}': Single '}'"),
+        ("file", {**FILES, "text_pair_column": "{a"}, "--text-pair-column: '{a'"),
     ],
 )
 def test_what_does_not_go_together_is_refused(task, keys, complaint):
     with pytest.raises(UserError, match=complaint):
         find(task, **keys)
+
+
+SAVED = {
+    "name": "file",
+    "texts": ["text"],
+    "label_column": "label",
+    "kind": "classification",
+    "metrics": ["accuracy", "f1_macro"],
+    "hub": None,
+    "labels": ["007", 10],
+    "choices": [],
+    "wording": {"a": {"b": "c"}},
+    "scoring": "head",
+    "prompt": None,
+    "answers": {},
+    "validation": "validation",
+}
+
+
+def test_a_saved_task_is_read_again():
+    for task in (*NAMED.values(), Task.from_dict(SAVED)):
+        known = replace(task, labels=("0", "1")) if task.kind == "classification" else task
+        assert Task.from_dict(json.loads(json.dumps(asdict(known)))) == known
+    assert Task.from_dict(SAVED).labels == ("007", 10)
+    # one of an earlier version, with fewer fields
+    assert Task.from_dict({"name": "file", "texts": ["text"], "labels": [0, 1]}).validation == "validation"
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"name": 5}, "name is 5, and has to be text"),
+        ({"texts": "text"}, "texts is 'text', and has to be a list of names"),
+        ({"texts": []}, "texts is .*, and has to be one or two"),
+        ({"texts": ["a", "b", "c"]}, "has to be one or two"),
+        ({"texts": ["{"]}, "Single '{'"),
+        ({"label_column": None}, "label_column has no value"),
+        ({"kind": None}, "kind has no value"),
+        ({"kind": "x"}, "kind is 'x', and has to be classification or regression or"),
+        ({"metrics": []}, "metrics is"),
+        ({"metrics": ["spearman"]}, r"metrics is \['spearman'\], and kind classification has accuracy"),
+        ({"hub": ["a"]}, "hub is"),
+        ({"labels": ["a"]}, "labels is .*, and has to be two or more"),
+        ({"labels": [True, False]}, "labels is"),
+        ({"labels": [[1], [2]]}, "labels is"),
+        ({"kind": "choice", "metrics": ["accuracy"]}, "choices is empty"),
+        ({"wording": {"a": 1}}, "wording of 'a' is 1"),
+        ({"scoring": "prompt"}, "answers has none for label '007'"),
+        ({"prompt": 5}, "prompt is 5"),
+        ({"answers": {"0": 1}}, "answers of '0' is 1"),
+        ({"validation": "output"}, "validation is 'output', which is no split"),
+        ({"hub": ["a", "b"], "validation": "../train"}, "which is no split"),
+        ({"colour": 1}, "unknown key 'colour'"),
+        ({"name": "\ud83d"}, r"it holds \\ud83d, which is half a character"),
+    ],
+)
+def test_a_damaged_task_is_refused(change, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        Task.from_dict({**SAVED, **change})
+
+
+@pytest.mark.parametrize("content", [None, [], "x", 5, {}, {"name": "a"}, {"texts": ["a"]}])
+def test_what_is_no_task_is_refused(content):
+    with pytest.raises(ValueError, match="it h"):
+        Task.from_dict(content)
