@@ -186,6 +186,8 @@ def test_text_stays_text_to_the_letter(text):
         (("--epochs", "null"), "--epochs is 'null', and has to be a whole number"),
         (("--epochs", "1e3"), "--epochs is '1e3', and has to be a whole number"),
         (("--alpha", "[1]"), "--alpha is '[1]', and has to be a number"),
+        (("--alpha", "nan"), "--alpha is 'nan', and has to be a number"),
+        (("--alpha", "1e400"), "--alpha is '1e400', and has to be a number"),
         (("--scoring", "null"), "--scoring is 'null', and has to be head or prompt"),
         (("--json=1",), "--json takes no value, and was given '1'"),
         (("--prompt", "caf\udce9"), "'caf\\udce9' is not UTF-8 text"),

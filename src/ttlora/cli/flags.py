@@ -3,6 +3,7 @@
 import inspect
 import os
 import re
+import sys
 import typing
 from argparse import SUPPRESS, Action, ArgumentError
 from collections.abc import Callable, Sequence
@@ -191,7 +192,8 @@ def _reader(flag: str, hint: Any) -> Callable[[Any], Any]:
             return text
         for kind in numbers:
             with suppress(ValueError):
-                return kind(text)
+                if abs(number := kind(text)) <= sys.float_info.max:
+                    return number
         if fits(text, hint):
             return text
         raise UserError(f"{flag} is {shown(text)}, and has to be {wanted(hint)}")
