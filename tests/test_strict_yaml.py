@@ -3,11 +3,18 @@ from pathlib import Path
 import pytest
 
 from ttlora.errors import UserError
-from ttlora.strict_yaml import parse, read_mapping
+from ttlora.strict_yaml import dump, parse, read_mapping
 
 
 def test_numbers_are_read_as_people_write_them():
     assert parse("[1e-2, 1e3, -2.5E+1, 0, -7, 1_000, 0.5, 0x10]") == [0.01, 1000.0, -25.0, 0, -7, 1000, 0.5, 16]
+
+
+@pytest.mark.parametrize(
+    "text", ["1e3", "-1E-2", "1.e5", "007", "1:30", "no", "null", "2020-01-01", "=", "<<", "{a}", "#", ""]
+)
+def test_text_that_looks_like_something_else_is_written_in_quotes(text):
+    assert parse(dump({text: [text, 1e-5, 1e300, 7]})) == {text: [text, 1e-5, 1e300, 7]}
 
 
 def test_anchors_and_merged_keys_mean_what_yaml_says():

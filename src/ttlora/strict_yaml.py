@@ -9,6 +9,7 @@ import yaml
 
 from ttlora.errors import UserError, one_line
 from ttlora.utf8 import read_utf8
+from ttlora.whole_files import write_text
 
 MOST_BYTES = 2**20
 # a few lines of YAML that name one another can stand for more values than any memory holds
@@ -63,6 +64,20 @@ def parse(text: str) -> Any:
     return content
 
 
+def dump(content: Any) -> str:
+    """The YAML that `parse` reads as this content, with its keys in the order given."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def write_yaml(path: Path, content: Any) -> None:
+    """Write YAML; the file appears whole.
+
+    Raises:
+        OSError: The file cannot be written; the error names it.
+    """
+    write_text(path, dump(content))
+
+
 def _require_countable(content: Any) -> None:
     waiting, count = [content], 0
     while waiting:
@@ -100,7 +115,14 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_whole)
+
+
+class _Dumper(yaml.SafeDumper):
+    """A dumper that puts in quotes what the loader would take for a number."""
+
+
 # YAML 1.1, which PyYAML reads, takes 1e-3 for a text
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )

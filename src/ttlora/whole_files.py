@@ -5,8 +5,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text in place of what the file holds."""
@@ -22,8 +20,3 @@ def write_json(path: Path, content: Any) -> None:
         ValueError: A number is not finite, for which JSON has no form.
     """
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_yaml(path: Path, content: Any) -> None:
-    """Write YAML, with its keys in the order given."""
-    write_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))

@@ -112,6 +112,17 @@ def test_printed_configuration_can_be_read_again(capsys, tmp_path):
     assert read_recipe("--config", str(tmp_path / "r.yaml")) == read_recipe(*REQUIRED, "--epochs", "3")
 
 
+def test_printed_configuration_holds_what_a_file_says(capsys, tmp_path):
+    text = "model: m\ntask: t\noutput: '1e3'\nanswers: {0: 'no', 1: 'yes'}\nsettings: {a: {b: 1e-2}}\nprompt: 'null'\n"
+    (tmp_path / "r.yaml").write_text(text)
+    assert read_recipe("--config", str(tmp_path / "r.yaml"), "--print-config") is None
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    values = read_recipe("--config", str(tmp_path / "printed.yaml"))
+    assert values == read_recipe("--config", str(tmp_path / "r.yaml"))
+    assert (values["answers"], values["settings"]) == ({0: "no", 1: "yes"}, {"a": {"b": 1e-2}})
+    assert (values["output"], values["prompt"]) == ("1e3", "null")
+
+
 def test_written_recipe_can_be_read_again(tmp_path):
     recipe = Recipe(model="m", task="t", output="o", shape="q_proj=64,64 v_proj=16,64", r=3)
     recipe.write(tmp_path / "r.yaml")
@@ -197,6 +208,15 @@ def test_values_are_read_strictly(arguments, message):
     with pytest.raises(UserError) as caught:
         read_recipe(*REQUIRED, *arguments)
     assert str(caught.value) == message
+
+
+def test_text_may_begin_with_a_hyphen():
+    values = read_recipe(
+        *REQUIRED, "--answers", "-1=bad", "--prompt", "-", "--alpha", "-.5", "--text-column", "-x", "--json"
+    )
+    assert (values["answers"], values["prompt"], values["alpha"], values["text_column"]) == ("-1=bad", "-", -0.5, "-x")
+    with pytest.raises(UserError, match="--prompt needs a value"):
+        read_recipe(*REQUIRED, "--prompt", "--json")
 
 
 def test_numbers_of_flags_are_decimal():

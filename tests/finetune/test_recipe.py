@@ -1,7 +1,10 @@
 import dataclasses
 from datetime import date
+from pathlib import Path
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from ttlora.errors import UserError
 from ttlora.finetune.recipe import Recipe, parse_shape
@@ -202,3 +205,17 @@ def test_recipes_that_were_written_by_plain_yaml_mean_the_same(tmp_path):
     (tmp_path / "recipe.yaml").write_text(text)
     recipe = Recipe.read(tmp_path / "recipe.yaml")
     assert (recipe.model, recipe.answers, recipe.learning_rate) == ("007", {"0": "no", "1": "yes"}, 1e-5)
+
+
+def test_paths_of_python_are_names():
+    recipe = make_recipe(output=Path("out"), train=Path("a") / "b.csv")
+    assert (recipe.output, recipe.train) == ("out", "a/b.csv")
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1))
+def test_any_text_comes_back_from_the_file(tmp_path_factory, text):
+    assume(text.strip())
+    recipe = make_recipe(prompt=text, answers={text: text}, settings={text: [text]})
+    path = tmp_path_factory.mktemp("recipes") / "recipe.yaml"
+    recipe.write(path)
+    assert Recipe.read(path) == recipe

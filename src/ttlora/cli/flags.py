@@ -12,12 +12,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_dumper
 
 from ttlora.errors import UserError
-from ttlora.strict_yaml import read_mapping
+from ttlora.strict_yaml import dump, read_mapping
 from ttlora.utf8 import half_character
 from ttlora.values import complaint, fits, kinds, shown, wanted
+
+# what --print-config prints, --config reads
+set_dumper("yaml", dump)
 
 
 def parse(
@@ -137,9 +140,18 @@ def _split_config(parser: _Parser, arguments: Sequence[str], takes_config: bool)
             if config is not None:
                 raise UserError("--config is there twice: flags go before a file, but no file goes before another")
             config = value if equals else queue.pop(0)
-        else:
+        elif equals or not queue or not _is_dashed_text(parser, flag, queue[0]):
             rest.append(flag + equals + value)
+        else:
+            rest.append(f"{flag}={queue.pop(0)}")
     return config, rest
+
+
+def _is_dashed_text(parser: _Parser, flag: str, following: str) -> bool:
+    """Whether what follows a flag is its value, though argparse would take it for a flag: -x, and - alone."""
+    action = parser._option_string_actions.get(flag)
+    dashed = following.startswith("-") and not following.startswith("--") and following != "-h"
+    return dashed and action is not None and action.nargs is None
 
 
 def _explain(parser: _Parser, message: str, help_command: str) -> str:

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from ttlora.errors import UserError, one_line
-from ttlora.strict_yaml import parse, read_mapping
+from ttlora.strict_yaml import parse, read_mapping, write_yaml
 from ttlora.utf8 import half_character
 from ttlora.values import complaint, shown
-from ttlora.whole_files import write_yaml
 
 # what counts of rows and tokens have a place for, and more than anybody waits for
 MOST = 2**31 - 1
 
 Shape = Literal["auto"] | list[int] | dict[str, list[int]]
 
+_PATHS = ("model", "output", "data", "train", "validation")
 _NAMES = ("targets", "choice_columns")
 _COUNTS = {
     **dict.fromkeys(("epochs", "patience", "max_length", "max_new_tokens", "max_train_examples"), MOST),
@@ -117,6 +117,9 @@ class Recipe:
     resume: bool = False
 
     def __post_init__(self) -> None:
+        for name in _PATHS:
+            if isinstance(path := getattr(self, name), os.PathLike):
+                self._set(name, os.fspath(path))
         for name in _NAMES:
             if isinstance(names := getattr(self, name), str):
                 self._set(name, [part.strip() for part in names.split(",") if part.strip()])
@@ -159,7 +162,7 @@ class Recipe:
     def with_defaults(self, defaults: Mapping[str, Any]) -> Self:
         """The recipe with `defaults` in the place of what it leaves open, and with absolute paths."""
         filled = {name: value for name, value in defaults.items() if getattr(self, name) is None}
-        for name in ("output", "data", "train", "validation"):
+        for name in _PATHS[1:]:
             if (path := getattr(self, name)) is not None:
                 filled[name] = str(Path(os.path.expanduser(path)).absolute())
         # unlike Path's, it takes a name that is too long for a path as none

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ttlora.report.formats import counted, format_seconds, format_size
 from ttlora.report.runs import Run
+from ttlora.strict_yaml import dump
 
 GENERATOR = "ttlora report"
 
@@ -62,15 +62,11 @@ def _recipes(runs: Sequence[Run]) -> list[Recipe]:
         Recipe(
             tuple(run.record.seed for run in group),
             group[0].record.task,
-            _as_yaml(group[0].record.recipe),
-            _as_yaml(group[0].record.versions),
+            dump(group[0].record.recipe),
+            dump(group[0].record.versions),
         )
         for group in groups.values()
     ]
-
-
-def _as_yaml(content: Any) -> str:
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def _unbroken(text: str) -> str:

@@ -14,7 +14,8 @@ from ttlora.experiments.folder import names_of, read_failure
 from ttlora.finetune.folder import RunFolder, content_of, locked
 from ttlora.finetune.recipe import Recipe
 from ttlora.record import Record
-from ttlora.whole_files import write_json, write_yaml
+from ttlora.strict_yaml import write_yaml
+from ttlora.whole_files import write_json
 
 State = Literal["done", "stopped", "failed", "unfinished", "waiting"]
 OPEN: tuple[State, ...] = ("unfinished", "waiting")
