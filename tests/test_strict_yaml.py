@@ -11,7 +11,7 @@ def test_numbers_are_read_as_people_write_them():
 
 
 @pytest.mark.parametrize(
-    "text", ["1e3", "-1E-2", "1.e5", "007", "1:30", "no", "null", "2020-01-01", "=", "<<", "{a}", "#", ""]
+    "text", ["1e3", "-1E-2", "1.e5", "007", "1:30", "no", "null", "2020-01-01", "=", "<<", "{a}", "#", "", "a\x85b"]
 )
 def test_text_that_looks_like_something_else_is_written_in_quotes(text):
     assert parse(dump({text: [text, 1e-5, 1e300, 7]})) == {text: [text, 1e-5, 1e300, 7]}

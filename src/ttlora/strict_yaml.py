@@ -118,7 +118,14 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_whole)
 
 
 class _Dumper(yaml.SafeDumper):
-    """A dumper that puts in quotes what the loader would take for a number."""
+    """A dumper that puts in quotes what the loader would take for something else."""
+
+    def represent_text(self, text: str) -> Any:
+        # in single quotes PyYAML writes this line break so that it reads a space
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\x85" in text else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 
 # YAML 1.1, which PyYAML reads, takes 1e-3 for a text
