@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import random
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -131,7 +132,7 @@ def _open_split(recipe: Recipe, task: Task, split: str) -> tuple[str, Iterable[t
     folder = Path(recipe.data) / task.folder
     for ending in ("jsonl", "csv", "parquet"):
         path = folder / f"{split}.{ending}"
-        if path.exists():
+        if os.path.lexists(path):
             return str(path), read_rows(path)
     raise UserError(
         f"{folder / split}.jsonl is not there (nor .csv, .parquet): --data is the folder above {task.folder}/"
