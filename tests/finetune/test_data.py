@@ -390,3 +390,15 @@ def test_draw_of_one_label_only_is_refused(tmp_path):
 def test_json_lines_of_other_programs_are_read(tmp_path):
     (tmp_path / "rows.jsonl").write_text("\ufeff" + json.dumps({"text": "a", "label": 1}) + "\r\n\r\n", "utf-8")
     assert [row for _, row in read_rows(tmp_path / "rows.jsonl")] == [{"text": "a", "label": 1}]
+
+
+def test_one_validation_row_of_numbers_has_no_correlation(tmp_path):
+    write_jsonl(tmp_path / "train.jsonl", [{"text": "a", "label": number + 0.5} for number in range(3)])
+    write_jsonl(tmp_path / "validation.jsonl", [{"text": "a", "label": 0.5}])
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "validation")}
+    recipe = Recipe(model="m", task="file", output="o", **files)
+    with pytest.raises(UserError, match=r"validation\.jsonl, line 1 is the only validation row, .*: add rows"):
+        load_data(recipe)
+    task = Task("file", ("text",), kind="regression")
+    with pytest.raises(UserError, match="is the only validation row"):
+        load_validation(recipe, task)

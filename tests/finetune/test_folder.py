@@ -7,6 +7,7 @@ from conftest import command, sentiment_rows, write_jsonl
 
 from ttlora.errors import UserError
 from ttlora.finetune import prepared, run, training
+from ttlora.finetune.finished import FinishedRun
 from ttlora.finetune.folder import RunFolder, locked
 from ttlora.finetune.recipe import Recipe
 
@@ -192,6 +193,8 @@ def test_damaged_fingerprints(bert, data, tmp_path, monkeypatch):
 
 def test_several_processes_are_refused_in_one_line(bert, data, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match=r"2 processes were started for one run .* not possible yet: start one"):
+    with pytest.raises(UserError, match=r"2 processes were started for one task .* not possible yet: start one"):
         run.run(make_recipe(bert, data, tmp_path / "out"), quiet=True)
+    with pytest.raises(UserError, match="2 processes were started"):
+        FinishedRun.load(str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

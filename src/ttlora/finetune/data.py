@@ -87,7 +87,9 @@ def load_data(recipe: Recipe) -> tuple[Task, Split, Split]:
     validation_examples = [_read(task, validation_source, place, row) for place, row in validation_rows]
     task = _with_answers(_with_labels(task, train_source, [example.label for example in train_examples]))
     train = _split(task, train_source, train_examples)
-    return task, _draw(task, train, recipe), _split(task, validation_source, validation_examples)
+    validation = _split(task, validation_source, validation_examples)
+    _require_measurable(task, validation)
+    return task, _draw(task, train, recipe), validation
 
 
 def load_validation(recipe: Recipe, task: Task) -> Split:
@@ -99,7 +101,9 @@ def load_validation(recipe: Recipe, task: Task) -> Split:
         UserError: The data are not there, or something in them cannot be used.
     """
     source, rows = _open_split(recipe, task, task.validation)
-    return _split(task, source, [_read(task, source, place, row) for place, row in rows], by_value=True)
+    validation = _split(task, source, [_read(task, source, place, row) for place, row in rows], by_value=True)
+    _require_measurable(task, validation)
+    return validation
 
 
 def label_name(label: Label) -> str:
@@ -373,6 +377,11 @@ def _encode(
             )
         encoded.append(index[name])
     return encoded
+
+
+def _require_measurable(task: Task, validation: Split) -> None:
+    if task.kind == "regression" and len(validation) < 2:
+        raise UserError(f"{validation.places[0]} is the only validation row, and a correlation needs two: add rows")
 
 
 def _draw(task: Task, train: Split, recipe: Recipe) -> Split:

@@ -17,6 +17,7 @@ from ttlora.finetune.measure import cpu_threads, generate, measure, predict
 from ttlora.finetune.methods import find_method
 from ttlora.finetune.metrics import measure_tokens
 from ttlora.finetune.recipe import Recipe
+from ttlora.finetune.run import require_one_process
 from ttlora.finetune.tasks import Task
 from ttlora.record import Record
 from ttlora.values import shown
@@ -49,6 +50,7 @@ class FinishedRun:
         Raises:
             UserError: The folder holds no finished run, or one that is damaged, or the model is another one.
         """
+        require_one_process()
         folder = RunFolder(directory)
         record = folder.read_result()
         recipe = Recipe.read(folder.recipe)

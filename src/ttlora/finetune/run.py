@@ -122,15 +122,15 @@ def _adapted_copy(prepared: Prepared, method: Method, recipe: Recipe) -> Base:
 
 
 def require_one_process() -> None:
-    """Refuse to share a run with other processes, as torchrun and accelerate launch start them.
+    """Refuse to share work with other processes, as torchrun and accelerate launch start them.
 
     Raises:
         UserError: There are others.
     """
-    processes = os.environ.get("WORLD_SIZE", "1")
+    processes = os.environ.get("WORLD_SIZE") or "1"
     if processes != "1":
         raise UserError(
-            f"{processes} processes were started for one run (WORLD_SIZE={processes}), which is not possible yet: "
+            f"{processes} processes were started for one task (WORLD_SIZE={processes}), which is not possible yet: "
             "start one, without torchrun or accelerate launch"
         )
 
