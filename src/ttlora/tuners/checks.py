@@ -1,6 +1,9 @@
 """What every adapter checks: its config, which may come from anywhere, and the layers that it is put on."""
 
+import inspect
 import math
+import re
+from functools import lru_cache
 from typing import Any
 
 from peft.utils import resolve_quantization_backend
@@ -23,9 +26,13 @@ def is_number(value: object) -> bool:
 def settle_targets(config: Any) -> None:
     """Make sets of a config's lists of modules, as PEFT does, and check that what chooses layers goes together.
 
+    ``config.from_file`` becomes whether it is that of a saved adapter, which says `inference_mode` or what the adapter
+    was made for.
+
     Raises:
         ValueError: It does not.
     """
+    config.from_file = config.inference_mode or bool(getattr(config, "weight_sizes", None))
     for name in ("target_modules", "exclude_modules"):
         if isinstance(modules := getattr(config, name), list):
             setattr(config, name, set(modules))
@@ -56,3 +63,45 @@ def require_linear(layer: nn.Module, name: str) -> None:
             f"Target module {name} is not supported: {type(layer).__name__} is neither `torch.nn.Linear` (quantised or "
             "not) nor `transformers.pytorch_utils.Conv1D`."
         )
+
+
+def require_called(parent: nn.Module, child_name: str, name: str) -> None:
+    """Refuse a target whose weight the module around it reads, past whatever is put in the target's place.
+
+    Mamba and its like hand the weights of ``conv1d`` and ``out_proj`` to a fused kernel, ``nn.MultiheadAttention`` that
+    of its ``out_proj``; an adapter there would change nothing and learn nothing.
+
+    Args:
+        parent: The module that holds the target.
+        child_name: The target's name in it.
+        name: Its name in the model.
+
+    Raises:
+        ValueError: The weight is read so.
+    """
+    if _reads_weight(type(parent), child_name):
+        raise ValueError(
+            f"Target module {name} cannot be adapted: {type(parent).__name__} reads its weight past any adapter (as a "
+            f"fused kernel does); leave {child_name} out of target_modules, or name it in exclude_modules"
+        )
+
+
+@lru_cache(maxsize=1024)
+def _reads_weight(kind: type, child: str) -> bool:
+    """Whether a module's methods hand on a child's weight, rather than to ask for its dtype or device."""
+    reading = re.compile(rf"self\.{re.escape(child)}\.weight(,?$|\.squeeze\(| @)", re.MULTILINE)
+    return any(reading.search(source) for source in _sources(kind))
+
+
+@lru_cache(maxsize=64)
+def _sources(kind: type) -> list[str]:
+    """The source of a class's methods, but for those that prepare weights."""
+    found = []
+    for owner in kind.__mro__[: kind.__mro__.index(nn.Module)]:
+        for name, method in vars(owner).items():
+            if inspect.isfunction(method) and not re.search("init|reset|tie|load", name):
+                try:
+                    found.append(inspect.getsource(method))
+                except (OSError, TypeError):  # what was typed in has none
+                    continue
+    return found

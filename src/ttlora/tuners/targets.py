@@ -1,13 +1,39 @@
 """The modules of a model that can be adapted: by default for its type, and by name."""
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.other import get_pattern_key
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ttlora.tuners.tt_lora import DEFAULT_TARGET_MODULES
+# Query and value, as in the paper (Section IV-A), for model types that PEFT's own table leaves out or sees otherwise.
+DEFAULT_TARGET_MODULES: dict[str, Any] = {
+    **TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+    "albert": ["query", "value"],
+    "camembert": ["query", "value"],
+    "cohere": ["q_proj", "v_proj"],
+    "distilbert": ["q_lin", "v_lin"],
+    "ernie": ["query", "value"],
+    "gemma3": ["q_proj", "v_proj"],
+    "granite": ["q_proj", "v_proj"],
+    "modernbert": ["Wqkv"],
+    "mpnet": ["q", "v"],
+    "nomic_bert": ["q_proj", "v_proj", "Wqkv"],
+    "olmo": ["q_proj", "v_proj"],
+    "olmo2": ["q_proj", "v_proj"],
+    "phi": ["q_proj", "v_proj"],
+    "phi3": ["qkv_proj"],
+    "qwen2_moe": ["q_proj", "v_proj"],
+    "qwen3_moe": ["q_proj", "v_proj"],
+    "smollm3": ["q_proj", "v_proj"],
+    "vit": ["q_proj", "v_proj", "query", "value"],
+    "whisper": ["q_proj", "v_proj"],
+    "xlm-roberta-xl": ["query", "value"],
+}
 
 
 def query_and_value(model: Any, head: tuple[str, ...] = ()) -> Any:
@@ -33,17 +59,80 @@ def require_modules(model: Any, names: Iterable[str], head: tuple[str, ...] = ()
     """Check that each name is that of a module, or the end of some modules' paths.
 
     Args:
-        model: A model.
+        model: A model, adapted or not.
         names: The names.
         head: Names of its head's modules, which no message offers.
 
     Raises:
         ValueError: A name is neither.
     """
-    paths = [path for path, _ in model.named_modules()]
-    for name in names:
-        if not any(path == name or path.endswith(f".{name}") for path in paths):
-            raise ValueError(f"'{name}' is no module of the model; its linear modules are {linear_names(model, head)}")
+    if missing := unmatched(names, (path for path, _ in own_modules(model))):
+        raise ValueError(
+            f"'{missing[0]}' is no module of the model; its linear modules are {linear_names(model, head)}"
+        )
+
+
+def require_parameters(model: nn.Module, names: Iterable[str]) -> None:
+    """Check that each name is that of a parameter, or the end of some parameters' paths.
+
+    Args:
+        model: A model, adapted or not.
+        names: The names.
+
+    Raises:
+        ValueError: A name is neither.
+    """
+    if missing := unmatched(names, (path for path, _ in own_parameters(model))):
+        raise ValueError(f"target_parameters has '{missing[0]}', which is no parameter of the model")
+
+
+def require_layers(model: nn.Module, config: Any) -> None:
+    """Check that each index of ``layers_to_transform`` is that of a layer with a target.
+
+    Args:
+        model: A model, adapted or not.
+        config: A config with such indices.
+
+    Raises:
+        ValueError: An index is not.
+    """
+    indices, paths = config.layers_to_transform, [path for path, _ in own_modules(model)]
+    for index in indices if isinstance(indices, list) else [indices]:
+        alone = copy.copy(config)
+        alone.layers_to_transform = index
+        if not any(check_target_module_exists(alone, path) for path in paths):
+            raise ValueError(f"layers_to_transform has {index}, but no layer of that index has a target module")
+
+
+def unmatched(names: Iterable[str], paths: Iterable[str]) -> list[str]:
+    """The names that are neither one of the paths nor the end of one."""
+    endings = {ending for path in paths for ending in _endings(path)}
+    return sorted(set(names) - endings)
+
+
+def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Paths and modules of a model, as if no adapter were in it: what is adapted stands at its own path."""
+    seen: set[int] = set()
+
+    def walk(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        while isinstance(module, BaseTunerLayer):
+            module = module.get_submodule("base_layer")
+        if id(module) in seen:
+            return
+        seen.add(id(module))
+        yield path, module
+        for name, child in module.named_children():
+            yield from walk(f"{path}.{name}" if path else name, child)
+
+    return walk("", model)
+
+
+def own_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Paths and parameters of a model, as if no adapter were in it; what is parametrised counts as one."""
+    for path, module in own_modules(model):
+        names = [name for name, _ in module.named_parameters(recurse=False)]
+        for name in [*names, *getattr(module, "parametrizations", ())]:
+            yield f"{path}.{name}" if path else name, getattr(module, name)
 
 
 def require_matches(what: str, patterns: Iterable[str], modules: Iterable[str]) -> None:
@@ -68,7 +157,13 @@ def linear_names(model: Any, head: tuple[str, ...] = ()) -> str:
     """The names of a model's linear modules outside of its head, each once."""
     names = (
         path.rpartition(".")[2]
-        for path, module in model.named_modules()
+        for path, module in own_modules(model)
         if isinstance(module, nn.Linear | Conv1D) and not path.startswith(head)
     )
     return ", ".join(dict.fromkeys(names))
+
+
+def _endings(path: str) -> Iterator[str]:
+    while path:
+        yield path
+        path = path.partition(".")[2]

@@ -5,6 +5,8 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
+from ttlora.tuners.targets import require_layers, require_modules, require_parameters
+
 
 class Tuner(BaseTuner):
     """A tuner of PEFT whose adapters go in whole: one that does not fit leaves the model as it was.
@@ -14,7 +16,17 @@ class Tuner(BaseTuner):
     """
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Adapt the target modules, all of them or none."""
+        """Adapt the target modules, all of them or none.
+
+        Raises:
+            ValueError: A name that the config gives is that of nothing in the model. An adapter from a file is taken as
+                it is: what it did not find when it was trained, it has no weights for.
+        """
+        config = self.peft_config[adapter_name]
+        if not config.from_file and kwargs.get("state_dict") is None:
+            if isinstance(config.target_modules, set | list):
+                require_modules(model, config.target_modules)
+            require_parameters(model, getattr(config, "target_parameters", None) or ())
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
@@ -23,6 +35,11 @@ class Tuner(BaseTuner):
             for parameter in trainable:
                 parameter.requires_grad_(True)
             raise
+
+    def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
+        # here the default targets of the model's type are known
+        if not peft_config.from_file and peft_config.layers_to_transform is not None and peft_config.target_modules:
+            require_layers(model, peft_config)
 
     def _take_out(self, model: nn.Module, adapter_name: str) -> None:
         layers = [module for module in model.modules() if isinstance(module, self.tuner_layer_cls)]

@@ -156,7 +156,11 @@ class TestTargets:
         ("config", "error", "message"),
         [
             ({"target_modules": ["nothing"]}, ValueError, "nothing"),
-            ({"target_modules": ["query"], "layers_to_transform": [7]}, ValueError, "layers_to_transform': "),
+            (
+                {"target_modules": ["query"], "layers_to_transform": [7]},
+                ValueError,
+                "layers_to_transform has 7, but no layer of that index has a target module",
+            ),
             ({"target_modules": ["LayerNorm"]}, TypeError, "LayerNorm is not supported: LayerNorm is none"),
             ({"shape": [23, 24]}, ValueError, r"query: shape \[23, 24\] has the product 552.*24 x 24.*576"),
             ({"shape": [24, 24], "r": [3, 3]}, ValueError, r"query: r=\[3, 3\] has 2 ranks"),

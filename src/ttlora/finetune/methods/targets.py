@@ -9,7 +9,7 @@ from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from ttlora.finetune.base import Base
 from ttlora.finetune.methods.method import in_head
 from ttlora.tuners.targets import query_and_value, require_modules
-from ttlora.tuners.tt_lora import DEFAULT_TARGET_MODULES
+from ttlora.tuners.tt_lora import DEFAULT_TARGET_MODULES, TTLoraConfig, names_of_experts
 
 
 def find_targets(base: Base, targets: Sequence[str] | str | None, config: PeftConfig) -> Any:
@@ -27,7 +27,8 @@ def find_targets(base: Base, targets: Sequence[str] | str | None, config: PeftCo
         return query_and_value(base.model, base.head) if _takes_query_and_value(config) else None
     if list(targets) == ["all-linear"]:
         return "all-linear"
-    require_modules(base.model, targets, base.head)
+    of_experts = names_of_experts(base.model) if isinstance(config, TTLoraConfig) else set()
+    require_modules(base.model, set(targets) - of_experts, base.head)
     for name in targets:
         paths = [path for path, _ in base.model.named_modules() if f".{path}".endswith(f".{name}")]
         if paths and all(in_head(f"{path}.", base.head) for path in paths):

@@ -11,7 +11,7 @@ from torch import nn
 from ttlora.tuners.bottleneck.config import BottleneckConfig, write_shape
 from ttlora.tuners.bottleneck.layer import BottleneckLinear
 from ttlora.tuners.bottleneck.projection import TrainLinear
-from ttlora.tuners.checks import require_linear
+from ttlora.tuners.checks import require_called, require_linear
 from ttlora.tuners.mixed_batch import mixed_batch
 from ttlora.tuners.norms import train_norms
 from ttlora.tuners.tuner import Tuner
@@ -106,6 +106,8 @@ class BottleneckModel(Tuner):
         parameter_name: str | None = None,
         **_: Any,
     ) -> None:
+        if not peft_config.from_file:
+            require_called(parent, target_name, current_key)
         if isinstance(target, BottleneckLinear):
             target.update_layer(adapter_name, peft_config, current_key)
             return

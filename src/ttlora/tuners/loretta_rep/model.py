@@ -7,11 +7,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_quantization_kwargs
 from torch import nn
 
-from ttlora.tuners.checks import require_linear
+from ttlora.tuners.checks import require_called, require_linear
 from ttlora.tuners.loretta_rep.config import LorettaRepConfig, write_shapes
 from ttlora.tuners.loretta_rep.layer import LorettaRepLinear
 from ttlora.tuners.norms import TrainedNorm, train_norms
-from ttlora.tuners.tt_lora.model import DEFAULT_TARGET_MODULES, TTLoraModel
+from ttlora.tuners.targets import DEFAULT_TARGET_MODULES
+from ttlora.tuners.tt_lora.model import TTLoraModel
 from ttlora.tuners.tuner import Tuner
 
 
@@ -62,6 +63,8 @@ class LorettaRepModel(Tuner):
         parameter_name: str | None = None,
         **_: Any,
     ) -> None:
+        if not peft_config.from_file:
+            require_called(parent, target_name, current_key)
         if isinstance(target, LorettaRepLinear):
             target.update_layer(adapter_name, peft_config, current_key)
             return

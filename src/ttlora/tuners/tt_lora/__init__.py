@@ -3,9 +3,11 @@
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import register_peft_method
 
+from ttlora.tuners.targets import DEFAULT_TARGET_MODULES
 from ttlora.tuners.tt_lora.config import TTLORA, TTLoraConfig, resolve_update, saved_kind, saved_update
+from ttlora.tuners.tt_lora.fused_experts import names_of_experts
 from ttlora.tuners.tt_lora.layer import TTLoraLayer
-from ttlora.tuners.tt_lora.model import DEFAULT_TARGET_MODULES, TTLoraModel
+from ttlora.tuners.tt_lora.model import TTLoraModel
 
 if TTLORA not in PEFT_TYPE_TO_CONFIG_MAPPING:
     register_peft_method(name="ttlora", config_cls=TTLoraConfig, model_cls=TTLoraModel)
@@ -15,6 +17,7 @@ __all__ = [
     "TTLoraConfig",
     "TTLoraLayer",
     "TTLoraModel",
+    "names_of_experts",
     "resolve_update",
     "saved_kind",
     "saved_update",

@@ -6,50 +6,24 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import (
-    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
-    get_quantization_kwargs,
-)
+from peft.utils import get_quantization_kwargs
 from torch import nn
 
 from ttlora.tensor_train import TensorTrain
-from ttlora.tuners.checks import is_linear
+from ttlora.tuners.checks import is_linear, require_called
 from ttlora.tuners.mixed_batch import mixed_batch
+from ttlora.tuners.targets import DEFAULT_TARGET_MODULES
 from ttlora.tuners.tt_lora.attention import TTLoraMultiheadAttention
 from ttlora.tuners.tt_lora.combine import config_of_sum, weighted_sum
 from ttlora.tuners.tt_lora.config import TTLoraConfig, as_asked, write_shapes
 from ttlora.tuners.tt_lora.conv import TTLoraConv
 from ttlora.tuners.tt_lora.embedding import TTLoraEmbedding
 from ttlora.tuners.tt_lora.experts import ParamWrapper
+from ttlora.tuners.tt_lora.fused_experts import with_fused_experts
 from ttlora.tuners.tt_lora.layer import TTLoraLayer
 from ttlora.tuners.tt_lora.linear import TTLoraLinear
 from ttlora.tuners.tt_lora.together import built_together
 from ttlora.tuners.tuner import Tuner
-
-# Query and value, as in the paper (Section IV-A), for model types that PEFT's own table leaves out or sees otherwise.
-DEFAULT_TARGET_MODULES: dict[str, Any] = {
-    **TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
-    "albert": ["query", "value"],
-    "camembert": ["query", "value"],
-    "cohere": ["q_proj", "v_proj"],
-    "distilbert": ["q_lin", "v_lin"],
-    "ernie": ["query", "value"],
-    "gemma3": ["q_proj", "v_proj"],
-    "granite": ["q_proj", "v_proj"],
-    "modernbert": ["Wqkv"],
-    "mpnet": ["q", "v"],
-    "nomic_bert": ["q_proj", "v_proj", "Wqkv"],
-    "olmo": ["q_proj", "v_proj"],
-    "olmo2": ["q_proj", "v_proj"],
-    "phi": ["q_proj", "v_proj"],
-    "phi3": ["qkv_proj"],
-    "qwen2_moe": ["q_proj", "v_proj"],
-    "qwen3_moe": ["q_proj", "v_proj"],
-    "smollm3": ["q_proj", "v_proj"],
-    "vit": ["q_proj", "v_proj", "query", "value"],
-    "whisper": ["q_proj", "v_proj"],
-    "xlm-roberta-xl": ["query", "value"],
-}
 
 
 class TTLoraModel(Tuner):
@@ -72,8 +46,12 @@ class TTLoraModel(Tuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Adapt the target modules, and write the sizes and shapes into the adapter's config."""
         given = self.peft_config[adapter_name]
-        config = self.peft_config[adapter_name] = as_asked(given)
+        config = as_asked(given)
+        config = self.peft_config[adapter_name] = config if config.from_file else with_fused_experts(config, model)
+        asked = config.target_modules
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        if config.target_modules is not asked:
+            config._written["target_modules"] = asked, config.target_modules
         # kept: to walk all modules of a model takes a few percent of a small forward
         self._adapted_layers = [module for module in self.modules() if isinstance(module, TTLoraLayer)]
         layers = {name: layer for name, layer in self._layers() if adapter_name in layer.ttlora_update}
@@ -169,6 +147,8 @@ class TTLoraModel(Tuner):
         **_: Any,
     ) -> None:
         quantization = get_quantization_kwargs(self.model)
+        if not peft_config.from_file:
+            require_called(parent, target_name, current_key)
         if parameter_name is not None:
             if isinstance(target, ParamWrapper) and target.parameter_name == parameter_name:
                 target.update_layer(adapter_name, peft_config, current_key)
