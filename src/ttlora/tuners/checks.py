@@ -79,9 +79,10 @@ def require_called(parent: nn.Module, child_name: str, name: str) -> None:
     Raises:
         ValueError: The weight is read so.
     """
-    if _reads_weight(type(parent), child_name):
+    kind: Any = type(parent)
+    if _reads_weight(kind, child_name):
         raise ValueError(
-            f"Target module {name} cannot be adapted: {type(parent).__name__} reads its weight past any adapter (as a "
+            f"Target module {name} cannot be adapted: {kind.__name__} reads its weight past any adapter (as a "
             f"fused kernel does); leave {child_name} out of target_modules, or name it in exclude_modules"
         )
 

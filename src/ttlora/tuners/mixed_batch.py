@@ -2,12 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
+
+# Which mixed batch runs here: hooks are the modules', and another thread may run them for a batch of its own.
+_CALL: ContextVar[object] = ContextVar("_CALL", default=None)
 
 
 @contextmanager
@@ -32,21 +36,24 @@ def mixed_batch(tuner: BaseTuner, adapter_names: Sequence[str], num_beams: int |
     # the encoder of an encoder-decoder model sees each row once, however many beams the decoder follows
     has_decoder = getattr(getattr(tuner.model, "config", None), "is_encoder_decoder", False)
     in_encoder = set(tuner.model.get_encoder().modules()) if has_decoder else set()
+    call = object()
     handles = [
         module.register_forward_pre_hook(
-            partial(_hand_over, names=list(adapter_names) if module in in_encoder else in_beams), with_kwargs=True
+            partial(_hand_over, call, list(adapter_names) if module in in_encoder else in_beams), with_kwargs=True
         )
         for module in tuner.modules()
         if isinstance(module, tuner.tuner_layer_cls | AuxiliaryTrainingWrapper)
     ]
+    before = _CALL.set(call)
     try:
         yield
     finally:
+        _CALL.reset(before)
         for handle in handles:
             handle.remove()
 
 
 def _hand_over(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: list[str]
+    call: object, names: list[str], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return args, {**kwargs, "adapter_names": names}
+    return args, ({**kwargs, "adapter_names": names} if _CALL.get() is call else kwargs)

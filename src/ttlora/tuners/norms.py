@@ -40,8 +40,8 @@ class TrainedNorm(ModulesToSaveWrapper):
 
     def _norm(self, adapter: str, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         norm = self.modules_to_save[adapter]
-        dtype = next(norm.parameters()).dtype
-        if dtype == next(self.original_module.parameters()).dtype:
+        dtype = _dtype(norm)
+        if dtype == _dtype(self.original_module):
             return norm(x, *args, **kwargs)
         return norm(x.to(dtype), *args, **kwargs).to(x.dtype)
 
@@ -70,6 +70,12 @@ def train_norms(model: nn.Module, adapter_name: str, active: bool, inference_mod
         norm.update(adapter_name)  # type: ignore[no-untyped-call]
         if active:
             norm.set_adapter(adapter_name, inference_mode=inference_mode)
+
+
+def _dtype(norm: nn.Module) -> torch.dtype:
+    # a replica of nn.DataParallel has tensors in the place of parameters
+    tensors = (vars(module).get("_former_parameters", module._parameters) for module in norm.modules())
+    return next(tensor.dtype for held in tensors for tensor in held.values() if tensor is not None)
 
 
 def _norms(model: nn.Module) -> dict[str, nn.Module]:

@@ -91,8 +91,10 @@ class BottleneckLinear(nn.Module, BaseTunerLayer):
         return y
 
     def _through_bottleneck(self, adapter: str, h: Float[Tensor, "*batch outputs"]) -> Float[Tensor, "*batch outputs"]:
-        down, up = self.bottleneck_down[adapter], self.bottleneck_up[adapter]
+        down: Any = self.bottleneck_down[adapter]
+        up = self.bottleneck_up[adapter]
         act = NON_LINEARITIES[self.bottleneck_non_linearity[adapter]]
-        hidden = act(down(self._cast_input_dtype(h, next(down.parameters()).dtype)))
+        # not the first of its parameters: a replica of nn.DataParallel has none
+        hidden = act(down(self._cast_input_dtype(h, down.bias.dtype)))
         result: Tensor = up(hidden).to(h.dtype)
         return result

@@ -98,7 +98,7 @@ def with_fused_experts(config: TTLoraConfig, model: nn.Module) -> TTLoraConfig:
         matching = {path for path in modules if check_target_module_exists(config, path)}
         config.target_modules = matching - layers
     else:
-        names = set(config.target_modules)
+        names = set(config.target_modules or ())
         no_layers = set(unmatched(names, (path for path, module in modules.items() if is_linear(module))))
         config.target_modules = names - (no_layers - set(unmatched(no_layers, layers)))
     return config

@@ -1,8 +1,10 @@
 """What all adapted layers have in common: their trains, the update they make, and merging it."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,6 +20,10 @@ from ttlora.tuners.tt_lora.config import TTLoraConfig, resolve_update
 
 # The paper says no more than "Gaussian": the spread that transformers themselves are initialised with.
 PAPER_STD = 0.02
+# While a whole model runs, see `built_together`: by layer, those of an adapter, or of several, stacked.
+BUILT_FACTORS: ContextVar[Mapping[tuple["TTLoraLayer", str | tuple[str, ...]], tuple[Tensor, Tensor]]] = ContextVar(
+    "BUILT_FACTORS", default=MappingProxyType({})
+)
 
 
 class TTLoraLayer(nn.Module, BaseTunerLayer):
@@ -65,8 +71,6 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._active_adapter = adapter_name
-        # while the whole model runs, see `built_together`: those of an adapter, or of several, stacked
-        self.built_factors: dict[str | tuple[str, ...], tuple[Tensor, Tensor]] = {}
         self.update_layer(adapter_name, config, module_name)
 
     def update_layer(self, adapter_name: str, config: TTLoraConfig, module_name: str) -> None:
@@ -112,10 +116,10 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
 
     def factors(self, adapter_name: str) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
         """``A`` and ``B`` of the adapter, its scale included: the update is ``B A``, in float32 or wider."""
-        built = self.built_factors.get(adapter_name)
         # a compiled layer is traced once and has to build its own, and so has one that learns where they were built
         # without a graph
-        if built is not None and not torch.compiler.is_compiling():
+        built = None if torch.compiler.is_compiling() else BUILT_FACTORS.get().get((self, adapter_name))
+        if built is not None:
             learns = torch.is_grad_enabled() and self.ttlora_cores[adapter_name].requires_grad
             if built[0].requires_grad or not learns:
                 return built

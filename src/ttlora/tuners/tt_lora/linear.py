@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from ttlora.tensor_train.linear import low_rank_linear
-from ttlora.tuners.tt_lora.layer import TTLoraLayer, autocasts, without_autocast
+from ttlora.tuners.tt_lora.layer import BUILT_FACTORS, TTLoraLayer, autocasts, without_autocast
 
 
 class TTLoraLinear(TTLoraLayer):
@@ -65,7 +65,7 @@ class TTLoraLinear(TTLoraLayer):
     ) -> Any:
         """A mixed batch of adapters of one shape: their factors are built together, and act in one batched product."""
         result = self._base_result(x, *args, **kwargs)
-        A, B = self.built_factors.get(used) or self._stacked_factors(used)
+        A, B = BUILT_FACTORS.get().get((self, used)) or self._stacked_factors(used)
         place = {name: index for index, name in enumerate(used)}
         rows = [row for row, name in enumerate(adapter_names) if name in place]
         adapters = [place[adapter_names[row]] for row in rows]

@@ -176,11 +176,13 @@ class TTLoraModel(Tuner):
         self, *_: Any, adapter_names: list[str] | None = None, num_beams: int | None = None, **__: Any
     ) -> Iterator[None]:
         """Build all factors at once, and hand the names of a mixed batch to the layers."""
+        # a replica of nn.DataParallel has layers of its own, whose cores lie on its device
+        layers = [] if getattr(self, "_is_replica", False) else self._adapted_layers
         if adapter_names is None:
-            with nullcontext() if torch.compiler.is_compiling() else built_together(self._adapted_layers):
+            with nullcontext() if torch.compiler.is_compiling() else built_together(layers):
                 yield
         else:
-            with mixed_batch(self, adapter_names, num_beams), built_together(self._adapted_layers, adapter_names):
+            with mixed_batch(self, adapter_names, num_beams), built_together(layers, adapter_names):
                 yield
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from ttlora.tuners.tt_lora.layer import TTLoraLayer, without_autocast
+from ttlora.tuners.tt_lora.layer import BUILT_FACTORS, TTLoraLayer, without_autocast
 from ttlora.tuners.tt_lora.linear import TTLoraLinear
 
 
@@ -18,8 +18,9 @@ def built_together(layers: Iterable[TTLoraLayer], adapter_names: Sequence[str] |
     A train is contracted by a dozen tiny products, of which the calls take longer than the arithmetic: layer by layer
     they cost a small model several percent of its step, and a generation would repeat them for every token.
 
-    What is not whole and at rest on its device (sharded, offloaded, replaced for a functional call) is left to the
-    layers.
+    What is not whole and at rest on its device (sharded, offloaded, replaced for a functional call, copied to another
+    device for a part of a batch) is left to the layers. What is built is the caller's alone: other threads that run the
+    same layers build their own.
 
     Args:
         layers: Adapted layers.
@@ -32,19 +33,19 @@ def built_together(layers: Iterable[TTLoraLayer], adapter_names: Sequence[str] |
             if all(_at_rest(layer, name) and layer.ttlora_update[name] == update for name in names):
                 like = (cores[0].device, cores[0].dtype, cores[0].requires_grad)
                 alike[update, len(names), *like].append((layer, names, cores))
+    built = dict(BUILT_FACTORS.get())
+    for (update, count, device, *_), places in alike.items():
+        with without_autocast(device):
+            A, B = update.factors(torch.stack([core for *_, cores in places for core in cores]))
+        if adapter_names is not None:
+            A, B = (factor.view(-1, count, *factor.shape[1:]) for factor in (A, B))
+        for (layer, names, _), *factors in zip(places, A.unbind(), B.unbind(), strict=True):
+            built[layer, names[0] if adapter_names is None else names] = (factors[0], factors[1])
+    before = BUILT_FACTORS.set(built)
     try:
-        for (update, count, device, *_), places in alike.items():
-            with without_autocast(device):
-                A, B = update.factors(torch.stack([core for *_, cores in places for core in cores]))
-            if adapter_names is not None:
-                A, B = (factor.view(-1, count, *factor.shape[1:]) for factor in (A, B))
-            for (layer, names, _), *factors in zip(places, A.unbind(), B.unbind(), strict=True):
-                layer.built_factors[names[0] if adapter_names is None else names] = (factors[0], factors[1])
         yield
     finally:
-        for places in alike.values():
-            for layer, *_ in places:
-                layer.built_factors.clear()
+        BUILT_FACTORS.reset(before)
 
 
 def _stacks(layer: TTLoraLayer, adapter_names: Sequence[str] | None) -> list[tuple[str, ...]]:
