@@ -131,3 +131,23 @@ def test_an_even_core_size_turns_every_train_alike(shape):
 )
 def test_even_core_sizes_stay_what_saved_adapters_were_trained_with(dims, r, size):
     assert even_core_size(TTShape.build(384, 384, dims, r)) == pytest.approx(size, rel=1e-4)
+
+
+@pytest.mark.parametrize("dims", [[4, 4, 4, 4], [8, 4, 8]])
+def test_the_gradient_is_the_derivative_over_the_squared_gains(dims):
+    shape = TTShape.build(16, 16, dims, 3)
+    plain, balanced = Update(shape), Update(shape, core_size=0.02)
+    flat = torch.randn(shape.parameters, dtype=torch.float64)
+    direction = torch.randn(16, 16, dtype=torch.float64)
+
+    def loss(flat):
+        A, B = balanced.factors(flat)
+        return ((B @ A) * direction).sum()
+
+    leaf = flat.clone().requires_grad_()
+    loss(leaf).backward()
+    steps = 1e-6 * torch.eye(shape.parameters, dtype=torch.float64)
+    derivative = torch.stack([(loss(flat + step) - loss(flat - step)) / 2e-6 for step in steps])
+    gains = torch.tensor(balanced.gains, dtype=torch.float64).repeat_interleave(torch.tensor(shape.core_sizes))
+    torch.testing.assert_close(leaf.grad, derivative / gains**2, rtol=1e-4, atol=1e-6)
+    assert plain.gains == (1.0,) * shape.order

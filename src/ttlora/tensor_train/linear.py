@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from ttlora.tensor_train.update import transformed
+
 # Rows per output or input from which on it is faster to form W + B A (benchmarks/layer.py, benchmarks/inference.py).
 # What learns passes over the rows for its gradients in any case.
 FORMING_ROWS = 4
@@ -33,6 +35,8 @@ def low_rank_linear(
         A: Input side of the update, its scale included.
         B: Output side of the update.
     """
+    if transformed():
+        return F.linear(x, weight, bias) + F.linear(F.linear(x, A), B)
     if not torch.is_grad_enabled():
         # where A learns, checkpointing will compute this again for its gradients, and it has to come out the same
         least = FORMING_ROWS if A.requires_grad else FORMING_ROWS_WITHOUT_GRADIENTS

@@ -18,7 +18,10 @@ One ``ε`` for all trains would not do: a train of many cores, or of high rank, 
 
 The gains multiply to thousands in long trains. Adam does not see that, but plain SGD and gradient clipping would, so
 the gradient that the entries receive is that of the acting core over ``g_i`` instead of times ``g_i``: a step of SGD
-then moves the acting cores as if there were no gains.
+then moves the acting cores as if there were no gains. So what arrives in ``.grad``, and what ``torch.func`` gives, is
+not the derivative by the entries: that is ``g_i²`` times as large, core by core. Steps of Adam are the same with both;
+norms of gradients, line searches, directional and second derivatives are not. Whoever needs the derivative trains plain
+trains (``core_size=None``), where both are one.
 """
 
 import math
@@ -89,13 +92,18 @@ class Update:
         """
         # products of many cores lose too much in half precision, and they are small
         flat = flat.float() if flat.dtype.itemsize < 4 else flat
-        if self.shape.boundary is not None and flat.requires_grad:
+        if self.shape.boundary is not None and flat.requires_grad and not transformed():
             factors: tuple[Tensor, Tensor] = _AlignedFactors.apply(flat, self)  # type: ignore[no-untyped-call]
             return factors
         return one_node(self._contract, flat)
 
     def _contract(self, flat: Tensor) -> tuple[Tensor, Tensor]:
-        if self.core_size is not None and flat.requires_grad:
+        if self.core_size is not None and transformed():
+            pieces = torch.split(flat, list(self.shape.core_sizes), dim=-1)
+            at_rest = [piece.detach() for piece in pieces]
+            moved = zip(at_rest, pieces, self.gains, strict=True)
+            flat = torch.cat([rest + (piece - rest) / gain**2 for rest, piece, gain in moved], dim=-1)
+        elif self.core_size is not None and flat.requires_grad:
             flat = _Balance.apply(flat, self)  # type: ignore[no-untyped-call]
         A, B = TensorTrain(self.shape, flat).factors()
         return A * self.column_scale, B * self.row_scale
@@ -179,10 +187,18 @@ def one_node(
         contract: From entries to factors, in operations that autograd knows.
         flat: The entries.
     """
-    if not flat.requires_grad or torch.compiler.is_compiling():
+    if not flat.requires_grad or torch.compiler.is_compiling() or transformed():
         return contract(flat)
     factors: tuple[Tensor, Tensor] = _OneNode.apply(flat, contract)  # type: ignore[no-untyped-call]
     return factors
+
+
+def transformed() -> bool:
+    """Whether ``torch.func`` looks on (``grad``, ``vmap``, ``jvp``, ...), which takes no function that is one node.
+
+    Such a function gives way to plain operations then, with the same gradients.
+    """
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 class _OneNode(torch.autograd.Function):

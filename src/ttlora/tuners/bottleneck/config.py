@@ -39,7 +39,8 @@ class BottleneckConfig(PeftConfig):
             dims of about 20 at most. A dict gives dims by the target's number of outputs. What "auto" chose is
             written into the config that is saved.
         core_size: Root mean square of the cores' entries at the start (see ``ttlora.tensor_train.update``), or None for
-            plain trains. It is part of what saved cores mean: leave it as it was trained.
+            plain trains. It is part of what saved cores mean: leave it as it was trained. As in TT-LoRA, the
+            gradient is not the derivative then.
         non_linearity: ``f``: "gelu", "relu", "silu" or "tanh".
         scale: ``s``.
         init_weights: True: ``up`` starts at zero, so that the model is unchanged. False: it is random, for tests.

@@ -33,7 +33,8 @@ class LorettaRepConfig(PeftConfig):
             product rows x r, as ``{"768": [8, 8, 12, 8]}``; numbers that are not there get what "auto" says. What
             "auto" chose is written into the config that is saved.
         core_size: Root mean square of the cores' entries at the start (see ``ttlora.tensor_train.update``), or None for
-            plain trains. It is part of what saved cores mean: leave it as it was trained.
+            plain trains. It is part of what saved cores mean: leave it as it was trained. As in TT-LoRA, the
+            gradient is not the derivative then.
         dropout: Probability with which entries of the adapter's input are dropped in training.
         init_weights: True: the update is exactly zero at the start. False: a random update, for tests.
         train_layer_norms: All LayerNorms and RMSNorms of the model train too, one copy for each adapter, saved with it.

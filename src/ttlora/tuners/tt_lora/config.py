@@ -42,9 +42,17 @@ class TTLoraConfig(PeftConfig):
         core_size: ``ε``, the root mean square of the cores' entries at the start (see ``ttlora.tensor_train.update``).
             Small entries turn fast under Adam. "even": the ``ε`` at which trains of every shape and rank turn equally
             fast (``ttlora.tensor_train.even_core_size``); 0.02 for two cores a side of rank 5. It is part of what saved
-            cores mean: leave it as it was trained. With None the update is the plain train of Eq. 3, as with "paper".
+            cores mean: leave it as it was trained. The gradient of the cores is not the derivative of the loss then: it
+            is divided core by core by a fixed number (docs/learning.md, "The gradient is not the derivative"), which
+            second-order optimisers and whoever logs norms of gradients have to know. With None the update is the plain
+            train of Eq. 3, as with "paper", and the gradient is the derivative.
         target_modules: Names (or a regular expression, or "all-linear") of the modules to adapt; None: query and value
-            of self-attention, by the model's type.
+            of self-attention, by the model's type. A name that is nothing in the model is refused. Where transformers
+            holds the experts' weights stacked, the names of their linear layers (``w1``, ``w2``, ``w3``, or
+            ``gate_proj``, ``up_proj``, ``down_proj``; ``gate`` for the router) mean the stacked parameters, as PEFT has
+            it for LoRA. `r` is the TT-rank of a stacked weight's train; PEFT doubles LoRA's where two are stacked in
+            one, which for a train would be four times the parameters: ``rank_pattern={"experts.gate_up_proj": 10}``
+            asks for it.
         target_parameters: Names of parameters to adapt that no layer of their own holds, such as the stacked weights
             of experts (``["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]``). One train serves all experts.
         exclude_modules: Names (or a regular expression) of modules to leave out.
