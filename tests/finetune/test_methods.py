@@ -312,7 +312,7 @@ class TestPrompts:
         ("lora", {"settings": "rank_pattern=5"}, "method lora does not fit model"),
         ("prompt", {"targets": "query"}, "--targets means nothing to method prompt"),
         ("prompt", {"settings": "num_virtual_tokens=-1"}, "method prompt does not fit model"),
-        ("adapter", {"settings": "non_linearity=cosine"}, "non_linearity='cosine' is none of"),
+        ("adapter", {"settings": "non_linearity=cosine"}, "non_linearity='cosine' is not one of"),
         ("loretta-rep", {"shape": "8,8"}, r"shape=\[8, 8\] is not 'auto' or a dict of dims"),
         ("loretta-rep", {"r": 33}, "r=33 is more than the rank of its 32 x 32 weight"),
         ("vera", {"alpha": 3}, "--alpha means nothing to method vera: leave it out"),

@@ -48,9 +48,15 @@ def two_devices(monkeypatch):
 
 
 def in_threads(*calls):
-    """Each call in a thread of its own; what they return."""
+    """Each call in a thread of its own, all at once; what they return."""
+    start = threading.Barrier(len(calls), timeout=30)
+
+    def run(call):
+        start.wait()
+        return call()
+
     with ThreadPoolExecutor(len(calls)) as threads:
-        return [future.result() for future in [threads.submit(call) for call in calls]]
+        return list(threads.map(run, calls))
 
 
 def gradients(model):

@@ -229,6 +229,10 @@ def _smallest_sum_factors(product: int, count: int, largest: int) -> tuple[int, 
     best: tuple[int, ...] | None = None
     for factor in _divisors(product):
         if 1 < factor < product and factor <= largest and factor**count >= product:
+            # no others sum to less than equal ones, and the sum grows with the distance of this factor from the root
+            least = factor + (count - 1) * (product / factor) ** (1 / (count - 1))
+            if best is not None and least * (1 - 1e-12) >= sum(best):
+                break
             rest = _smallest_sum_factors(product // factor, count - 1, factor)
             if rest is not None and (best is None or factor + sum(rest) < sum(best)):
                 best = (factor, *rest)

@@ -37,6 +37,9 @@ from ttlora.tensor_train.shape import TTShape
 from ttlora.tensor_train.train import TensorTrain, contract_columns, contract_rows
 
 LORA_ROW_NORM = 1 / math.sqrt(3)
+LARGEST_SCALE = 2.0**127
+# Of one core: gradients are divided by its square, in float32.
+LARGEST_GAIN = 2.0**63
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,12 @@ class Update:
         object.__setattr__(self, "gains", gains)
         object.__setattr__(self, "column_scale", self._row_norm * math.prod(gains[j:]))
         object.__setattr__(self, "row_scale", self.scale * math.prod(gains[:j]))
+        in_range = all(1 / LARGEST_GAIN < gain < LARGEST_GAIN for gain in gains)
+        if not in_range or not max(abs(self.column_scale), abs(self.row_scale)) < LARGEST_SCALE:
+            raise ValueError(
+                f"core_size={self.core_size}, a train over {self.shape.order} dims and a scale of {self.scale} "
+                "multiply to more than float32 holds: use fewer dims or another core_size"
+            )
 
     @property
     def parameters(self) -> int:

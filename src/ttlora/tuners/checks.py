@@ -3,14 +3,17 @@
 import inspect
 import math
 import re
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from peft.utils import resolve_quantization_backend
+from peft.utils import PeftType, TaskType, resolve_quantization_backend
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 LARGEST_ORDER = 256
+# Characters of a value in a message: a config from outside may hold megabytes.
+LONGEST_VALUE = 100
 
 
 def is_size(value: object) -> bool:
@@ -20,28 +23,132 @@ def is_size(value: object) -> bool:
 
 def is_number(value: object) -> bool:
     """Whether a value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
-def settle_targets(config: Any) -> None:
-    """Make sets of a config's lists of modules, as PEFT does, and check that what chooses layers goes together.
+def is_name_list(value: object) -> bool:
+    """Whether a value is a list, a tuple or a set of strings."""
+    return isinstance(value, list | tuple | set | frozenset) and all(isinstance(name, str) for name in value)
+
+
+def shown(value: object) -> str:
+    """A value as messages show it, in one line of bounded length."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
+
+
+def require_fields(config: Any, **wanted: tuple[Callable[[Any], bool], str]) -> None:
+    """Check fields of a config.
+
+    Args:
+        config: The config.
+        wanted: Field to whether a value of it is right, and what a right one is, in words.
+
+    Raises:
+        ValueError: One is not right; the message names field and value.
+    """
+    for name, (holds, words) in wanted.items():
+        if not holds(value := getattr(config, name)):
+            raise ValueError(f"{name}={shown(value)} is not {words}")
+
+
+def require_pattern(name: str, pattern: object, inside: str = "{}") -> None:
+    """Check a regular expression.
+
+    Args:
+        name: The field that holds it.
+        pattern: The expression.
+        inside: The expression around it that PEFT matches with.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        re.compile(inside.replace("{}", pattern))  # type: ignore[arg-type]
+    except (re.error, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{name} has {shown(pattern)}, which is no name and no regular expression: {error}") from None
+
+
+def by_size(name: str, values: Mapping[Any, Any]) -> dict[str, Any]:
+    """A field's values by the number of rows or outputs that they are for, as JSON has it, which knows no other keys.
+
+    Args:
+        name: The field.
+        values: Number to value.
+
+    Raises:
+        ValueError: A key is no such number.
+    """
+    for key in values:
+        if not is_size(key) and not (isinstance(key, str) and re.fullmatch("[1-9][0-9]{0,9}", key)):
+            raise ValueError(f"{name} has the key {shown(key)}, which is no number of rows or outputs")
+    return {str(key): value for key, value in values.items()}
+
+
+def settle_fields(config: Any, peft_type: PeftType) -> None:
+    """Check the fields that all our configs have, and bring them into the form that PEFT gives them.
 
     ``config.from_file`` becomes whether it is that of a saved adapter, which says `inference_mode` or what the adapter
     was made for.
 
+    Args:
+        config: The config.
+        peft_type: Its method.
+
     Raises:
-        ValueError: It does not.
+        ValueError: A field has a value of a wrong kind, or what chooses layers does not go together.
     """
+    text = (lambda value: value is None or isinstance(value, str)), "a string or None"
+    names = (lambda value: value is None or is_name_list(value) or isinstance(value, str)), "a list of names"
+    require_fields(
+        config,
+        peft_type=(lambda value: value in (None, peft_type), f"{peft_type.value!r}"),
+        task_type=(lambda value: value is None or value in list(TaskType), f"one of {', '.join(TaskType)}"),
+        peft_version=text,
+        base_model_name_or_path=text,
+        revision=text,
+        auto_mapping=(
+            lambda value: value is None or (isinstance(value, dict) and is_name_list(list(value))),
+            "a dict with strings for keys",
+        ),
+        inference_mode=(lambda value: isinstance(value, bool), "True or False"),
+        target_modules=(names[0], "a list of names or a regular expression"),
+        exclude_modules=(names[0], "a list of names or a regular expression"),
+        modules_to_save=(lambda value: value is None or is_name_list(value), "a list of names"),
+        layers_to_transform=(_are_layers, "the index of a layer or a list of them"),
+        layers_pattern=names,
+    )
+    config.peft_type = peft_type
     config.from_file = config.inference_mode or bool(getattr(config, "weight_sizes", None))
     for name in ("target_modules", "exclude_modules"):
-        if isinstance(modules := getattr(config, name), list):
+        modules = getattr(config, name)
+        if isinstance(modules, str):
+            require_pattern(name, modules)
+        elif modules is not None:
             setattr(config, name, set(modules))
+    if isinstance(config.layers_to_transform, tuple | range):
+        config.layers_to_transform = list(config.layers_to_transform)
+    for module in config.modules_to_save or ():
+        require_pattern("modules_to_save", module, r"(^|.*\.){}($|\..*)")
+    patterns = config.layers_pattern or ()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        require_pattern("layers_pattern", pattern, r"(?:^|.*?\.){}\.(?P<idx>\d+)\.")
     if isinstance(config.target_modules, str):
         for name in ("layers_to_transform", "layers_pattern"):
             if getattr(config, name) is not None:
                 raise ValueError(f"{name} needs target_modules as a list of names, not as a regular expression")
     if config.layers_pattern and config.layers_to_transform is None:
         raise ValueError("layers_pattern names the list of layers for layers_to_transform, which is missing")
+
+
+def _are_layers(value: object) -> bool:
+    indices = value if isinstance(value, list | tuple | range) else [value]
+    return value is None or all(type(index) is int and 0 <= index < 2**31 for index in indices)
 
 
 def is_linear(layer: nn.Module) -> bool:

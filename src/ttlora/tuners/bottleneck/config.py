@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ttlora.tensor_train import TTShape, Update
-from ttlora.tuners.checks import LARGEST_ORDER, is_number, is_size, settle_targets
+from ttlora.tuners.checks import LARGEST_ORDER, by_size, is_number, is_size, require_fields, settle_fields, shown
 from ttlora.tuners.peft_type import add_peft_type
 
 BOTTLENECK = add_peft_type("BOTTLENECK")
@@ -77,27 +77,22 @@ class BottleneckConfig(PeftConfig):
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "other modules to train and save whole"})
 
     def __post_init__(self) -> None:
+        settle_fields(self, BOTTLENECK)
         super().__post_init__()  # type: ignore[no-untyped-call]
-        self.peft_type = BOTTLENECK
-        settle_targets(self)
-        if not is_size(self.r):
-            raise ValueError(f"r={self.r!r} is not a positive integer")
-        if self.tt_rank is not None and not is_size(self.tt_rank):
-            raise ValueError(f"tt_rank={self.tt_rank!r} is neither a positive integer nor None")
+        require_fields(
+            self,
+            r=(is_size, "a positive integer"),
+            tt_rank=(lambda value: value is None or is_size(value), "a positive integer or None"),
+            core_size=(lambda value: value is None or (is_number(value) and value > 0), "a positive number or None"),
+            non_linearity=(lambda value: value in list(NON_LINEARITIES), f"one of {', '.join(NON_LINEARITIES)}"),
+            scale=(is_number, "a finite number"),
+            init_weights=(lambda value: isinstance(value, bool), "True or False"),
+            train_layer_norms=(lambda value: isinstance(value, bool), "True or False"),
+        )
         if isinstance(self.shape, dict):
-            # JSON knows no other keys
-            self.shape = {str(outputs): dims for outputs, dims in self.shape.items()}
+            self.shape = by_size("shape", self.shape)
         for dims in self.shape.values() if isinstance(self.shape, dict) else [self.shape]:
             _check_dims(dims)
-        if self.core_size is not None and (not is_number(self.core_size) or self.core_size <= 0):
-            raise ValueError(f"core_size={self.core_size!r} is neither a positive number nor None")
-        if self.non_linearity not in NON_LINEARITIES:
-            raise ValueError(f"non_linearity={self.non_linearity!r} is none of {', '.join(NON_LINEARITIES)}")
-        if not is_number(self.scale):
-            raise ValueError(f"scale={self.scale!r} is not a finite number")
-        for name in ("init_weights", "train_layer_norms"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name}={getattr(self, name)!r} is neither True nor False")
 
 
 def resolve_trains(config: BottleneckConfig, module_name: str, outputs: int) -> tuple[Update, Update] | None:
@@ -137,7 +132,10 @@ def resolve_trains(config: BottleneckConfig, module_name: str, outputs: int) -> 
             f"for a projection of {outputs * config.r:,} entries; lower tt_rank or leave out the dims of 1"
         )
     down = TTShape.build(config.r, outputs, up.dims[::-1], config.tt_rank)
-    return Update(down, core_size=config.core_size), Update(up, core_size=config.core_size)
+    try:
+        return Update(down, core_size=config.core_size), Update(up, core_size=config.core_size)
+    except ValueError as error:
+        raise ValueError(f"{module_name}: {error}") from None
 
 
 def write_shape(config: BottleneckConfig, dims: Mapping[int, tuple[int, ...]]) -> None:
@@ -155,7 +153,9 @@ def write_shape(config: BottleneckConfig, dims: Mapping[int, tuple[int, ...]]) -
 def _check_dims(dims: object) -> None:
     if dims == "auto":
         return
-    if not isinstance(dims, list | tuple) or not all(map(is_size, dims)):
-        raise ValueError(f"shape has {dims!r}, which is neither 'auto' nor a list of positive integers")
+    if not isinstance(dims, list | tuple):
+        raise ValueError(f"shape has {shown(dims)}, which is neither 'auto' nor a list of positive integers")
     if len(dims) > LARGEST_ORDER:
         raise ValueError(f"shape has {len(dims):,} dims; {LARGEST_ORDER} are the most")
+    if not all(map(is_size, dims)):
+        raise ValueError(f"shape has {shown(dims)}, which is neither 'auto' nor a list of positive integers")

@@ -1,7 +1,5 @@
 """What a LoRETTA-rep adapter is: its inner size, its trains, its targets, and what trains beside it."""
 
-import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,10 +7,19 @@ from peft import PeftConfig
 from peft.utils.other import get_pattern_key
 
 from ttlora.tensor_train import TTShape, Update
-from ttlora.tuners.checks import LARGEST_ORDER, is_number, is_size, settle_targets
+from ttlora.tuners.checks import (
+    LARGEST_ORDER,
+    by_size,
+    is_number,
+    is_size,
+    require_fields,
+    require_pattern,
+    settle_fields,
+    shown,
+)
 from ttlora.tuners.loretta_rep.update import LorettaRepUpdate
 from ttlora.tuners.peft_type import add_peft_type
-from ttlora.tuners.tt_lora.config import by_pattern
+from ttlora.tuners.tt_lora.config import MATCHED_AS, by_pattern
 
 LORETTA_REP = add_peft_type("LORETTA_REP")
 
@@ -72,30 +79,27 @@ class LorettaRepConfig(PeftConfig):
     )
 
     def __post_init__(self) -> None:
+        settle_fields(self, LORETTA_REP)
         super().__post_init__()  # type: ignore[no-untyped-call]
-        self.peft_type = LORETTA_REP
-        settle_targets(self)
-        self._require("r", is_size, "a positive integer")
-        self._require("tt_rank", is_size, "a positive integer")
-        self._require("alpha", is_number, "a finite number")
-        self._require("dropout", lambda value: is_number(value) and 0 <= value < 1, "from 0 up to, but not, 1")
-        self._require(
-            "core_size", lambda value: value is None or (is_number(value) and value > 0), "a positive number or None"
+        require_fields(
+            self,
+            r=(is_size, "a positive integer"),
+            tt_rank=(is_size, "a positive integer"),
+            alpha=(is_number, "a finite number"),
+            dropout=(lambda value: is_number(value) and 0 <= value < 1, "from 0 up to, but not, 1"),
+            core_size=(lambda value: value is None or (is_number(value) and value > 0), "a positive number or None"),
+            init_weights=(lambda value: isinstance(value, bool), "True or False"),
+            train_layer_norms=(lambda value: isinstance(value, bool), "True or False"),
+            shape=(lambda value: value == "auto" or isinstance(value, dict), "'auto' or a dict of dims"),
+            weight_sizes=(_are_sizes, "a dict from patterns of module names to [out, in]"),
         )
-        for name in ("init_weights", "train_layer_norms"):
-            self._require(name, lambda value: isinstance(value, bool), "True or False")
-        self._require("shape", lambda value: value == "auto" or isinstance(value, dict), "'auto' or a dict of dims")
-        self._require("weight_sizes", _are_sizes, "a dict from patterns of module names to [out, in]")
         if isinstance(self.shape, dict):
-            # JSON knows no other keys
-            self.shape = {str(rows): dims for rows, dims in self.shape.items()}
+            self.shape = by_size("shape", self.shape)
             for dims in self.shape.values():
                 if not isinstance(dims, list | tuple) or len(dims) > LARGEST_ORDER or not all(map(is_size, dims)):
-                    raise ValueError(f"shape has {dims!r}, and not a list of up to {LARGEST_ORDER} positive integers")
-
-    def _require(self, name: str, holds: Callable[[Any], bool], wanted: str) -> None:
-        if not holds(value := getattr(self, name)):
-            raise ValueError(f"{name}={value!r} is not {wanted}")
+                    raise ValueError(
+                        f"shape has {shown(dims)}, and not a list of up to {LARGEST_ORDER} positive integers"
+                    )
 
 
 def resolve_update(config: LorettaRepConfig, module_name: str, out_features: int, in_features: int) -> LorettaRepUpdate:
@@ -123,9 +127,11 @@ def resolve_update(config: LorettaRepConfig, module_name: str, out_features: int
             f"{module_name}: r={config.r} is more than the rank of its {out_features} x {in_features} weight; lower r"
         )
     shapes = [_factor_shape(config, module_name, rows) for rows in (out_features, in_features)]
-    return LorettaRepUpdate(
-        Update(shapes[0], config.alpha / config.r, config.core_size), Update(shapes[1], core_size=config.core_size)
-    )
+    try:
+        rows = Update(shapes[0], config.alpha / config.r, config.core_size)
+        return LorettaRepUpdate(rows, Update(shapes[1], core_size=config.core_size))
+    except ValueError as error:
+        raise ValueError(f"{module_name}: {error}") from None
 
 
 def write_shapes(config: LorettaRepConfig, updates: dict[str, LorettaRepUpdate]) -> None:
@@ -167,9 +173,8 @@ def _factor_shape(config: LorettaRepConfig, module_name: str, rows: int) -> TTSh
 
 
 def _are_sizes(value: object) -> bool:
-    try:
-        return isinstance(value, dict) and all(
-            re.compile(pattern) and len(sizes) == 2 and all(map(is_size, sizes)) for pattern, sizes in value.items()
-        )
-    except (TypeError, re.error):
+    if not isinstance(value, dict):
         return False
+    for pattern in value:
+        require_pattern("weight_sizes", pattern, MATCHED_AS)
+    return all(isinstance(size, list | tuple) and len(size) == 2 and all(map(is_size, size)) for size in value.values())

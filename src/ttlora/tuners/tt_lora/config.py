@@ -11,12 +11,23 @@ from peft import PeftConfig
 from peft.utils.other import get_pattern_key
 
 from ttlora.tensor_train import TTShape, Update, even_core_size
-from ttlora.tuners.checks import LARGEST_ORDER, is_number, is_size, settle_targets
+from ttlora.tuners.checks import (
+    LARGEST_ORDER,
+    is_name_list,
+    is_number,
+    is_size,
+    require_fields,
+    require_pattern,
+    settle_fields,
+    shown,
+)
 from ttlora.tuners.peft_type import add_peft_type
 
 TTLORA = add_peft_type("TTLORA")
 KINDS = ("linear", "embedding", "convolution", "attention", "parameter")
 SCALINGS = ("alpha", "alpha/r", "alpha/sqrt(r)")
+# PEFT's `get_pattern_key` puts patterns into this.
+MATCHED_AS = r"(.*\.)?({})$"
 
 
 @dataclass
@@ -101,40 +112,44 @@ class TTLoraConfig(PeftConfig):
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()  # type: ignore[no-untyped-call]
         # what `write_shapes` wrote for a model: field to the value before and the one written
         self._written: dict[str, tuple[Any, Any]] = {}
-        self.peft_type = TTLORA
-        settle_targets(self)
+        settle_fields(self, TTLORA)
+        super().__post_init__()  # type: ignore[no-untyped-call]
         for name in ("shape_pattern", "rank_pattern", "alpha_pattern", "weight_sizes", "weight_kinds"):
             _check_patterns(name, getattr(self, name))
-        for r in (self.r, *self.rank_pattern.values()):
-            _check_rank(r)
-        for shape in (self.shape, *self.shape_pattern.values()):
-            _check_shape(shape)
-        for alpha in (self.alpha, *self.alpha_pattern.values()):
-            if not is_number(alpha):
-                raise ValueError(f"alpha={alpha!r} is not a finite number")
-        if self.scaling not in SCALINGS:
-            raise ValueError(f"scaling={self.scaling!r} is none of {', '.join(map(repr, SCALINGS))}")
-        if not is_number(self.dropout) or not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout!r} is not a probability from 0 up to, but not, 1")
-        if not isinstance(self.init_weights, bool) and self.init_weights != "paper":
-            raise ValueError(f"init_weights={self.init_weights!r} is none of True, False, 'paper'")
+        for patterns, default, check in (
+            ("rank_pattern", self.r, _check_rank),
+            ("shape_pattern", self.shape, _check_shape),
+            ("alpha_pattern", self.alpha, _check_alpha),
+        ):
+            check(default)
+            for pattern, value in getattr(self, patterns).items():
+                try:
+                    check(value)
+                except ValueError as error:
+                    raise ValueError(f"{patterns} for {shown(pattern)}: {error}") from None
+        require_fields(
+            self,
+            scaling=(lambda value: value in SCALINGS, f"one of {', '.join(map(repr, SCALINGS))}"),
+            dropout=(lambda value: is_number(value) and 0 <= value < 1, "a probability from 0 up to, but not, 1"),
+            init_weights=(lambda value: isinstance(value, bool) or value == "paper", "one of True, False, 'paper'"),
+            core_size=(
+                lambda value: value in ("even", None) or (is_number(value) and value > 0),
+                "'even', a positive number or None",
+            ),
+            target_parameters=(lambda value: value is None or is_name_list(value), "a list of names"),
+            bias=(lambda value: value in ("none", "all", "ttlora_only"), "one of 'none', 'all', 'ttlora_only'"),
+        )
         if self.init_weights == "paper":
             self.core_size = None
-        if not (self.core_size in ("even", None) or (is_number(self.core_size) and float(self.core_size) > 0)):
-            raise ValueError(f"core_size={self.core_size!r} is neither 'even' nor a positive number nor None")
-        targets = self.target_parameters
-        if targets is not None and not (isinstance(targets, list) and all(isinstance(name, str) for name in targets)):
-            raise ValueError(f"target_parameters={targets!r} is not a list of names")
+        if self.target_parameters is not None:
+            self.target_parameters = list(dict.fromkeys(self.target_parameters))
         if unknown := [kind for kind in self.weight_kinds.values() if kind not in KINDS]:
-            raise ValueError(f"weight_kinds has {unknown[0]!r}, which is none of {', '.join(KINDS)}")
+            raise ValueError(f"weight_kinds has {shown(unknown[0])}, which is none of {', '.join(KINDS)}")
         for size in self.weight_sizes.values():
             if not isinstance(size, list | tuple) or len(size) not in (2, 3) or not all(map(is_size, size)):
-                raise ValueError(f"weight_sizes has {size!r}, and not [out, in] or [experts, out, in]")
-        if self.bias not in ("none", "all", "ttlora_only"):
-            raise ValueError(f"bias={self.bias!r} is none of 'none', 'all', 'ttlora_only'")
+                raise ValueError(f"weight_sizes has {shown(size)}, and not [out, in] or [experts, out, in]")
 
 
 def resolve_update(
@@ -178,7 +193,10 @@ def resolve_update(
     alpha = _look_up(config.alpha_pattern, module_name, config.alpha)
     divisor = {"alpha": 1.0, "alpha/r": max(shape.ranks), "alpha/sqrt(r)": math.sqrt(max(shape.ranks))}
     core_size = even_core_size(shape) if config.core_size == "even" else config.core_size
-    return Update(shape, alpha / divisor[config.scaling], core_size)
+    try:
+        return Update(shape, alpha / divisor[config.scaling], core_size)
+    except ValueError as error:
+        raise ValueError(f"{module_name}: {error}") from None
 
 
 def saved_update(config: TTLoraConfig, module_name: str) -> Update:
@@ -304,24 +322,28 @@ def _product(sizes: Sequence[int]) -> str:
 
 def _check_patterns(name: str, patterns: object) -> None:
     if not isinstance(patterns, dict):
-        raise ValueError(f"{name}={patterns!r} is not a dict from module names to values")
+        raise ValueError(f"{name}={shown(patterns)} is not a dict from module names to values")
     for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except (re.error, TypeError) as error:
-            raise ValueError(f"{name} has {pattern!r}, which is no name and no regular expression: {error}") from None
+        require_pattern(name, pattern, MATCHED_AS)
 
 
 def _check_rank(r: object) -> None:
     ranks = r if isinstance(r, list | tuple) else [r]
-    if not ranks or not all(map(is_size, ranks)):
-        raise ValueError(f"r={r!r} is neither a positive integer nor a list of them")
+    if not ranks or len(ranks) > LARGEST_ORDER or not all(map(is_size, ranks)):
+        raise ValueError(f"r={shown(r)} is neither a positive integer nor a list of up to {LARGEST_ORDER} of them")
+
+
+def _check_alpha(alpha: object) -> None:
+    if not is_number(alpha):
+        raise ValueError(f"alpha={shown(alpha)} is not a finite number")
 
 
 def _check_shape(shape: object) -> None:
     if shape == "auto":
         return
-    if not isinstance(shape, list | tuple) or not all(map(is_size, shape)):
-        raise ValueError(f"shape={shape!r} is neither 'auto' nor a list of positive integers")
+    if not isinstance(shape, list | tuple):
+        raise ValueError(f"shape={shown(shape)} is neither 'auto' nor a list of positive integers")
     if len(shape) > LARGEST_ORDER:
         raise ValueError(f"shape has {len(shape):,} dims; {LARGEST_ORDER} are the most")
+    if not all(map(is_size, shape)):
+        raise ValueError(f"shape={shown(shape)} is neither 'auto' nor a list of positive integers")

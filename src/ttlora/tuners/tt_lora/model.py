@@ -1,5 +1,6 @@
 """A transformer whose target modules are updated by tensor trains."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -15,7 +16,7 @@ from ttlora.tuners.mixed_batch import mixed_batch
 from ttlora.tuners.targets import DEFAULT_TARGET_MODULES
 from ttlora.tuners.tt_lora.attention import TTLoraMultiheadAttention
 from ttlora.tuners.tt_lora.combine import config_of_sum, weighted_sum
-from ttlora.tuners.tt_lora.config import TTLoraConfig, as_asked, write_shapes
+from ttlora.tuners.tt_lora.config import MATCHED_AS, TTLoraConfig, as_asked, write_shapes
 from ttlora.tuners.tt_lora.conv import TTLoraConv
 from ttlora.tuners.tt_lora.embedding import TTLoraEmbedding
 from ttlora.tuners.tt_lora.experts import ParamWrapper
@@ -125,6 +126,14 @@ class TTLoraModel(Tuner):
                 cores = layer.ttlora_cores[adapter_name]
                 cores.data = layer.ttlora_update[adapter_name].entries_of(trains[name]).to(cores)
         return errors
+
+    def _check_adapted(self, adapter_name: str) -> None:
+        names = [name for name, layer in self._layers() if adapter_name in layer.ttlora_update]
+        for field in ("shape_pattern", "rank_pattern", "alpha_pattern"):
+            for pattern in getattr(self.peft_config[adapter_name], field):
+                if not any(re.match(MATCHED_AS.replace("{}", pattern), name) for name in names):
+                    last = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
+                    raise ValueError(f"{field} has '{pattern}', which is no adapted module; adapted are {last}")
 
     def _layers(self) -> Iterator[tuple[str, TTLoraLayer]]:
         """The adapted layers by the names that the config's patterns know, for a parameter its own."""
