@@ -3,12 +3,12 @@
 import pytest
 import torch
 from datasets import Dataset
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from ecosystem.conftest import cores_of, logits
-from ttlora import TTLoraConfig
+from ttlora import LorettaRepConfig, TTLoraConfig
 
 ARGUMENTS = {
     "max_steps": 6,
@@ -95,3 +95,16 @@ def test_preferences(base, tokenizer, tmp_path):
     assert margins[0] == pytest.approx(0, abs=1e-6)
     assert margins[-1] > 0.01
     check_adapter(trainer, before, base, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("config", [TTLoraConfig, LorettaRepConfig])
+def test_preferences_of_a_trained_adapter(base, tokenizer, config, tmp_path):
+    rows = Dataset.from_list([{"prompt": "the film was", "chosen": " lovely", "rejected": " awful"}] * 4)
+    trained = get_peft_model(base(), config(r=4, task_type="CAUSAL_LM", init_weights=False))
+    expected = logits(trained)
+    trainer = DPOTrainer(
+        trained, args=DPOConfig(str(tmp_path / "run"), **ARGUMENTS), train_dataset=rows, processing_class=tokenizer
+    )
+    # the reference is the adapter as it came, not the model without it
+    trainer.model.set_adapter("ref")
+    assert torch.equal(logits(trainer.model), expected)

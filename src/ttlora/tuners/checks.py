@@ -193,6 +193,22 @@ def require_called(parent: nn.Module, child_name: str, name: str) -> None:
             f"fused kernel does); leave {child_name} out of target_modules, or name it in exclude_modules"
         )
 
+    if child_name == "shared" and (copies := _copies(parent, getattr(parent, child_name))):
+        raise ValueError(
+            f"Target module {name} is never called: {' and '.join(copies)} stand for it, tied to its weight; name "
+            f"{copies[0].rpartition('.')[2]}"
+        )
+
+
+def _copies(parent: nn.Module, embedding: Any) -> list[str]:
+    """The other embeddings below a module that have the weight of this one, as in T5 and BART."""
+    weight = getattr(embedding, "weight", None)
+    return [
+        path
+        for path, module in parent.named_modules()
+        if isinstance(module, nn.Embedding) and module is not embedding and module.weight is weight
+    ]
+
 
 @lru_cache(maxsize=1024)
 def _reads_weight(kind: type, child: str) -> bool:

@@ -45,6 +45,23 @@ class TrainedNorm(ModulesToSaveWrapper):
             return norm(x, *args, **kwargs)
         return norm(x.to(dtype), *args, **kwargs).to(x.dtype)
 
+    def check_set_adapter(self, adapter_name: str | list[str]) -> str | None:
+        """The one of the adapters whose copy is to act, or None.
+
+        Raises:
+            ValueError: There are several.
+        """
+        several = (
+            [] if isinstance(adapter_name, str) else [name for name in adapter_name if name in self.modules_to_save]
+        )
+        if len(several) > 1:
+            raise ValueError(
+                f"the adapters {', '.join(several)} cannot be active at once: each has LayerNorms of its own; use one "
+                "at a time, or adapters with train_layer_norms=False"
+            )
+        found: str | None = super().check_set_adapter(adapter_name)
+        return found
+
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
     ) -> nn.Module:

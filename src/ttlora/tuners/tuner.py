@@ -6,6 +6,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from ttlora.tuners.targets import require_layers, require_modules, require_parameters
+from ttlora.tuners.tied import require_one_place, ties_embeddings, untie
 
 
 class Tuner(BaseTuner):
@@ -24,6 +25,7 @@ class Tuner(BaseTuner):
         """
         config = self.peft_config[adapter_name]
         if not config.from_file and kwargs.get("state_dict") is None:
+            require_one_place(model, config)
             if isinstance(config.target_modules, set | list):
                 require_modules(model, config.target_modules)
             require_parameters(model, getattr(config, "target_parameters", None) or ())
@@ -45,6 +47,47 @@ class Tuner(BaseTuner):
         # here the default targets of the model's type are known
         if not peft_config.from_file and peft_config.layers_to_transform is not None and peft_config.target_modules:
             require_layers(model, peft_config)
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Add the updates to the base weights, as PEFT does.
+
+        Raises:
+            ValueError: There is no adapter of a name, for which PEFT would merge nothing.
+        """
+        self._require_adapters(adapter_names)
+        super().merge_adapter(adapter_names, safe_merge)
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> Any:
+        self._require_adapters(adapter_names)
+        was_tied = ties_embeddings(self.model)
+        model = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+        if was_tied and not ties_embeddings(model):
+            untie(model)
+        return model
+
+    def _require_adapters(self, adapter_names: list[str] | None) -> None:
+        if unknown := sorted(set(adapter_names or ()) - set(self.peft_config)):
+            raise ValueError(f"there is no adapter {unknown[0]!r}: there are {', '.join(self.peft_config)}")
+
+    def _check_merge_allowed(self) -> None:
+        # PEFT warns of tied weights here, which our layers untie when they merge
+        pass
+
+    def _twin(self, adapter_name: str) -> str | None:
+        """The adapter of which a new one is to be a copy.
+
+        TRL's trainers keep the model that they start from as an adapter "ref", made from another one's config. They
+        copy its weights by the names that LoRA's have, which ours have not.
+        """
+        given = self.peft_config[adapter_name]
+        others = (name for name, config in self.peft_config.items() if config is given and name != adapter_name)
+        return next(others, None) if adapter_name == "ref" else None
 
     def _take_out(self, model: nn.Module, adapter_name: str) -> None:
         layers = [module for module in model.modules() if isinstance(module, self.tuner_layer_cls)]

@@ -12,7 +12,7 @@ from ttlora.tuners.loretta_rep.config import LorettaRepConfig, write_shapes
 from ttlora.tuners.loretta_rep.layer import LorettaRepLinear
 from ttlora.tuners.norms import TrainedNorm, train_norms
 from ttlora.tuners.targets import DEFAULT_TARGET_MODULES
-from ttlora.tuners.tt_lora.model import TTLoraModel
+from ttlora.tuners.tt_lora.model import TTLoraModel, copy_cores
 from ttlora.tuners.tuner import Tuner
 
 
@@ -38,6 +38,7 @@ class LorettaRepModel(Tuner):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Adapt the target modules, and write sizes and shapes into the adapter's config."""
+        twin = self._twin(adapter_name)
         # a copy: what is resolved for this model is not to bind the next one
         config = self.peft_config[adapter_name] = copy.copy(self.peft_config[adapter_name])
         super().inject_adapter(model, adapter_name, *args, **kwargs)
@@ -49,6 +50,7 @@ class LorettaRepModel(Tuner):
         self._adapted_layers = list(layers.values())
         updates = {name: layer.loretta_rep_update.get(adapter_name) for name, layer in layers.items()}
         write_shapes(config, {name: update for name, update in updates.items() if update is not None})
+        copy_cores(self._adapted_layers, twin, adapter_name)
         if config.train_layer_norms:
             train_norms(model, adapter_name, adapter_name in self.active_adapters, config.inference_mode)
 
@@ -81,6 +83,7 @@ class LorettaRepModel(Tuner):
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> Any:
+        self._require_adapters(adapter_names)
         if merge:
             self._put_trained_norms_in(self.active_adapters if adapter_names is None else adapter_names)
         return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)

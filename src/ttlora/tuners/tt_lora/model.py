@@ -1,7 +1,7 @@
 """A transformer whose target modules are updated by tensor trains."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -46,7 +46,7 @@ class TTLoraModel(Tuner):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Adapt the target modules, and write the sizes and shapes into the adapter's config."""
-        given = self.peft_config[adapter_name]
+        given, twin = self.peft_config[adapter_name], self._twin(adapter_name)
         config = as_asked(given)
         config = self.peft_config[adapter_name] = config if config.from_file else with_fused_experts(config, model)
         asked = config.target_modules
@@ -68,6 +68,7 @@ class TTLoraModel(Tuner):
                 return next((at for at, name in enumerate(layers) if f".{name}".endswith(f".{target}")), len(layers))
 
             config.target_parameters = sorted(config.target_parameters, key=place)
+        copy_cores(layers.values(), twin, adapter_name)
         if config == given:
             # the object that the user holds, as long as it says the same
             self.peft_config[adapter_name] = given
@@ -193,6 +194,13 @@ class TTLoraModel(Tuner):
         else:
             with mixed_batch(self, adapter_names, num_beams), built_together(layers, adapter_names):
                 yield
+
+
+def copy_cores(layers: Iterable[TTLoraLayer], source: str | None, target: str) -> None:
+    """Let an adapter be a copy of another; None: it stays at its start."""
+    for layer in layers:
+        if source is not None and source in layer.ttlora_cores:
+            layer.ttlora_cores[target].data.copy_(layer.ttlora_cores[source])
 
 
 def _kind_of(layer: nn.Module) -> type[TTLoraLayer] | None:
