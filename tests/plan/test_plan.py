@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 from peft import get_peft_model
-from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 from ttlora import TTLoraConfig
 from ttlora.errors import UserError
@@ -161,3 +168,39 @@ def test_the_callers_random_state_stays() -> None:
     before = torch.get_rng_state()
     plan_adapter("roberta-base")
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "w1", "w2", "w3"], ["all-linear"], ["w1", "w3"]])
+@pytest.mark.parametrize("budget", [None, 40_000])
+def test_stacked_experts_are_planned_as_they_are_adapted(
+    targets: list[str], budget: int | None, tmp_path: Path
+) -> None:
+    config = MixtralConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=4,
+    )  # fmt: skip
+    config.architectures = ["MixtralForCausalLM"]
+    config.save_pretrained(tmp_path)
+    plan = plan_adapter(str(tmp_path), targets=targets, budget=budget)
+    patterns = {matrix.name.split(".")[-1]: matrix for matrix in plan.matrices}
+    model = get_peft_model(
+        MixtralForCausalLM(config),
+        TTLoraConfig(
+            target_modules=targets if targets != ["all-linear"] else "all-linear",
+            shape_pattern={} if targets == ["all-linear"] else {n: list(m.dims) for n, m in patterns.items()},
+            r=max(max(matrix.shape.ranks) for matrix in plan.matrices),
+        ),
+    )
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    if targets != ["all-linear"] or budget is None:
+        assert plan.adapter_parameters == trained
+    if budget is not None:
+        assert plan.bytes_16bit <= budget
+    stacks = [matrix for matrix in plan.matrices if matrix.experts == 4]
+    assert all(matrix.shape.out_features % 4 == 0 for matrix in stacks)
+    assert len(stacks) == (1 if "w2" not in targets and targets != ["all-linear"] else 2)
+
+
+def test_a_part_of_a_stack_is_refused() -> None:
+    with pytest.raises(UserError, match="target_modules has w1 and not w3"):
+        plan_adapter("mixtral-8x7b", targets=["w1"])

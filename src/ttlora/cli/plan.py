@@ -80,7 +80,7 @@ def _as_json(plan: Plan) -> dict[str, object]:
                 "name": matrix.name,
                 "out_features": matrix.shape.out_features,
                 "in_features": matrix.shape.in_features,
-                "shape": list(matrix.shape.dims),
+                "shape": list(matrix.dims),
                 "ranks": list(matrix.shape.ranks),
                 "parameters": matrix.shape.parameters,
                 "count": matrix.count,

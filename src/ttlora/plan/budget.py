@@ -68,10 +68,10 @@ def _ever_finer(matrices: Matrices) -> Iterator[Matrices]:
     """
     while True:
         yield matrices
-        largest = max((k for matrix in matrices for k in matrix.shape.dims if _divisor_near_root(k) > 1), default=None)
+        largest = max((k for matrix in matrices for k in matrix.dims if _divisor_near_root(k) > 1), default=None)
         if largest is None:
             return
-        matrices = tuple(_rebuild(matrix, _split(matrix.shape.dims, largest), 1) for matrix in matrices)
+        matrices = tuple(_rebuild(matrix, _split(matrix.dims, largest), 1) for matrix in matrices)
 
 
 def _split(dims: tuple[int, ...], largest: int) -> list[int]:
@@ -104,12 +104,14 @@ def _with_highest_rank(matrices: Matrices, budget: int) -> Matrices:
 
 
 def _with_rank(matrices: Matrices, r: int) -> Matrices:
-    return tuple(_rebuild(matrix, matrix.shape.dims, r) for matrix in matrices)
+    return tuple(_rebuild(matrix, matrix.dims, r) for matrix in matrices)
 
 
 def _rebuild(matrix: MatrixPlan, dims: list[int] | tuple[int, ...], r: int) -> MatrixPlan:
-    shape = matrix.shape
-    return replace(matrix, shape=TTShape.build(shape.out_features, shape.in_features, dims, r))
+    rows, columns, experts = matrix.shape.out_features, matrix.shape.in_features, matrix.experts
+    if experts == 1:
+        return replace(matrix, shape=TTShape.build(rows, columns, dims, r))
+    return replace(matrix, shape=TTShape.build_experts(experts, rows // experts, columns, dims, r))
 
 
 def _bytes(matrices: Matrices) -> int:

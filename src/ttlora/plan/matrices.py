@@ -17,35 +17,43 @@ class MatrixPlan:
         name: How the modules are called, such as `q_proj`.
         shape: The shape of the train of each.
         count: How many there are.
+        experts: How many experts' matrices each stacks.
     """
 
     name: str
     shape: TTShape
     count: int
+    experts: int = 1
 
     @property
     def total_parameters(self) -> int:
         """Parameters of all of them together."""
         return self.count * self.shape.parameters
 
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The dims as a config names them: without the expert's index, the last that runs over rows."""
+        dims, at = self.shape.dims, self.shape.boundary
+        return dims if self.experts == 1 or at is None else (*dims[: at - 1], *dims[at:])
 
-def group_matrices(shapes: Iterable[tuple[str, TTShape]]) -> tuple[MatrixPlan, ...]:
+
+def group_matrices(shapes: Iterable[tuple[str, TTShape, int]]) -> tuple[MatrixPlan, ...]:
     """Gather modules whose names end alike and whose trains have one shape.
 
     Args:
-        shapes: Each module's full name and the shape of its train.
+        shapes: Each module's full name, the shape of its train, and how many experts it stacks.
 
     Returns:
         One plan for each kind, in order of first appearance. Kinds that would share a name are told apart by as much
         of the path as their modules have in common: `attention.output.dense` and `output.dense`.
     """
-    groups: dict[tuple[str, TTShape], list[str]] = {}
-    for module, shape in shapes:
-        groups.setdefault((module.rpartition(".")[2], shape), []).append(module)
-    short = [name for name, _ in groups]
+    groups: dict[tuple[str, TTShape, int], list[str]] = {}
+    for module, shape, experts in shapes:
+        groups.setdefault((module.rpartition(".")[2], shape, experts), []).append(module)
+    short = [name for name, *_ in groups]
     return tuple(
-        MatrixPlan(name if short.count(name) == 1 else _common_ending(modules), shape, len(modules))
-        for (name, shape), modules in groups.items()
+        MatrixPlan(name if short.count(name) == 1 else _common_ending(modules), shape, len(modules), experts)
+        for (name, shape, experts), modules in groups.items()
     )
 
 

@@ -9,7 +9,7 @@ from ttlora.plan.architectures import BUILT_IN
 from ttlora.plan.budget import fit_budget
 from ttlora.plan.matrices import BYTES_16BIT, MatrixPlan, group_matrices
 from ttlora.plan.skeleton import build_skeleton
-from ttlora.plan.targets import adapted_modules, resolve_targets
+from ttlora.plan.targets import adapted_modules, resolve_targets, split_experts
 from ttlora.tuners.targets import require_matches
 from ttlora.tuners.tt_lora import TTLoraConfig, resolve_update
 
@@ -47,8 +47,10 @@ class Plan:
     @property
     def lora_r8_parameters(self) -> int:
         """Parameters of a LoRA of rank 8 on the same matrices."""
-        shapes = [(matrix.shape, matrix.count) for matrix in self.matrices]
-        return sum(count * LORA_R * (shape.out_features + shape.in_features) for shape, count in shapes)
+        return sum(
+            matrix.count * LORA_R * (matrix.shape.out_features + matrix.experts * matrix.shape.in_features)
+            for matrix in self.matrices
+        )
 
 
 def plan_adapter(
@@ -76,21 +78,25 @@ def plan_adapter(
     paper_shapes = architecture.paper_shapes if architecture and shape is None else {}
     paper_r = architecture.paper_r if architecture and r is None else None
     try:
+        targets, experts = split_experts(skeleton, targets)
         config = TTLoraConfig(
             r=r if r is not None else paper_r or TTLoraConfig.r,
             shape="auto" if shape is None or shape == "auto" or isinstance(shape, Mapping) else list(shape),
             shape_pattern=dict(shape) if isinstance(shape, Mapping) else paper_shapes,
             target_modules=resolve_targets(skeleton, targets),
         )
-        modules = adapted_modules(skeleton, config)
-        require_matches("shape", shape if isinstance(shape, Mapping) else {}, modules)
-        shapes = {name: resolve_update(config, name, *size).shape for name, size in modules.items()}
+        modules = adapted_modules(skeleton, config) if targets or not experts else {}
+        require_matches("shape", shape if isinstance(shape, Mapping) else {}, {**modules, **experts})
+        shapes = [(name, resolve_update(config, name, *size).shape, 1) for name, size in modules.items()]
+        for name, (rows, columns, count) in experts.items():
+            update = resolve_update(config, name, rows, columns, None if count == 1 else count)
+            shapes.append((name, update.shape, count))
     except ValueError as error:
         raise UserError(str(error)) from error
-    matrices = group_matrices(shapes.items())
+    matrices = group_matrices(shapes)
     if budget is not None:
         matrices = fit_budget(matrices, budget, r, vary_dims=shape is None or shape == "auto")
-    in_paper = [matrix.name for matrix in matrices if list(matrix.shape.dims) == paper_shapes.get(matrix.name)]
+    in_paper = [matrix.name for matrix in matrices if list(matrix.dims) == paper_shapes.get(matrix.name)]
     notes = []
     if in_paper:
         notes.append(f"shape of {', '.join(in_paper)}: the paper's for {model} (Table IV)")

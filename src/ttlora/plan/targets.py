@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from ttlora.errors import UserError
 from ttlora.tuners.targets import linear_names, query_and_value, require_modules
 from ttlora.tuners.tt_lora import TTLoraConfig
+from ttlora.tuners.tt_lora.fused_experts import with_fused_experts
 
 
 def resolve_targets(skeleton: Any, targets: Sequence[str] | None) -> str | list[str]:
@@ -53,6 +54,35 @@ def adapted_modules(skeleton: Any, config: TTLoraConfig) -> dict[str, tuple[int,
             f"others with --targets: {linear_names(skeleton)}"
         )
     return sizes
+
+
+def split_experts(
+    skeleton: Any, targets: Sequence[str] | None
+) -> tuple[Sequence[str] | None, dict[str, tuple[int, int, int]]]:
+    """Tell the targets that are modules from those that mean the stacked weights of experts, as the tuner does.
+
+    Args:
+        skeleton: A model.
+        targets: Names of targets, or ["all-linear"]; None: the default.
+
+    Returns:
+        The targets that are modules, and each stacked weight's full name with its out and in features and experts.
+
+    Raises:
+        ValueError: The targets mean a part of a stacked weight.
+    """
+    if targets is None:
+        return None, {}
+    everything = list(targets) == ["all-linear"]
+    config = with_fused_experts(TTLoraConfig(target_modules="all-linear" if everything else list(targets)), skeleton)
+    sizes = {}
+    for path, weight in skeleton.named_parameters():
+        if any(f".{path}".endswith(f".{name}") for name in config.target_parameters or ()):
+            *experts, rows, columns = weight.shape
+            if experts and getattr(skeleton.get_submodule(path.rpartition(".")[0]), "is_transposed", False):
+                rows, columns = columns, rows
+            sizes[path] = (rows, columns, *(experts or [1]))
+    return (targets if everything or not sizes else sorted(config.target_modules or ())), sizes
 
 
 def _features(module: nn.Module) -> tuple[int, int] | None:
