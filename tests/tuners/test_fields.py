@@ -149,7 +149,9 @@ def test_a_pattern_for_nothing_is_refused(mlp, field):
     value = {"shape_pattern": "auto", "rank_pattern": 2, "alpha_pattern": 1.0}[field]
     model = mlp()
     names = [name for name, _ in model.named_modules()]
-    with pytest.raises(ValueError, match=f"{field} has '1', which is no adapted module; adapted are 0, 2"):
+    with pytest.raises(
+        ValueError, match=f"the {field.split('_')[0]} of '1' belongs to no adapted module; adapted are 0, 2"
+    ):
         get_peft_model(model, TTLoraConfig(target_modules=["0", "2"], **{field: {"2": value, "1": value}}))
     assert [name for name, _ in model.named_modules()] == names
     get_peft_model(model, TTLoraConfig(target_modules=["0", "2"], **{field: {"2": value}}))

@@ -1,6 +1,5 @@
 """A transformer whose target modules are updated by tensor trains."""
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -13,10 +12,10 @@ from torch import nn
 from ttlora.tensor_train import TensorTrain
 from ttlora.tuners.checks import is_linear, require_called
 from ttlora.tuners.mixed_batch import mixed_batch
-from ttlora.tuners.targets import DEFAULT_TARGET_MODULES
+from ttlora.tuners.targets import DEFAULT_TARGET_MODULES, require_matches
 from ttlora.tuners.tt_lora.attention import TTLoraMultiheadAttention
 from ttlora.tuners.tt_lora.combine import config_of_sum, weighted_sum
-from ttlora.tuners.tt_lora.config import MATCHED_AS, TTLoraConfig, as_asked, write_shapes
+from ttlora.tuners.tt_lora.config import TTLoraConfig, as_asked, write_shapes
 from ttlora.tuners.tt_lora.conv import TTLoraConv
 from ttlora.tuners.tt_lora.embedding import TTLoraEmbedding
 from ttlora.tuners.tt_lora.experts import ParamWrapper
@@ -131,10 +130,7 @@ class TTLoraModel(Tuner):
     def _check_adapted(self, adapter_name: str) -> None:
         names = [name for name, layer in self._layers() if adapter_name in layer.ttlora_update]
         for field in ("shape_pattern", "rank_pattern", "alpha_pattern"):
-            for pattern in getattr(self.peft_config[adapter_name], field):
-                if not any(re.match(MATCHED_AS.replace("{}", pattern), name) for name in names):
-                    last = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
-                    raise ValueError(f"{field} has '{pattern}', which is no adapted module; adapted are {last}")
+            require_matches(field.removesuffix("_pattern"), getattr(self.peft_config[adapter_name], field), names)
 
     def _layers(self) -> Iterator[tuple[str, TTLoraLayer]]:
         """The adapted layers by the names that the config's patterns know, for a parameter its own."""
