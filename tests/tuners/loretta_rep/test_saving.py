@@ -8,7 +8,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from ttlora import LorettaRepConfig
-from ttlora.adapters.merge import load_base, merge_adapter
+from ttlora.adapters.base_model import load_base
+from ttlora.adapters.merge import merge_adapter
 from ttlora.adapters.read import read_adapter
 from ttlora.tensor_train import TTShape
 from ttlora.tensor_train import shape as shape_module
