@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from ttlora.tensor_train import Update
 from ttlora.tensor_train.start import gaussian_update, random_update, zero_update
+from ttlora.tuners.packed_weights import unpack_weight
 from ttlora.tuners.tt_lora.config import TTLoraConfig, resolve_update
 
 # The paper says no more than "Gaussian": the spread that transformers themselves are initialised with.
@@ -160,12 +161,14 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
     def get_base_weight(self) -> Tensor:
         """The weight that is updated, dequantised if it is quantised."""
         if self.quantization_backend is not None:
+            unpack_weight(self.get_base_layer())
             return super().get_base_weight()
         return self.base_parameter.data
 
     def set_base_weight(self, weight_data: Tensor) -> None:
         """Put another weight in its place."""
         if self.quantization_backend is not None:
+            unpack_weight(self.get_base_layer())
             super().set_base_weight(weight_data)
             return
         # a new parameter: the old one may be tied to another layer, which has no share in the update
