@@ -142,7 +142,7 @@ KEY = "base_model.model.encoder.layer.0.attention.self.query.lora_A.weight"
     [
         (None, "has no lora_A.weight"),
         (torch.ones(8, 32, 1, 1), "not two matrices: only linear layers"),
-        (torch.ones(8, 32, dtype=torch.int8), "not two matrices"),
+        (torch.ones(8, 32, dtype=torch.int8), "no floating-point numbers"),
         (torch.ones(7, 32), "have the ranks 7 and 8, and the config says 8"),
         (torch.full((8, 32), torch.nan), "are not finite"),
     ],

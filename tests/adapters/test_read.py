@@ -1,6 +1,7 @@
 """Adapter folders are read whole, or refused in one line before anything is loaded."""
 
 import json
+import os
 import shutil
 import struct
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
-from ttlora import TTLoraConfig
+from ttlora import BottleneckConfig, LorettaRepConfig, TTLoraConfig
 from ttlora.adapters.read import read_adapter
 from ttlora.errors import UserError
 
@@ -177,16 +178,133 @@ def test_cores_that_are_not_those_of_the_config(folder: Path, tensor: torch.Tens
         ({"shape_pattern": {"query": "wide"}}, "is no config of TTLORA"),
         ({"r": "five"}, "is no config of TTLORA"),
         ({"r": [5, 5]}, "ranks"),
-        ({"base_model_name_or_path": "a\x1b[2J"}, "base_model_name_or_path="),
-        ({"base_model_name_or_path": ["a"]}, "base_model_name_or_path="),
+        ({"base_model_name_or_path": "a\x1b[2J"}, "is no name of a model"),
+        ({"base_model_name_or_path": ["a"]}, "is not text or null"),
         ({"peft_type": "NO_SUCH"}, "names the method 'NO_SUCH'"),
         ({"peft_type": None}, "names the method None"),
         ({"peft_type": ["LORA"]}, r"names the method \['LORA'\]"),
         ({"peft_type": "LORA", "r": 5}, "holds no tensor of LORA"),
+        ({"target_parameters": 5}, "target_parameters=5 is not a list or null"),
+        ({"target_modules": "("}, "target_modules has '\\(', which is no name and no regular expression"),
+        ({"modules_to_save": [5]}, "modules_to_save="),
+        ({"task_type": ["SEQ_CLS"]}, "task_type="),
+        ({"inference_mode": "yes"}, "inference_mode='yes' is not true or false"),
+        ({"auto_mapping": 5}, "auto_mapping=5 is not an object or null"),
     ],
 )
 def test_a_config_that_does_not_fit(folder: Path, values: dict[str, object], message: str) -> None:
     change_config(folder, **values)
+    refused(folder, message)
+
+
+@pytest.fixture
+def lora(bert: Path, tmp_path: Path) -> Path:
+    return save(bert, tmp_path / "lora", LoraConfig(task_type="SEQ_CLS", r=2))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"r": "two"}, "r='two' is not a whole number"),
+        ({"r": 3}, "have the ranks 2 and 2, and the config says 3"),
+        ({"r": 0}, "r=0 is not a positive integer"),
+        ({"r": 10**9}, "the rank of 'r' is 1000000000 in the config, and no tensor has a side of more than 32"),
+        ({"rank_pattern": {"nowhere": 10**9}}, "the rank of 'nowhere' is 1000000000"),
+        ({"rank_pattern": {"query": "two"}}, "rank_pattern for 'query'='two' is not a positive integer"),
+        ({"rank_pattern": {"(": 2}}, r"rank_pattern has '\(', which is no name and no regular expression"),
+        ({"alpha_pattern": {"query": [1]}}, "alpha_pattern for 'query'"),
+        ({"lora_alpha": None}, "lora_alpha=None is not a finite number"),
+        ({"lora_dropout": 1.5}, "lora_dropout=1.5 is not a probability"),
+        ({"use_rslora": 1.0}, "use_rslora=1.0 is not true or false"),
+        ({"bias": "some"}, 'bias=\'some\' is not "none" or "all" or "lora_only"'),
+        ({"layers_to_transform": ["a"]}, "layers_to_transform="),
+        ({"layers_pattern": ["("], "layers_to_transform": [0]}, "layers_pattern has '\\('"),
+        ({"target_parameters": 5}, "target_parameters=5 is not a list or null"),
+    ],
+)
+def test_a_lora_config_that_does_not_fit(lora: Path, values: dict[str, object], message: str) -> None:
+    change_config(lora, **values)
+    refused(lora, message)
+
+
+def test_numbers_that_lora_configs_hold_in_the_wild(lora: Path) -> None:
+    change_config(lora, lora_alpha=0.5, lora_dropout=0, use_rslora=None, init_lora_weights="pissa_niter_4", new_field=1)
+    assert read_adapter(lora).config.lora_alpha == 0.5
+
+
+LORA_A = "base_model.model.bert.encoder.layer.0.attention.self.query.lora_A.weight"
+
+
+@pytest.mark.parametrize(
+    ("key", "tensor", "message"),
+    [
+        (LORA_A, torch.ones(2, 32, dtype=torch.int32), "entries of I32, which are no floating-point numbers"),
+        (LORA_A, torch.ones(3, 32), "have the ranks 3 and 2"),
+        (LORA_A, torch.ones(64), "they are no matrices"),
+        (LORA_A, torch.ones(0), "has no entries .* ZeRO-3 does, they have to be gathered"),
+        (LORA_A.removeprefix("base_model.model."), torch.ones(2, 32), "twice, with and without base_model.model."),
+        ("base_model.model.lora_A.weight", torch.ones(2, 32), "names no module of a model"),
+    ],
+)
+def test_lora_factors_that_do_not_fit(lora: Path, key: str, tensor: torch.Tensor, message: str) -> None:
+    change_tensor(lora, key, tensor)
+    refused(lora, message)
+
+
+@pytest.mark.parametrize(
+    ("config", "values", "message"),
+    [
+        (LorettaRepConfig(task_type="SEQ_CLS"), {"tt_rank": 2}, "belong to different adapters"),
+        (LorettaRepConfig(task_type="SEQ_CLS"), {"weight_sizes": {}}, "does not say the size of"),
+        (LorettaRepConfig(task_type="SEQ_CLS"), {"shape": {"32": [5, 5]}}, "has the product 25"),
+        (BottleneckConfig(task_type="SEQ_CLS"), {"r": 4}, "belong to different adapters"),
+        (BottleneckConfig(task_type="SEQ_CLS"), {"tt_rank": 2}, "has no bottleneck_down.cores"),
+        (BottleneckConfig(task_type="SEQ_CLS", tt_rank=2), {"tt_rank": 3}, "belong to different adapters"),
+        (BottleneckConfig(task_type="SEQ_CLS", tt_rank=2), {"r": 10**6}, "is no bottleneck"),
+    ],
+)
+def test_configs_of_other_methods_that_do_not_fit(
+    config: Any, values: dict[str, object], message: str, bert: Path, tmp_path: Path
+) -> None:
+    folder = save(bert, tmp_path / "adapter", config)
+    read_adapter(folder)
+    change_config(folder, **values)
+    refused(folder, message)
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "endless", "itself"])
+def test_what_is_no_file_is_not_read(name: str, kind: str, folder: Path) -> None:
+    file = folder / name
+    file.unlink()
+    if kind == "folder":
+        file.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(file)
+    else:
+        file.symlink_to("/dev/zero" if kind == "endless" else name)
+    refused(folder, name)
+
+
+def test_a_config_in_the_encodings_of_json(folder: Path) -> None:
+    text = (folder / CONFIG).read_text()
+    wanted = read_adapter(folder).config
+    for encoding in ("utf-8-sig", "utf-16"):
+        (folder / CONFIG).write_text(text, encoding)
+        assert read_adapter(folder).config == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"r": 3, "r": 4}', "holds 'r' more than once"),
+        ('{"alpha": NaN}', "holds NaN, which is no number"),
+        ('{"peft_type": "TTLORA", "alpha": 1e999}', "alpha=inf is not a finite number"),
+        ('{"r": ' + "9" * 5000 + "}", "is damaged"),
+    ],
+)
+def test_json_that_means_nothing(text: str, message: str, folder: Path) -> None:
+    (folder / CONFIG).write_text(text)
     refused(folder, message)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from ttlora import TTLoraConfig
@@ -149,3 +149,19 @@ def test_refusals(bert: Path, tmp_path: Path) -> None:
     get_peft_model(AutoModel.from_pretrained(bert), LoraConfig()).save_pretrained(tmp_path / "lora")
     with pytest.raises(UserError, match="is an adapter of LORA, and ttlora round takes those of TT-LoRA"):
         round_adapter(read_adapter(tmp_path / "lora"), r=2)
+
+
+@pytest.mark.parametrize("options", [{"alpha": 0.0}, {"alpha_pattern": {"query": 0.0}}])
+def test_a_scale_of_zero(options: dict[str, Any], bert: Path, tmp_path: Path) -> None:
+    get_peft_model(AutoModel.from_pretrained(bert), TTLoraConfig(**options)).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"has the scale 0 \(alpha\): it is zero, and there is nothing to round"):
+        round_adapter(read_adapter(tmp_path), r=2)
+
+
+@pytest.mark.parametrize("entry", [float("nan"), float("inf"), 1e300])
+def test_updates_without_a_norm(entry: float, bert: Path, tmp_path: Path) -> None:
+    get_peft_model(AutoModel.from_pretrained(bert), TTLoraConfig()).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({key: tensor.double().fill_(entry) for key, tensor in load_file(file).items()}, file)
+    with pytest.raises(UserError, match="query' is not finite: the training diverged, or the file is damaged"):
+        round_adapter(read_adapter(tmp_path), r=2)

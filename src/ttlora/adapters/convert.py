@@ -10,9 +10,9 @@ from peft import PeftType
 from peft.utils.other import get_pattern_key
 from torch import Tensor
 
-from ttlora.adapters.read import FLOATING, MODEL_PREFIX, Adapter
-from ttlora.adapters.round import TrainAdapter, approximate, write_ranks
-from ttlora.errors import UserError
+from ttlora.adapters.read import MODEL_PREFIX, Adapter
+from ttlora.adapters.round import TrainAdapter, approximate, require_finite, write_ranks
+from ttlora.errors import UserError, printable
 from ttlora.tensor_train import TensorTrain
 from ttlora.tuners.tt_lora import TTLoraConfig, resolve_update
 from ttlora.tuners.tt_lora.config import write_shapes
@@ -73,6 +73,10 @@ def from_lora(
         UserError: It is of another method or of a variant of LoRA that is no ``s B A``, or the shape does not fit.
     """
     lora = _require_plain(adapter)
+    if strange := [key for key in adapter.others if ".ttlora_" in key]:
+        raise UserError(
+            f"{adapter.folder} holds '{printable(strange[0])}' beside its factors, which is no part of LoRA"
+        )
     factors = {name: _factors(adapter, lora, name) for name in adapter.modules}
     try:
         config = TTLoraConfig(
@@ -86,6 +90,8 @@ def from_lora(
         raise UserError(str(error)) from None
     write_shapes(config, dims, sizes, dict.fromkeys(sizes, "linear"))
     exact = {name: TensorTrain.from_factors(A, B, dims[name].dims) for name, (A, B) in factors.items()}
+    for name, train in exact.items():
+        require_finite(name, train)
     rounded = {
         name: train if r is None and not tolerance else train.round(r, tolerance) for name, train in exact.items()
     }
@@ -128,23 +134,18 @@ def _factors(adapter: Adapter, lora: Any, name: str) -> tuple[Tensor, Tensor]:
     wanted = {"A.weight", "B.weight"}
     if extra := tensors.keys() - wanted:
         raise UserError(f"'{name}' has lora_{min(extra)}, which is no part of plain LoRA on a linear layer")
-    if missing := wanted - tensors.keys():
-        raise UserError(f"'{name}' has no lora_{min(missing)}: {adapter.weights_file} is damaged")
     infos = [adapter.modules[name][tensors[role]] for role in sorted(wanted)]
-    if (
-        any(len(info.shape) != 2 or info.dtype not in FLOATING for info in infos)
-        or 0 in infos[0].shape + infos[1].shape
-    ):
-        shown = " and ".join(f"{info.dtype} of sizes {list(info.shape)}" for info in infos)
-        raise UserError(f"the factors of '{name}' are {shown}, not two matrices: only linear layers can be imported")
-    (r, _), (_, columns) = (info.shape for info in infos)
-    told = lora.rank_pattern.get(get_pattern_key(list(lora.rank_pattern), name), lora.r)
-    if not r == columns == told:
-        raise UserError(f"the factors of '{name}' have the ranks {r} and {columns}, and the config says {told}")
+    if any(len(info.shape) != 2 for info in infos):
+        shown = " and ".join(str(list(info.shape)) for info in infos)
+        raise UserError(
+            f"the factors of '{name}' have the sizes {shown} and are not two matrices: only linear layers can be "
+            "imported"
+        )
     A, B = (adapter.load(tensors[role]).double() for role in sorted(wanted))
     if not (torch.isfinite(A).all() and torch.isfinite(B).all()):
         raise UserError(f"the factors of '{name}' are not finite: the training diverged, or the file is damaged")
-    alpha = lora.alpha_pattern.get(get_pattern_key(list(lora.alpha_pattern), name), lora.lora_alpha)
+    r, pattern = len(A), lora.alpha_pattern or {}
+    alpha = pattern.get(get_pattern_key(list(pattern), name), lora.lora_alpha)
     return A, B * (alpha / (math.sqrt(r) if lora.use_rslora else r))
 
 

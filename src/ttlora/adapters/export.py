@@ -28,6 +28,9 @@ from ttlora.errors import UserError
 from ttlora.tuners.tt_lora import TTLoraConfig, saved_kind, saved_update
 from ttlora.tuners.tt_lora.config import saved_sizes
 
+# Far above the rows of any vocabulary; a file of a few cores can claim any size, and factors take memory by it.
+LARGEST_SIDE = 2**24
+
 
 @dataclass(frozen=True)
 class Lora:
@@ -85,6 +88,11 @@ def _require_plain(adapter: Adapter, config: TTLoraConfig) -> None:
         kind = saved_kind(config, name)
         if len(sizes := saved_sizes(config, name)) == 3:
             kind = f"stack of {sizes[0]} experts"
+        if max(sizes) > LARGEST_SIDE:
+            raise UserError(
+                f"'{name}' is {' x '.join(map(str, sizes))} by the config of {adapter.folder}, larger than any layer: "
+                "the config is damaged"
+            )
         if kind != "linear":
             raise UserError(
                 f"'{name}' cannot go into a plain LoRA adapter for serving, which holds linear layers alone: it is a "

@@ -6,7 +6,10 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from ttlora.errors import UserError, one_line
+from ttlora.errors import UserError, one_line, printable
+
+FLOATING = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+OTHERS = ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL", "C64")
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,20 @@ class TensorInfo:
         """The number of its entries."""
         return math.prod(self.shape)
 
+    @property
+    def is_floating(self) -> bool:
+        """Whether its entries are floating-point numbers."""
+        return self.dtype in FLOATING
+
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
     """The tensors of a safetensors file; the library itself holds sizes and offsets against the file's length.
 
     Raises:
-        UserError: The file is not there or damaged, or a name in it could not be shown.
+        UserError: The file is not there or damaged, or a name or format in it is none of an adapter.
     """
+    if file.exists() and not file.is_file():
+        raise UserError(f"{file} is no file")
     if not file.is_file():
         pickle = file.with_suffix(".bin")
         hint = f"; {pickle.name} is a pickle, which can run code and is not read" if pickle.exists() else ""
@@ -47,5 +57,8 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         ) from error
     # a terminal obeys control characters, and keys are shown
     if unprintable := [key for key in infos if not key.isprintable()]:
-        raise UserError(f"{file} names a tensor {unprintable[0]!r}, which is no name of a module")
+        raise UserError(f"{file} names a tensor {printable(repr(unprintable[0]), 200)}, which is no name of a module")
+    for key, info in infos.items():
+        if info.dtype not in FLOATING + OTHERS:
+            raise UserError(f"{file} holds '{printable(key)}' in the format {info.dtype}, which is none of adapters")
     return infos

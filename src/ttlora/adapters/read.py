@@ -1,27 +1,26 @@
 """Read an adapter folder of PEFT, whoever wrote it: nothing is loaded before everything fits together."""
 
-import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
+from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from safetensors import safe_open
 from torch import Tensor
 
+from ttlora.adapters.config import read_config
+from ttlora.adapters.fit import check_tensors
 from ttlora.adapters.header import TensorInfo, read_header
-from ttlora.errors import UserError, one_line
-from ttlora.tuners.tt_lora import TTLoraConfig, saved_update
+from ttlora.errors import UserError, one_line, printable
+from ttlora.tuners.tt_lora import TTLoraConfig
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 MODEL_PREFIX = "base_model.model."
-FLOATING = ("F64", "F32", "F16", "BF16")
 
-# Far above any real config, and little enough to look at without harm.
-LARGEST_CONFIG = 2**24
+Modules = dict[str, dict[str, TensorInfo]]
 
 
 @dataclass(frozen=True)
@@ -62,29 +61,28 @@ def read_adapter(path: str | Path) -> Adapter:
     Raises:
         UserError: There is no adapter, a file is damaged, or the tensors are not those that the config describes.
     """
-    folder = _find_folder(Path(path).expanduser())
-    config = _read_config(folder / CONFIG_NAME)
-    infos = read_header(folder / WEIGHTS_NAME)
-    prefix = "." + PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type]
-    modules: dict[str, dict[str, TensorInfo]] = {}
-    others: dict[str, TensorInfo] = {}
-    for key, info in sorted(infos.items(), key=lambda item: _with_numbers(item[0])):
-        if prefix in key:
-            modules.setdefault(key.removeprefix(MODEL_PREFIX).partition(prefix)[0], {})[key] = info
-        elif config.is_prompt_learning and "." not in key:
-            modules.setdefault("", {})[key] = info
-        else:
-            others[key] = info
+    try:
+        folder = _find_folder(Path(os.path.expanduser(path)))
+        config = read_config(folder / CONFIG_NAME)
+        file = folder / WEIGHTS_NAME
+        infos = read_header(file)
+    except OSError as error:
+        raise UserError(f"{error.filename or path} cannot be read: {error.strerror}") from None
+    modules, others = _by_module(file, config, infos)
     if not modules:
         raise UserError(
-            f"{folder / WEIGHTS_NAME} holds no tensor of {config.peft_type.value}, the method that {CONFIG_NAME} "
-            "names: the two files belong to different adapters"
+            f"{file} holds no tensor of {config.peft_type.value}, the method that {CONFIG_NAME} names: the two files "
+            "belong to different adapters"
         )
-    if isinstance(config, TTLoraConfig):
-        for module, tensors in modules.items():
-            for key, info in tensors.items():
-                _check_cores(folder / WEIGHTS_NAME, config, module, key, info)
+    try:
+        check_tensors(config, {name: _by_part(name, tensors) for name, tensors in modules.items()})
+    except ValueError as error:
+        raise UserError(f"{folder} is damaged: {one_line(error)}") from error
     return Adapter(folder, config, modules, others)
+
+
+def _by_part(module: str, tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    return {key.removeprefix(MODEL_PREFIX).removeprefix(f"{module}."): info for key, info in tensors.items()}
 
 
 def require_tt_lora(adapter: Adapter, command: str) -> TTLoraConfig:
@@ -119,38 +117,37 @@ def _find_folder(path: Path) -> Path:
     raise UserError(f"'{path}' holds no {CONFIG_NAME}, so it is no adapter of PEFT{hint}")
 
 
-def _read_config(file: Path) -> Any:
-    if file.stat().st_size > LARGEST_CONFIG:
-        raise UserError(f"{file} has {file.stat().st_size:,} bytes, too many for the config of an adapter")
-    try:
-        values = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} is damaged: {one_line(error)}") from error
-    method = values.get("peft_type") if isinstance(values, dict) else None
-    if method not in list(PEFT_TYPE_TO_CONFIG_MAPPING):
-        raise UserError(f"{file} names the method {method!r}, which neither ttlora nor this version of PEFT knows")
-    try:
-        config = PeftConfig.from_peft_type(**values)  # type: ignore[no-untyped-call]
-        base = config.base_model_name_or_path
-        if base is not None and not (isinstance(base, str) and base.isprintable()):
-            raise ValueError(f"base_model_name_or_path={base!r} is no name of a model")
-        return config
-    except Exception as error:  # values of a wrong type make configs stumble in any way
-        raise UserError(f"{file} is no config of {method}: {one_line(error)}") from error
+def _by_module(file: Path, config: Any, infos: Mapping[str, TensorInfo]) -> tuple[Modules, dict[str, TensorInfo]]:
+    """The adapter's tensors by module, and all others.
 
-
-def _check_cores(file: Path, config: TTLoraConfig, module: str, key: str, info: TensorInfo) -> None:
-    if len(info.shape) != 1 or info.dtype not in FLOATING:
-        raise UserError(f"{file}: '{key}' is no vector of cores but {info.dtype} of sizes {list(info.shape)}")
-    try:
-        shape = saved_update(config, module).shape
-    except ValueError as error:
-        raise UserError(f"{file.with_name(CONFIG_NAME)}: {one_line(error)}") from error
-    if info.shape != (shape.parameters,):
-        raise UserError(
-            f"{file}: the cores of '{module}' have {info.parameters:,} entries, but shape {list(shape.dims)} of ranks "
-            f"{list(shape.ranks)} in {CONFIG_NAME} has {shape.parameters:,}: the two files belong to different adapters"
-        )
+    Raises:
+        UserError: A name stands for no module, or two for the same tensor.
+    """
+    prefix = "." + PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type]
+    modules: Modules = {}
+    others: dict[str, TensorInfo] = {}
+    names: set[str] = set()
+    for key, info in sorted(infos.items(), key=lambda item: _with_numbers(item[0])):
+        name = key.removeprefix(MODEL_PREFIX)
+        if name in names:
+            raise UserError(f"{file} holds '{printable(name)}' twice, with and without {MODEL_PREFIX}")
+        names.add(name)
+        if 0 in info.shape:
+            raise UserError(
+                f"{file}: '{printable(key)}' has no entries (sizes {list(info.shape)}): where several processes share "
+                "the weights, as DeepSpeed's ZeRO-3 does, they have to be gathered before they are saved"
+            )
+        if config.is_prompt_learning and "." not in key:
+            modules.setdefault("", {})[key] = info
+            continue
+        module, found, _ = f".{name}".partition(prefix)
+        if found and not module:
+            raise UserError(f"{file}: '{printable(key)}' names no module of a model")
+        if found:
+            modules.setdefault(module[1:], {})[key] = info
+        else:
+            others[key] = info
+    return modules, others
 
 
 def _with_numbers(key: str) -> list[tuple[int, str]]:

@@ -1,6 +1,7 @@
 """An adapter at smaller TT-ranks, and what that costs."""
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -55,8 +56,8 @@ class TrainAdapter:
     @property
     def relative_error(self) -> float:
         """``√Σ ‖ΔW - ΔW'‖² / √Σ ‖ΔW‖²`` over all modules."""
-        norm = sum(module.norm**2 for module in self.modules) ** 0.5
-        return sum(module.error**2 for module in self.modules) ** 0.5 / norm if norm else 0.0
+        norm = math.hypot(*(module.norm for module in self.modules))
+        return math.hypot(*(module.error for module in self.modules)) / norm if norm else 0.0
 
 
 def round_adapter(adapter: Adapter, r: int | None = None, tolerance: float = 0.0) -> TrainAdapter:
@@ -68,15 +69,19 @@ def round_adapter(adapter: Adapter, r: int | None = None, tolerance: float = 0.0
         tolerance: Bound on the relative error of each module's update, as long as ``r`` does not bind.
 
     Raises:
-        UserError: It is of another method, its cores are not finite, or no rank is above ``r``.
+        UserError: It is of another method, an update is not finite or has a scale of 0, or no rank is above ``r``.
     """
     config = require_tt_lora(adapter, "round")
     keys = {name: key for name, (key,) in adapter.modules.items()}
     trains = {}
     for name, key in keys.items():
-        trains[name] = saved_update(config, name).acting_train(adapter.load(key).double())
-        if not torch.isfinite(trains[name].flat).all():
-            raise UserError(f"the cores of '{name}' are not finite: the training diverged, or the file is damaged")
+        update = saved_update(config, name)
+        if not update.scale:
+            raise UserError(
+                f"the update of '{name}' has the scale 0 (alpha): it is zero, and there is nothing to round"
+            )
+        trains[name] = update.acting_train(adapter.load(key).double())
+        require_finite(name, trains[name])
     largest = max(max(train.shape.ranks) for train in trains.values())
     if r is not None and r >= largest:
         raise UserError(f"--r is {r}, and the adapter's largest TT-rank is {largest}: there is nothing to round")
@@ -91,6 +96,20 @@ def round_adapter(adapter: Adapter, r: int | None = None, tolerance: float = 0.0
         tensors[key], module = approximate(config, name, rounded[name], dtype, of=trains[name], parameters=before)
         modules.append(module)
     return TrainAdapter(config, tensors, modules)
+
+
+def require_finite(name: str, train: TensorTrain) -> None:
+    """Refuse a train with which nothing can be computed.
+
+    Args:
+        name: The module's name.
+        train: Its train.
+
+    Raises:
+        UserError: Entries are not finite, or so large that the norm is not.
+    """
+    if not math.isfinite(train.norm().item()):
+        raise UserError(f"the update of '{name}' is not finite: the training diverged, or the file is damaged")
 
 
 def _bounds(shape: TTShape, r: int | None) -> list[int]:
