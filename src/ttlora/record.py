@@ -1,14 +1,16 @@
 """The result record: what one run measured. A run writes it; experiments and reports read it."""
 
 import json
-import math
+import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ttlora.whole_files import write_json
 
 SCHEMA = 1
+# no run counts further
+LARGEST_COUNT = 2**63
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +101,8 @@ class Record:
             ValueError: The file holds no record of this schema; the message names the file and what is wrong.
         """
         try:
-            content = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
+            content = json.loads(path.read_text("utf-8"), parse_constant=_finite, parse_float=_finite)
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is no result record: {error}") from None
         if not isinstance(content, dict):
             raise ValueError(f"{path} is no result record: it holds a {type(content).__name__}, not an object")
@@ -118,9 +120,22 @@ class Record:
             raise ValueError(f"{path} is no result record: {error}") from None
 
 
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value is a finite number, and no integer larger than any of those."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _finite(text: str) -> float:
+    """A number from JSON, which Python reads more of than there are."""
+    value = float(text)
+    if not is_number(value):
+        raise ValueError(f"it holds {text}, which is no finite number")
+    return value
+
+
 def _has_type(value: object, expected: Any) -> bool:
     if expected is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGEST_COUNT
     if expected is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return is_number(value)
     return isinstance(value, getattr(expected, "__origin__", expected))

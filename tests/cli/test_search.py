@@ -111,8 +111,22 @@ def test_a_folder_that_holds_something_is_refused(bert, data, tmp_path, capsys):
     (tmp_path / "out" / "trials" / "0001").mkdir(parents=True)
     assert main(["search", "--config", config, "--output", str(tmp_path / "out")]) == 2
     assert "add --resume" in capsys.readouterr().err
-    assert main(["search", "--config", config, "--output", str(tmp_path / "out"), "--resume"]) == 2
-    assert "search.json is damaged" in capsys.readouterr().err
+    trial = {"name": "0001", "settings": {"r": 2}, "parameters": 5}
+    for content in (
+        "mine",
+        "[" * 100_000,
+        {"asked": 5, "trials": []},
+        {"asked": {}, "trials": 5},
+        {"asked": {}, "trials": [5]},
+        {"asked": {}, "trials": [{**trial, "name": "../../other"}]},
+        {"asked": {}, "trials": [{**trial, "settings": 5}]},
+        {"asked": {}, "trials": [{**trial, "parameters": "many"}]},
+    ):
+        (tmp_path / "out" / "search.json").write_text(content if isinstance(content, str) else json.dumps(content))
+        assert main(["search", "--config", config, "--output", str(tmp_path / "out"), "--resume"]) == 2
+        error = capsys.readouterr().err
+        assert "search.json is damaged" in error
+        assert error.count("\n") == 1
 
 
 def test_dry_run_tells_the_space_and_does_nothing(bert, data, tmp_path, capsys):

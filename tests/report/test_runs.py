@@ -4,8 +4,8 @@ import os
 import pytest
 
 from report.records import write_failure, write_run
-from ttlora.errors import UserError
-from ttlora.report.runs import find_runs, printable
+from ttlora.errors import UserError, printable
+from ttlora.report.runs import find_runs
 from ttlora.report.settings import without_repeats
 
 

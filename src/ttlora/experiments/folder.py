@@ -53,7 +53,7 @@ class ComparisonFolder:
         planned = {run.name for run in runs}
         try:
             before = {entry["run"] for entry in json.loads(self.plan.read_text("utf-8"))["runs"]}
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             before = planned  # nothing to compare with
         begun = sorted(folder.name for folder in self.runs.iterdir()) if self.runs.is_dir() else []
         return [run for run in runs if run.name not in before], [name for name in begun if name not in planned]
@@ -121,7 +121,7 @@ def read_failure(path: Path) -> str:
     """The error that stands in a failed run's file."""
     try:
         return str(json.loads(path.read_text("utf-8"))["error"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return f"an error that cannot be told: {path} is damaged"
 
 

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from ttlora.errors import printable
 from ttlora.report.rows import Column, Mean, Row
-from ttlora.report.runs import Run, printable
+from ttlora.report.runs import Run
 from ttlora.report.settings import file_names, group_by_settings, model_names, task_key
 
 # the paper's names, in the order of its Tables I and II

@@ -8,11 +8,12 @@ from typing import Any
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from ttlora.errors import printable
 from ttlora.report.comparison import OURS, Comparison
 from ttlora.report.drawing import Mark, Picture, chosen, label_of, marks, new_figure, render, shown_rows
 from ttlora.report.formats import format_metric
 from ttlora.report.rows import Column, Row
-from ttlora.report.runs import Run, printable
+from ttlora.report.runs import Run
 
 MOST_COLUMNS = 3
 MOST_POINTS = 20

@@ -15,9 +15,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
+from ttlora.errors import printable
 from ttlora.report.comparison import OURS, Comparison
 from ttlora.report.rows import Row
-from ttlora.report.runs import printable
 
 MOST_LABELS = 16
 LONGEST_LABEL = 36

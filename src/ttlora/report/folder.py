@@ -1,16 +1,14 @@
 """The folder of a report: an earlier report in it is replaced as a whole, anything else is refused."""
 
-import os
 import re
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ttlora.errors import UserError
 from ttlora.report.drawing import Picture
 from ttlora.report.template import GENERATOR
+from ttlora.whole_files import names_in, whole_folder
 
 PAGE = "report.html"
 MARKDOWN = "tables.md"
@@ -40,10 +38,11 @@ class ReportFolder:
             return
         if not self.path.is_dir():
             raise UserError(f"output {self.path} is a file: name a folder that is empty or not there yet")
+        items = [self.path / name for name in names_in(self.path)]
         figure = rf"{FIGURES}/([^/]+-)?({'|'.join(self.figure_names)})\.(svg|png)"
         page = self.path / PAGE
         ours = page.is_file() and f'content="{GENERATOR}"' in _beginning(page)
-        for path in sorted(self.path.rglob("*")):
+        for path in (path for item in items for path in (item, *sorted(item.rglob("*")))):
             name = path.relative_to(self.path).as_posix()
             known = name in (PAGE, MARKDOWN, CSV, FIGURES) or re.fullmatch(figure, name)
             if not ours or not known:
@@ -56,9 +55,10 @@ class ReportFolder:
             The files.
 
         Raises:
-            UserError: The folder cannot be made, or holds other files.
+            UserError: The folder holds other files, or cannot be made.
+            RunError: The folder cannot be written.
         """
-        with self._replaced() as folder:
+        with whole_folder(self.path, PAGE, lambda _: self.require_replaceable()) as folder:
             for name, text in ((PAGE, page), (MARKDOWN, markdown), (CSV, csv)):
                 # a question mark for half characters, which JSON can hold and file names too
                 (folder / name).write_bytes(text.encode("utf-8", "replace"))
@@ -67,30 +67,6 @@ class ReportFolder:
                 (folder / FIGURES / f"{picture.name}.svg").write_text(picture.svg, "utf-8")
                 (folder / FIGURES / f"{picture.name}.png").write_bytes(picture.png)
         return tuple(sorted(path for path in self.path.rglob("*") if path.is_file()))
-
-    @contextmanager
-    def _replaced(self) -> Iterator[Path]:
-        """A temporary folder that takes the folder's place when the block has ended well, and goes if it has not."""
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        former = self.path.with_name(f".{self.path.name}.{os.getpid()}.former.tmp")
-        try:
-            temporary.mkdir(parents=True)
-        except OSError as error:
-            raise UserError(f"output folder {self.path} cannot be made: {error.strerror}") from None
-        try:
-            yield temporary
-            self.require_replaceable()
-            if self.path.exists():
-                self.path.rename(former)
-            try:
-                temporary.rename(self.path)
-            except OSError:
-                if former.exists():
-                    former.rename(self.path)
-                raise
-            shutil.rmtree(former, ignore_errors=True)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _beginning(page: Path) -> str:

@@ -13,6 +13,7 @@ from ttlora.report.page import render_page
 from ttlora.report.runs import Failure, find_runs
 from ttlora.report.settings import without_repeats
 from ttlora.report.tables import to_csv, to_markdown
+from ttlora.whole_files import require_writable
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def write_report(results: Sequence[str | Path], output: str | Path) -> Report:
     Raises:
         UserError: There is no record that can be read, or the output folder holds something else.
     """
-    folder = ReportFolder(Path(output).expanduser().absolute(), FIGURE_NAMES)
+    folder = ReportFolder(require_writable(output).absolute(), FIGURE_NAMES)
     folder.require_replaceable()
     found = find_runs(results)
     runs, repeated = without_repeats(found.runs)

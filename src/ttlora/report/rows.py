@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean, stdev
 
-from ttlora.report.runs import Run, printable
+from ttlora.errors import printable
+from ttlora.report.runs import Run
 from ttlora.report.settings import Settings, common_settings
 
 LOWER_IS_BETTER = ("perplexity",)

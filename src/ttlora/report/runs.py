@@ -1,20 +1,23 @@
 """What there is to report: finished runs, failed runs, and what could not be read, found under files and folders."""
 
 import json
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from ttlora.errors import UserError
+from ttlora.errors import UserError, printable
 from ttlora.record import Record
+from ttlora.record import is_number as is_finite
 
 RESULT = "result.json"
 FAILED = "failed.json"
 LOG = "log.jsonl"
 MOST_BYTES = 50 * 2**20
+MOST_OF_A_LINE = 300
+# means, spreads and the axes of figures can be computed of numbers up to here
+LARGEST_NUMBER = 1e100
 
 
 @dataclass(frozen=True)
@@ -80,13 +83,18 @@ def find_runs(results: Sequence[str | Path]) -> Found:
                 continue
             _require_small(path)
             record, modified = Record.read(path), path.stat().st_mtime
+            _require_drawable(path, record)
         except (OSError, ValueError, RecursionError) as error:
-            damaged.append(printable(str(error) if isinstance(error, ValueError) else f"{path}: {error}"))
+            damaged.append(
+                printable(str(error) if isinstance(error, ValueError) else f"{path}: {error}", MOST_OF_A_LINE)
+            )
             continue
         try:
             log = _read_log(path.with_name(LOG))
         except (OSError, ValueError, RecursionError) as error:
-            damaged.append(printable(f"{path.with_name(LOG)} is no log of a run, so there is no curve: {error}"))
+            damaged.append(
+                printable(f"{path.with_name(LOG)} is no log of a run, so there is no curve: {error}", MOST_OF_A_LINE)
+            )
             log = ()
         runs.append(Run(record, path, modified, log))
     if not runs:
@@ -94,17 +102,23 @@ def find_runs(results: Sequence[str | Path]) -> Found:
     return Found(tuple(runs), tuple(failures), tuple(damaged))
 
 
-def printable(text: str, longest: int = 300) -> str:
-    """Text from a file as one line without control characters, cut where it is very long."""
-    line = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
-    return line if len(line) <= longest else line[: longest - 1] + "…"
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value is a number that can be drawn."""
+    return is_finite(value) and abs(value) <= LARGEST_NUMBER
+
+
+def _require_drawable(path: Path, record: Record) -> None:
+    numbers = {"validation_loss": record.validation_loss, "train_seconds": record.train_seconds}
+    for name, value in {**record.metrics, **numbers, "seconds_per_step": record.seconds_per_step}.items():
+        if not is_number(value):
+            raise ValueError(f"{path} is no result record: {name}={value!r} is more than any run measures")
 
 
 def _find_files(results: Sequence[str | Path]) -> Iterator[Path]:
     """Records and failures, each once; a failure beside a record has been mended since."""
     seen = set()
     for name in results:
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))
         if not path.exists():
             raise UserError(f"{name} is not there: name result.json files, or folders that hold them")
         for file in [path] if path.is_file() else _search(path):
@@ -138,7 +152,7 @@ def _read_failure(path: Path) -> Failure:
         raise ValueError(f"{path} tells of no failed run: it needs method, model, task, seed and error")
     method = content.get("label") or content["method"]
     values = (method, *(content[key] for key in ("model", "task", "seed", "error")), path.parent)
-    return Failure(*(printable(str(value)) for value in values))
+    return Failure(*(printable(str(value), MOST_OF_A_LINE) for value in values))
 
 
 def _read_log(path: Path) -> tuple[Mapping[str, float], ...]:
@@ -147,17 +161,13 @@ def _read_log(path: Path) -> tuple[Mapping[str, float], ...]:
     _require_small(path)
     entries = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
     for entry in entries:
-        if not isinstance(entry, dict) or not _is_number(entry.get("epoch")):
+        if not isinstance(entry, dict) or not is_number(entry.get("epoch")):
             raise ValueError(f"{printable(str(entry), 60)} names no epoch")
     return tuple(_numbers(entry) for entry in entries)
 
 
 def _numbers(entry: Mapping[str, Any]) -> Mapping[str, float]:
-    return {name: value for name, value in entry.items() if _is_number(value)}
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return {name: value for name, value in entry.items() if is_number(value)}
 
 
 def _nothing(results: Iterable[str | Path], failures: Sequence[Failure], damaged: Sequence[str]) -> str:

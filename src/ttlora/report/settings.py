@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ttlora.errors import printable
 from ttlora.record import Record
-from ttlora.report.runs import Run, printable
+from ttlora.report.runs import Run
 
 # what a recipe says about where, on what and with which random numbers, but not how
 NO_SETTINGS = {

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from ttlora.errors import printable
 from ttlora.report.formats import counted, format_seconds, format_size
 from ttlora.report.runs import Run
 from ttlora.strict_yaml import dump
@@ -44,6 +45,7 @@ def render_template(name: str, **content: Any) -> str:
         counted=counted,
         drawn=lambda picture: Markup(picture.svg),
         generator=GENERATOR,
+        printable=printable,
         recipes=_recipes,
         seconds=format_seconds,
         size=format_size,

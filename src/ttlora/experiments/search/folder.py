@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ttlora.errors import UserError
+from ttlora.errors import UserError, one_line
 from ttlora.experiments.folder import names_of, read_failure
 from ttlora.finetune.folder import RunFolder, content_of, locked
 from ttlora.finetune.recipe import Recipe
@@ -136,11 +136,16 @@ class SearchFolder:
         """
         try:
             content = json.loads(self.plan.read_text("utf-8"))
-            return {"asked": dict(content["asked"]), "trials": [dict(trial) for trial in content["trials"]]}
+            for trial in content["trials"]:
+                # the name becomes that of a folder
+                kinds = {"name": str, "settings": dict, "parameters": int}
+                if not all(isinstance(trial[key], kind) for key, kind in kinds.items()) or not trial["name"].isalnum():
+                    raise ValueError(f"it holds the trial {trial!r:.80}")
+            return {"asked": dict(content["asked"]), "trials": content["trials"]}
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{self.plan} is damaged: {error}; name another folder as --output") from None
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise UserError(f"{self.plan} is damaged: {one_line(error)}; name another folder as --output") from None
 
     def write_plan(self, asked: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> None:
         """Write down what was asked and which trials there are."""

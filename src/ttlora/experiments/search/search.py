@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ttlora.errors import UserError
+from ttlora.errors import UserError, one_line
 from ttlora.experiments.search.config import SearchPlan
 from ttlora.experiments.search.folder import SearchFolder, Trial
 from ttlora.experiments.search.space import Candidate, Space
@@ -34,7 +34,10 @@ class Search:
         if before is not None:
             _require_same(before["asked"], plan.asked, folder)
             for trial in before["trials"]:
-                self._add(trial["name"], trial["settings"], trial["parameters"])
+                try:
+                    self._add(trial["name"], trial["settings"], trial["parameters"])
+                except (TypeError, ValueError) as error:
+                    raise UserError(f"{folder.plan} is damaged: {one_line(error)}; name another as --output") from None
 
     def trial(self, candidate: Candidate) -> Trial:
         """The trial of a candidate, which is a new one unless the search has it already."""

@@ -112,7 +112,14 @@ def finished_epochs(trial: Trial) -> int:
 
 
 def validations(trial: Trial) -> list[dict[str, float]]:
-    """What was measured after each epoch, oldest first."""
+    """What was measured after each epoch, oldest first.
+
+    Raises:
+        UserError: The log is damaged.
+    """
     path = trial.folder.log
-    lines = path.read_text("utf-8").splitlines() if path.exists() else []
-    return [entry for entry in map(json.loads, lines) if LOSS in entry]
+    try:
+        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+        return [entry for entry in map(json.loads, lines) if LOSS in entry]
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {one_line(error)}; remove {path.parent} to do the trial again") from None

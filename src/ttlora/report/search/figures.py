@@ -25,11 +25,12 @@ from ttlora.report.drawing import (
 )
 from ttlora.report.formats import format_metric
 from ttlora.report.labels import Label, place_labels
+from ttlora.report.runs import is_number
 from ttlora.report.search.answer import Answer
 from ttlora.report.search.curves import draw_curves
 from ttlora.report.search.importance import Importances
 from ttlora.report.search.panels import draw_importances, draw_losses, number_ticks
-from ttlora.report.search.trials import Search, Trial, is_number, number_text
+from ttlora.report.search.trials import Search, Trial, number_text
 
 FIGURE_NAMES = ("pareto-front", "importance", "loss-by-setting", "loss-by-category", "validation-loss")
 MOST_ALPHAS = 8

@@ -11,7 +11,8 @@ from numpy import ndarray
 from sklearn.ensemble import RandomForestRegressor
 
 from ttlora.report.formats import counted
-from ttlora.report.search.trials import Search, Trial, differing, is_number, setting_text
+from ttlora.report.runs import is_number
+from ttlora.report.search.trials import Search, Trial, differing, setting_text
 
 FEWEST_TRIALS = 8
 TREES = 200

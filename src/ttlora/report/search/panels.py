@@ -11,8 +11,9 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
 
 from ttlora.report.drawing import COLOURS, OUR_COLOUR, Picture, new_figure, render
+from ttlora.report.runs import is_number
 from ttlora.report.search.importance import Importances
-from ttlora.report.search.trials import Search, Trial, is_number, number_text, setting_text
+from ttlora.report.search.trials import Search, Trial, number_text, setting_text
 
 MOST_CHOICES = 8
 MOST_CATEGORIES = 24

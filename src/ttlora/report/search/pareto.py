@@ -34,7 +34,8 @@ def smallest_within_a_point(trials: Sequence[Trial]) -> Trial:
     """The smallest adapter whose score is at most a point (0.01) below the best, or 1 % where scores have no points."""
     best = highest(trials)
     slack = ONE_POINT if _has_points(best) else ONE_POINT * abs(best.merit)
-    return min((trial for trial in trials if trial.merit >= best.merit - slack - ROUNDING), key=_size)
+    least = min(best.merit, best.merit - slack - ROUNDING)  # a huge whole number is less than itself minus a little
+    return min((trial for trial in trials if trial.merit >= least), key=_size)
 
 
 def smallest_reaching(trials: Iterable[Trial], target: float) -> Trial | None:

@@ -12,6 +12,7 @@ from ttlora.report.search.page import render_page
 from ttlora.report.search.pareto import front
 from ttlora.report.search.tables import to_csv, to_markdown
 from ttlora.report.search.trials import Search, Trial, read_search
+from ttlora.whole_files import require_writable
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def write_search_report(
         UserError: There is no record that can be read, the records are of several models or tasks, or the output folder
             holds something else.
     """
-    folder = ReportFolder(Path(output).expanduser().absolute(), FIGURE_NAMES)
+    folder = ReportFolder(require_writable(output).absolute(), FIGURE_NAMES)
     folder.require_replaceable()
     search = read_search(results)
     best = front(search.trials)

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from ttlora.report.formats import counted, format_metric, format_seconds, format_size
+from ttlora.report.runs import is_number
 from ttlora.report.search.answer import Answer
 from ttlora.report.search.importance import Importances
-from ttlora.report.search.trials import Search, Trial, is_number, setting_text
+from ttlora.report.search.trials import Search, Trial, setting_text
 from ttlora.report.settings import METHOD_NAMES, value_text
 from ttlora.report.tables import Entry, Table, csv_text, escaped, failure_table, markdown_table
 

@@ -1,19 +1,18 @@
 """The trials of a search: runs on one task and one model, and the settings in which they differ."""
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
-from ttlora.errors import UserError
+from ttlora.errors import UserError, printable
 from ttlora.record import Record
 from ttlora.report.comparison import OURS, task_columns
 from ttlora.report.rows import BYTES_PER_PARAMETER, LOWER_IS_BETTER, Column
-from ttlora.report.runs import Failure, Run, find_runs, printable
+from ttlora.report.runs import Failure, Run, find_runs, is_number
 from ttlora.report.settings import (
     FIRST_SETTINGS,
     METHOD_NAMES,
@@ -164,11 +163,6 @@ def differing(trials: Sequence[Trial]) -> tuple[str, ...]:
         for name in sorted(names, key=lambda name: (order.get(name, len(order)), name))
         if len({value_text(trial.settings.get(name)) for trial in trials}) > 1
     )
-
-
-def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether a setting's value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def setting_text(value: Any) -> str:
