@@ -1,7 +1,10 @@
 """The commands that make something of a trained adapter: merge, export, import, round."""
 
 import json
+import os
 import shutil
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -264,5 +267,74 @@ def test_an_interrupted_merge_leaves_nothing(tt, tmp_path, ttlora, monkeypatch):
 
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", fail)
     outcome = ttlora("merge", tt, "--output", tmp_path / "out")
-    assert (outcome.status, outcome.err) == (1, "ttlora: error: [Errno 28] No space left on device\n")
+    assert (outcome.status, outcome.err) == (
+        1,
+        f"ttlora: error: {tmp_path / 'out'} cannot be written to: No space left on device\n",
+    )
     assert not list(tmp_path.iterdir())
+
+
+def test_a_terminated_merge_leaves_nothing(tt, tmp_path, ttlora, monkeypatch):
+    from transformers import PreTrainedModel
+
+    def terminate(self: Any, folder: Path) -> None:
+        (Path(folder) / "model.safetensors").write_text("half")
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", terminate)
+    outcome = ttlora("merge", tt, "--output", tmp_path / "parent" / "out")
+    assert (outcome.status, outcome.err) == (143, "ttlora: error: interrupted\n")
+    assert not list(tmp_path.iterdir())
+
+
+WRITERS = {"export": (), "round": ("--r", 2), "merge": (), "import": ()}
+
+
+@pytest.mark.parametrize("command", WRITERS)
+@pytest.mark.parametrize("there", [False, True])
+def test_a_full_disk_is_one_line(command, there, tt, lora, tmp_path, ttlora):
+    import resource  # Unix has it alone
+
+    output = tmp_path / "out"
+    if there:
+        output.mkdir()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
+    try:
+        outcome = ttlora(command, lora if command == "import" else tt, "--output", output, *WRITERS[command])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (outcome.status, outcome.out) == (1, "")
+    assert outcome.err == f"ttlora: error: {output} cannot be written to: File too large\n"
+    assert [path.name for path in tmp_path.rglob("*")] == (["out"] if there else [])
+
+
+@pytest.mark.parametrize("command", WRITERS)
+def test_the_current_folder_is_filled(command, tt, lora, tmp_path, ttlora, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outcome = ttlora(command, lora if command == "import" else tt, "--output", ".", *WRITERS[command])
+    assert (outcome.status, outcome.err) == (0, "")
+    marker = "config.json" if command == "merge" else "adapter_config.json"
+    assert {marker, "model.safetensors" if command == "merge" else "adapter_model.safetensors"} <= set(os.listdir())
+    assert not [name for name in os.listdir() if name.startswith(".")]
+
+
+@pytest.mark.parametrize("command", WRITERS)
+def test_outputs_that_cannot_be_made(command, tt, lora, tmp_path, ttlora, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "nothing").symlink_to("nowhere")
+    # the work does not begin
+    monkeypatch.setattr("ttlora.adapters.read.read_header", lambda file: pytest.fail("it was read"))
+    for output, part in {
+        "": "the output has no name",
+        "file/out": f"{tmp_path / 'file'} is no folder",
+        "nothing": "nothing is a link to nothing",
+        "nothing/out": f"{tmp_path / 'nothing'} is no folder",
+        "n" * 300: "File name too long",
+        "/proc/out": "output /proc/out cannot be made: ",
+    }.items():
+        outcome = ttlora(command, lora if command == "import" else tt, "--output", output, *WRITERS[command])
+        assert_one_line(outcome, part)
+    assert sorted(os.listdir()) == ["file", "nothing"]

@@ -1,15 +1,19 @@
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from conftest import command
+from safetensors import SafetensorError
 
 from ttlora.cli import main as cli
 from ttlora.cli.main import COMMANDS, main
-from ttlora.errors import UserError
+from ttlora.errors import RunError, UserError
 
 
 def test_overview_names_every_command(capsys):
@@ -59,7 +63,14 @@ def test_help_of_every_command(name, capsys):
     ("error", "status", "line"),
     [
         (UserError("the shape\nis wrong"), 2, "ttlora: error: the shape is wrong"),
-        (OSError(28, "No space left on device", "out"), 1, "ttlora: error: [Errno 28] No space left on device: 'out'"),
+        (OSError(28, "No space left on device", "out"), 1, "ttlora: error: out: No space left on device"),
+        (OSError(28, "No space left on device"), 1, "ttlora: error: stdout: No space left on device"),
+        (OSError(5, "Input/output error"), 1, "ttlora: error: Input/output error"),
+        (RunError("the disk is full"), 1, "ttlora: error: the disk is full"),
+        (SafetensorError("I/O error: oh (os error 2)"), 1, "ttlora: error: No such file or directory"),
+        (MemoryError(), 1, "ttlora: error: out of memory: this machine has too little for it"),
+        (UserError("a name \x1b[2J\r of control"), 2, "ttlora: error: a name [2J of control"),
+        (UserError("long " * 1000), 2, f"ttlora: error: {'long ' * 199}long…"),
         (KeyboardInterrupt(), 130, "ttlora: error: interrupted"),
         (KeyError("x"), 1, "ttlora: error: unexpected KeyError: 'x' (TTLORA_TRACEBACK=1 shows where)"),
     ],
@@ -94,3 +105,78 @@ def test_reader_that_leaves_early_is_no_error():
 def test_json_is_all_of_stdout(capsys):
     assert main(["plan", "--model", "roberta-base", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["adapter_parameters"] == 21888
+
+
+def in_shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    script, *_ = command()
+    return subprocess.run(
+        ["/bin/sh", "-c", f"exec {script} {line}"], capture_output=True, text=True, env={**os.environ, **environment}
+    )
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_stdout(unbuffered):
+    done = in_shell("--help > /dev/full", PYTHONUNBUFFERED=unbuffered)
+    assert (done.returncode, done.stderr) == (1, "ttlora: error: stdout: No space left on device\n")
+
+
+def test_closed_streams():
+    done = in_shell("--help >&-")
+    line = "ttlora: error: stdout is closed: send it to a file, or to /dev/null\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+    done = in_shell("nonsense 2>&-")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+    done = in_shell("--help <&- >&- 2>&-")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+
+
+def test_a_current_folder_that_is_gone(tmp_path):
+    (tmp_path / "gone").mkdir()
+    line = "plan --model roberta-base"
+    script, *_ = command()
+    shell = f"cd {tmp_path / 'gone'} && rmdir {tmp_path / 'gone'} && exec {script} {line}"
+    done = subprocess.run(["/bin/sh", "-c", shell], capture_output=True, text=True)
+    assert done.stderr == "ttlora: error: the current folder is gone: change to one that is there\n"
+    assert done.returncode == 2
+
+
+def test_signs_that_stdout_cannot_show(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert main(["plan", "--model", "roberta-base"]) == 0
+    assert b"out \\xd7 in" in stream.buffer.getvalue()
+
+
+def test_a_narrow_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1")
+    assert main(["plan", "--model", "roberta-base"]) == 0
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_signals_end_it_as_ctrl_c_does(name, status, capsys, monkeypatch):
+    number = getattr(signal, name)
+    cleaned = []
+
+    def work(*_):
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)  # a terminal that is closed sends several
+            cleaned.append(True)
+
+    monkeypatch.setattr(cli, "_call", work)
+    assert main(["plan"]) == status
+    assert cleaned
+    assert capsys.readouterr().err == "ttlora: error: interrupted\n"
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr(cli, "_call", lambda *_: os.kill(os.getpid(), signal.SIGHUP) or 0)
+        assert main(["plan"]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ttlora.errors import UserError
+from ttlora.whole_files import require_writable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,7 +61,7 @@ def compare(
     if path != Path(os.path.expanduser(config)):
         _say(f"{config}: the recipe that comes with ttlora, {path}")
     comparison = Comparison.read(path)
-    folder = ComparisonFolder(Path(output or path.stem).expanduser().absolute())
+    folder = ComparisonFolder(require_writable(path.stem if output is None else output).absolute())
     folder.require_usable()
     runs = plan_runs(comparison, folder.runs)
     if dry_run:

@@ -33,7 +33,8 @@ def export(
 
     from ttlora.adapters.export import to_lora
     from ttlora.adapters.read import WEIGHTS_NAME, read_adapter
-    from ttlora.adapters.write import require_free, write_adapter
+    from ttlora.adapters.write import write_adapter
+    from ttlora.whole_files import require_free
 
     path = require_free(output)
     content = read_adapter(adapter)

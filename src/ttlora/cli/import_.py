@@ -40,8 +40,8 @@ def import_(
 
     from ttlora.adapters.convert import from_lora
     from ttlora.adapters.read import read_adapter
-    from ttlora.adapters.write import require_free
     from ttlora.finetune.recipe import parse_shape
+    from ttlora.whole_files import require_free
 
     path = require_free(output)
     result = from_lora(read_adapter(lora), parse_shape(shape), r, tolerance or 0.0, getattr(torch, dtype))

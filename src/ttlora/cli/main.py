@@ -1,16 +1,21 @@
 """The command `ttlora`: finds the subcommand, reads its flags, and turns what goes wrong into one line."""
 
+import errno
 import importlib
+import io
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from keyword import iskeyword
 
-from ttlora.errors import UserError
+from ttlora.errors import RunError, UserError, out_of_memory, printable, system_error
 
 
 @dataclass(frozen=True)
@@ -49,26 +54,115 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Subcommand and flags; None: those of the process.
 
     Returns:
-        The exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted.
+        The exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted, 128 and its number for another signal.
     """
+    complaint = _open_streams()
+    if complaint:
+        return _fail(complaint, 2)
+    with _signals_as_interrupts() as received:
+        status = _guarded(list(sys.argv[1:] if argv is None else argv))
+    return 128 + received[0] if received else status
+
+
+def _guarded(arguments: list[str]) -> int:
+    """Run a subcommand, and turn what goes wrong into one line."""
     try:
-        status = _run(list(sys.argv[1:] if argv is None else argv))
+        status = _run(arguments)
         sys.stdout.flush()
     except UserError as error:
         return _fail(str(error), 2)
+    except RunError as error:
+        return _fail(str(error), 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except BrokenPipeError:
-        # whoever read our output has had enough; Python would complain once more when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # whoever read our output has had enough
+        _drop_stdout()
         return 1
-    except OSError as error:
-        return _fail(str(error), 1)
     except Exception as error:
         if os.environ.get("TTLORA_TRACEBACK"):
             raise
-        return _fail(f"unexpected {type(error).__name__}: {error} (TTLORA_TRACEBACK=1 shows where)", 1)
+        return _fail(_told(error), 1)
     return status
+
+
+def _told(error: Exception) -> str:
+    """What went wrong, with the file and the cause where the system knows them."""
+    if (cause := system_error(error)) is not None:
+        why = cause.strerror or str(cause)
+        if cause.filename is not None:
+            return f"{os.fsdecode(cause.filename)}: {why}"
+        # all that is written by name fails with its name
+        full = cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        return f"stdout: {why}" if _drop_stdout() or full else why
+    if out_of_memory(error):
+        return "out of memory: this machine has too little for it"
+    return f"unexpected {type(error).__name__}: {error} (TTLORA_TRACEBACK=1 shows where)"
+
+
+def _drop_stdout() -> bool:
+    """Stop writing to a stdout that takes nothing more, of which Python would complain once more at exit.
+
+    Returns:
+        Whether it is such a one.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
+def _open_streams() -> str | None:
+    """Make the streams such that printing to them fails neither for a closed one nor for a sign that it cannot show.
+
+    A file that is opened while a stream is closed would take its place, and whatever is printed.
+
+    Returns:
+        What is wrong with them.
+    """
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull)  # noqa: SIM115, it stays open
+    had_stdout = sys.stdout is not None
+    if not had_stdout:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    return None if had_stdout else "stdout is closed: send it to a file, or to /dev/null"
+
+
+@contextmanager
+def _signals_as_interrupts() -> Iterator[list[int]]:
+    """Let a signal that ends the process end it as Ctrl-C does, so that nothing half-written stays.
+
+    What comes with `nohup` stays as it is: signals that are ignored.
+
+    Yields:
+        The signal that came, once it has come.
+    """
+    received: list[int] = []
+
+    def interrupt(number: int, _: object) -> None:
+        # the end of a terminal sends several; what the first began is not to be disturbed
+        if not received:
+            received.append(number)
+            raise KeyboardInterrupt
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    ours = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        ours = []
+    for number in ours:
+        signal.signal(number, interrupt)
+    try:
+        yield received
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _run(arguments: list[str]) -> int:
@@ -109,6 +203,10 @@ def _overview() -> str:
 
 def _call(name: str, arguments: list[str]) -> int:
     """Import the command, read its flags and call it."""
+    try:
+        os.getcwd()
+    except OSError:
+        raise UserError("the current folder is gone: change to one that is there") from None
     from ttlora.cli.flags import parse
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -138,7 +236,8 @@ def _quieten_libraries() -> None:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"ttlora: error: {' '.join(message.split())}", file=sys.stderr)
+    with suppress(OSError):  # there is nobody left to tell
+        print(f"ttlora: error: {printable(message)}", file=sys.stderr, flush=True)
     return status
 
 

@@ -33,7 +33,7 @@ def merge(adapter: str, *, output: str, model: str | None = None, json: bool = F
     from ttlora.adapters.companions import copy_processors
     from ttlora.adapters.merge import merge_adapter
     from ttlora.adapters.read import MODEL_PREFIX, read_adapter
-    from ttlora.adapters.write import new_folder, require_free
+    from ttlora.whole_files import require_free, whole_folder
 
     path = require_free(output)
     content = read_adapter(adapter)
@@ -43,7 +43,7 @@ def merge(adapter: str, *, output: str, model: str | None = None, json: bool = F
     options = {"revision": content.config.revision if model is None else None}
     base, tokenizer = _load(content, name, options)
     merged = merge_adapter(content, base)
-    with new_folder(path) as folder:
+    with whole_folder(path, last="config.json") as folder:
         merged.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)

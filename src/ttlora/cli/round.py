@@ -25,7 +25,7 @@ def round(
 
     from ttlora.adapters.read import read_adapter
     from ttlora.adapters.round import round_adapter
-    from ttlora.adapters.write import require_free
+    from ttlora.whole_files import require_free
 
     path = require_free(output)
     write_and_report(round_adapter(read_adapter(adapter), r, tolerance or 0.0), path, json)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttlora.errors import UserError
+from ttlora.whole_files import require_writable
 
 if TYPE_CHECKING:
     from ttlora.experiments.search.config import SearchPlan
@@ -61,7 +62,7 @@ def search(
     from ttlora.experiments.search.space import Space
 
     plan = SearchPlan.read(path).override(trials, max_adapter_size, target_score)
-    folder = SearchFolder(Path(output or path.stem).expanduser().absolute())
+    folder = SearchFolder(require_writable(path.stem if output is None else output).absolute())
     space = Space.of(plan)
     if dry_run:
         _show_space(plan, space, json)

@@ -1,6 +1,5 @@
 """The output folder of a run: what stands in it, and who may write to it."""
 
-import errno
 import json
 import shutil
 from collections.abc import Iterator
@@ -11,16 +10,15 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 
-from ttlora.errors import RunError, UserError, one_line
+from ttlora.errors import UserError, one_line
 from ttlora.finetune.data import Split
 from ttlora.finetune.methods import Method
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
 from ttlora.finetune.weights import cast_weights
 from ttlora.record import Record
-from ttlora.whole_files import write_json
+from ttlora.whole_files import require_writable, write_json
 
 LOCK = ".lock"
 
@@ -55,37 +53,13 @@ def locked(path: Path, in_use: str) -> Iterator[None]:
         lock.release()
 
 
-@contextmanager
-def telling_of_disk(path: Path) -> Iterator[None]:
-    """Turn what the libraries say of a disk that takes no more into one line.
-
-    Args:
-        path: The folder that is written to.
-
-    Raises:
-        RunError: The disk is full, or cannot be written to.
-    """
-    try:
-        yield
-    except SafetensorError as error:
-        raise RunError(f"{path} cannot be written to: {one_line(error)}") from None
-    except RuntimeError as error:
-        # torch.save has nothing but a text
-        if "unexpected pos" not in str(error) and "PytorchStreamWriter" not in str(error):
-            raise
-        raise RunError(f"{path} cannot be written to: the disk may be full") from None
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO):
-            raise
-        raise RunError(f"{path} cannot be written to: {error.strerror}") from None
-
-
 def content_of(path: Path) -> list[str]:
     """What an output folder holds, apart from the lock and from files that are half written.
 
     Raises:
-        UserError: It is a file.
+        UserError: It is a file, or cannot be made.
     """
+    require_writable(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"output {path} is a file: name a folder that is empty or not there yet")
     names = [item.name for item in path.iterdir()] if path.exists() else []

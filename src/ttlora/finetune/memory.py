@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ttlora.errors import RunError
+from ttlora.errors import RunError, out_of_memory
 
 STATUS = Path("/proc/self/status")
 
@@ -50,7 +50,6 @@ def telling_of_memory() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # on a GPU it has a class of its own, in ordinary memory only a text
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        if out_of_memory(error):
             raise RunError("out of memory: lower --batch-size or --max-length") from None
         raise

@@ -12,7 +12,7 @@ import torch
 
 from ttlora.errors import UserError
 from ttlora.finetune.base import Base, load_base
-from ttlora.finetune.folder import RunFolder, telling_of_disk
+from ttlora.finetune.folder import RunFolder
 from ttlora.finetune.measure import cpu_threads, measure
 from ttlora.finetune.memory import peak_memory_bytes, reset_peak_memory, telling_of_memory
 from ttlora.finetune.methods import Method, count_parameters, find_method
@@ -23,6 +23,7 @@ from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
 from ttlora.finetune.training import Trained, find_trained, train
 from ttlora.record import Record
+from ttlora.whole_files import writing
 
 
 def run(recipe: Recipe, quiet: bool = False) -> Record:
@@ -49,7 +50,7 @@ def run(recipe: Recipe, quiet: bool = False) -> Record:
     if folder.result.exists():
         return _result_of_finished(folder)
     reset_peak_memory()
-    with telling_of_memory(), telling_of_disk(folder.path), cpu_threads(recipe.threads):
+    with telling_of_memory(), writing(folder.path), cpu_threads(recipe.threads):
         data = TaskData.read(recipe)
         base = load_base(recipe.model, data.task, recipe.seed, method.base_dtype)
         base = adapted(base, method, recipe)
@@ -96,7 +97,7 @@ def run_epoch(recipe: Recipe, prepared: Prepared) -> Record:
     data = prepared.data
     claimed = folder.claim(recipe, data.task, data.training, data.validation)
     reset_peak_memory()
-    with telling_of_memory(), telling_of_disk(folder.path), cpu_threads(recipe.threads), claimed:
+    with telling_of_memory(), writing(folder.path), cpu_threads(recipe.threads), claimed:
         trained = find_trained(folder)
         if trained is None or not trained.ended:
             base = _adapted_copy(prepared, method, recipe)
