@@ -1,8 +1,11 @@
+import io
 import json
+import sys
 
 import pytest
 from conftest import write_jsonl
 
+from ttlora.cli.main import main
 from ttlora.finetune.finished import FinishedRun
 
 
@@ -130,3 +133,14 @@ def test_output_that_is_made_in_the_meantime_stays(finished, rows, tmp_path, ttl
     assert outcome.status == 2
     assert "is there already" in outcome.err
     assert target.read_text() == "somebody's"
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_signs_that_stdout_cannot_show(flags, finished, tmp_path, monkeypatch):
+    file = write_jsonl(tmp_path / "rows.jsonl", [{"sentence": "the film was déjà vu 😀"}])
+    stream = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert main(["predict", str(finished), "--input", str(file), *flags]) == 0
+    content = json.loads(stream.buffer.getvalue())
+    (row,) = content["predictions"] if flags else [content]
+    assert row["sentence"] == "the film was déjà vu 😀"

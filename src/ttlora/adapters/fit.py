@@ -122,9 +122,9 @@ def _check_lora(config: Any, name: str, parts: Parts) -> None:
         pattern = config.rank_pattern or {}
         r = pattern.get(get_pattern_key(list(pattern), name), config.r)
         ranks = A.shape[0], B.shape[1]
-        # the factors of all experts stand in one
+        # the factors of all experts stand in one; a convolution in groups has a part of the ranks for each group
         fits = ranks[0] % r == 0 if config.target_parameters else ranks[0] == r
-        if ranks[0] != ranks[1] or not fits:
+        if not fits or ranks[0] % ranks[1] or (ranks[0] != ranks[1] and len(B.shape) == 2):
             raise ValueError(
                 f"the factors of '{name}' have the ranks {ranks[0]} and {ranks[1]}, and the config says {r}: the two "
                 "files belong to different adapters"

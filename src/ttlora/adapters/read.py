@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,15 @@ class Adapter:
         """The file with the tensors."""
         return self.folder / WEIGHTS_NAME
 
+    @cached_property
+    def _content(self) -> Any:
+        # opened once: every time, the names of all tensors are read
+        return safe_open(self.weights_file, framework="pt")
+
     def load(self, key: str) -> Tensor:
         """One tensor, on the CPU, as it was saved."""
-        with safe_open(self.weights_file, framework="pt") as file:
-            tensor: Tensor = file.get_tensor(key)
-            return tensor
+        tensor: Tensor = self._content.get_tensor(key)
+        return tensor
 
 
 def read_adapter(path: str | Path) -> Adapter:

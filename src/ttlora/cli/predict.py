@@ -1,5 +1,6 @@
 """`ttlora predict`: labels, or numbers, for new rows."""
 
+import codecs
 import json as json_format
 import os
 import sys
@@ -30,7 +31,9 @@ def predict(
     from ttlora.finetune.finished import FinishedRun
 
     rows = list(FinishedRun.load(directory, model).predict(Path(input)))
-    lines = [json_format.dumps(row, ensure_ascii=False, default=str) for row in rows]
+    # JSON has a way to write what stdout cannot show, and Python another one
+    plain = target is None and codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8"
+    lines = [json_format.dumps(row, ensure_ascii=plain, default=str) for row in rows]
     if target is not None:
         # once more: it may have been made in the meantime
         _require_free(target)
@@ -38,7 +41,7 @@ def predict(
         summary = {"rows": len(rows), "output": str(target)}
         print(json_format.dumps(summary) if json else f"{len(rows)} rows with predictions: {target}")
     elif json:
-        print(json_format.dumps({"rows": len(rows), "predictions": rows}, ensure_ascii=False, default=str))
+        print(json_format.dumps({"rows": len(rows), "predictions": rows}, ensure_ascii=plain, default=str))
     else:
         sys.stdout.writelines(f"{line}\n" for line in lines)
 
