@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
@@ -318,3 +319,17 @@ def test_a_config_of_many_megabytes(folder: Path) -> None:
     with (folder / CONFIG).open("wb") as file:
         file.truncate(2**24 + 1)
     refused(folder, "too many for the config of an adapter")
+
+
+def test_the_file_is_opened_once_however_many_tensors_are_asked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ttlora.adapters import read
+
+    opened = []
+    monkeypatch.setattr(read, "safe_open", lambda *args, **options: opened.append(args) or safe_open(*args, **options))
+    adapter = read_adapter(folder)
+    for tensors in adapter.modules.values():
+        for key in tensors:
+            adapter.load(key)
+    assert len(opened) == 1

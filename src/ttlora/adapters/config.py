@@ -3,8 +3,6 @@
 import dataclasses
 import enum
 import json
-import math
-import re
 import types
 import typing
 from collections.abc import Mapping
@@ -14,7 +12,8 @@ from typing import Any
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-from ttlora.errors import UserError, one_line, printable
+from ttlora.errors import UserError, one_line
+from ttlora.tuners.checks import is_number, require_pattern, shown
 
 # Far above any real config, and little enough to look at without harm.
 LARGEST_CONFIG = 2**24
@@ -42,9 +41,7 @@ def read_config(file: Path) -> Any:
     values = _read_values(file)
     method = values.get("peft_type") if isinstance(values, dict) else None
     if method not in list(PEFT_TYPE_TO_CONFIG_MAPPING):
-        raise UserError(
-            f"{file} names the method {_shown(method)}, which neither ttlora nor this version of PEFT knows"
-        )
+        raise UserError(f"{file} names the method {shown(method)}, which neither ttlora nor this version of PEFT knows")
     try:
         _check_fields(PEFT_TYPE_TO_CONFIG_MAPPING[method], values)
         return PeftConfig.from_peft_type(**values)  # type: ignore[no-untyped-call]
@@ -71,7 +68,7 @@ def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"it holds {_shown(repeated)} more than once")
+        raise ValueError(f"it holds {shown(repeated)} more than once")
     return values
 
 
@@ -94,10 +91,10 @@ def _check_fields(config_class: type, values: Mapping[str, Any]) -> None:
             hint = float  # PEFT names whole numbers, and takes others
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         if not _fits(value, hint) and not (type(value) is type(default) and value == default):
-            raise ValueError(f"{field.name}={_shown(value)} is not {_words(hint)}")
+            raise ValueError(f"{field.name}={shown(value)} is not {_words(hint)}")
         if field.name == "base_model_name_or_path" and not str(value).isprintable():
             # a terminal obeys control characters, and this name is shown
-            raise ValueError(f"{field.name}={_shown(value)} is no name of a model")
+            raise ValueError(f"{field.name}={shown(value)} is no name of a model")
         _check_patterns(field.name, value)
 
 
@@ -119,7 +116,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
     if hint is float:
-        return _is_finite(value)
+        return is_number(value)
     if hint is str:
         return isinstance(value, str)
     if hint is type(None):
@@ -131,13 +128,6 @@ def _fits(value: Any, hint: Any) -> bool:
     return True
 
 
-def _is_finite(value: Any) -> bool:
-    try:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:
-        return False
-
-
 def _check_patterns(name: str, value: Any) -> None:
     """Refuse what PEFT would take for a regular expression and cannot."""
     patterns = []
@@ -146,12 +136,8 @@ def _check_patterns(name: str, value: Any) -> None:
     elif name in ("target_modules", "exclude_modules") and isinstance(value, str):
         patterns = [value]
     for pattern in patterns:
-        try:
-            re.compile(pattern or "")
-        except (re.error, TypeError, OverflowError, RecursionError) as error:
-            raise ValueError(
-                f"{name} has {_shown(pattern)}, which is no name and no regular expression: {error}"
-            ) from None
+        if pattern is not None:
+            require_pattern(name, pattern)
 
 
 def _words(hint: Any) -> str:
@@ -165,7 +151,3 @@ def _words(hint: Any) -> str:
     if known in WORDS:
         return WORDS[known]
     return "text" if isinstance(hint, type) and issubclass(hint, enum.Enum) else "an object"
-
-
-def _shown(value: Any) -> str:
-    return printable(repr(value), 80)
