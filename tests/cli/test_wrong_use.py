@@ -11,7 +11,7 @@ import torch
 from conftest import command, sentiment_rows, write_jsonl
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 from ttlora.finetune import folder
 
@@ -272,3 +272,49 @@ def test_disk_that_is_full_ends_in_one_line(target, name, error, reason, bert, d
     assert not list((tmp_path / "out").glob("*.tmp"))
     monkeypatch.undo()
     assert ttlora("train", *flags, "--resume").status == 0
+
+
+def test_an_adapter_of_a_model_with_other_modules(finished, llama, ttlora):
+    outcome = ttlora("evaluate", finished, "--model", llama)
+    assert_one_line(outcome, "does not fit model", "the model has none of the modules that it adapts: query, value")
+
+
+def test_answers_that_leave_no_room_for_a_prompt(bert, llama, tmp_path, ttlora):
+    GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, n_positions=40, vocab_size=24)).save_pretrained(
+        tmp_path / "gpt2"
+    )
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(llama / file, tmp_path / "gpt2")
+    rows = write_jsonl(tmp_path / "rows.jsonl", [{"text": "the film", "label": "was great"}] * 4)
+    flags = ("--task", "file", "--train", rows, "--validation", rows, "--label-kind", "generation")
+    for count in (40, 100_000):
+        outcome = ttlora(
+            "train", "--model", tmp_path / "gpt2", *flags, "--output", tmp_path / "out", "--max-new-tokens", count
+        )
+        assert_one_line(
+            outcome, f"--max-new-tokens is {count}, and model", "takes 40 tokens, prompt and answer together"
+        )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["train", "compare", "search", "evaluate", "predict"])
+def test_several_processes(name, bert, data, finished, tmp_path, ttlora, monkeypatch):
+    """As torchrun starts them."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    (tmp_path / "c.yaml").write_text(f"models: [{bert}]\ntasks: [glue/sst2]\nmethods: [tt-lora]\ndata: {data}\n")
+    (tmp_path / "s.yaml").write_text(f"model: {bert}\ntask: glue/sst2\ndata: {data}\nspace: {{r: [1, 2]}}\n")
+    arguments = {
+        "train": ("--model", bert, "--task", "glue/sst2", "--data", data, "--output", tmp_path / "out"),
+        "compare": ("--config", tmp_path / "c.yaml", "--output", tmp_path / "out"),
+        "search": ("--config", tmp_path / "s.yaml", "--output", tmp_path / "out"),
+        "evaluate": (finished,),
+        "predict": (finished, "--input", data / "sst2" / "validation.jsonl"),
+    }
+    assert_one_line(
+        ttlora(name, *arguments[name]), "2 processes were started for one task", "start one, without torchrun"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_is_not_there(ttlora):
+    assert_one_line(ttlora("evaluate", "nowhere"), "nowhere is not there")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,7 +77,7 @@ def _load(adapter: Adapter, name: str, options: dict[str, Any]) -> tuple[Any, An
 
     from ttlora.hub import require_on_hub
 
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     options["local_files_only"] = True
     if folder.is_dir():
         if not (folder / "config.json").is_file():

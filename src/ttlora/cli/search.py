@@ -72,7 +72,9 @@ def search(
         raise UserError("ttlora search needs Ray Tune: python -m pip install 'ttlora[search]'")
     from ttlora.experiments.search.carry_out import carry_out
     from ttlora.experiments.search.search import Search
+    from ttlora.finetune.run import require_one_process
 
+    require_one_process()
     with folder.claim(resume):
         search = Search(plan, space, folder)
         for note in space.notes:

@@ -199,7 +199,7 @@ class RunFolder:
         if not self.result.is_file():
             if self.recipe.is_file():
                 raise UserError(f"{self.path} holds an unfinished run: go on with ttlora train ... --resume")
-            raise UserError(f"{self.path} holds no run of ttlora train")
+            raise UserError(f"{self.path} {'holds no run of ttlora train' if self.path.exists() else 'is not there'}")
         try:
             return Record.read(self.result)
         except (OSError, ValueError) as error:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
+from ttlora.errors import UserError
 from ttlora.finetune.base import Base
 from ttlora.finetune.data import Prompted, Split
 from ttlora.finetune.metrics import TEXT_METRICS, measure_metrics, measure_texts, measure_tokens
@@ -119,9 +120,7 @@ def generate(base: Base, split: Split, recipe: Recipe) -> list[str]:
         split: Prompts; answers are not looked at.
         recipe: Says how many tokens prompt and answer may have, and how many rows a batch has.
     """
-    tokenizer = base.tokenizer
-    # what the model takes has to hold the answer too
-    longest = max(base.longest_input(recipe.max_length + recipe.max_new_tokens) - recipe.max_new_tokens, 1)
+    tokenizer, longest = base.tokenizer, longest_prompt(base, recipe)
     prompts = []
     for given, place in zip(split.inputs, split.places, strict=True):
         ids = prompt_ids(given, base, place)
@@ -145,6 +144,21 @@ def generate(base: Base, split: Split, recipe: Recipe) -> list[str]:
         for index, answer in zip(chosen, answers, strict=True):
             written[index] = answer.strip()
     return written
+
+
+def longest_prompt(base: Base, recipe: Recipe) -> int:
+    """How many tokens a prompt may have, so that the model has room for the answer too.
+
+    Raises:
+        UserError: There is no room for a prompt.
+    """
+    room = base.longest_input(recipe.max_length + recipe.max_new_tokens) - recipe.max_new_tokens
+    if room < 1:
+        raise UserError(
+            f"--max-new-tokens is {recipe.max_new_tokens}, and model {base.name} takes {room + recipe.max_new_tokens} "
+            "tokens, prompt and answer together: lower it"
+        )
+    return room
 
 
 def _batches(lengths: Sequence[int], size: int, like_lengths: bool) -> Iterator[list[int]]:

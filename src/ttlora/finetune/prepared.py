@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ttlora.errors import UserError
 from ttlora.finetune.base import Base, load_base
 from ttlora.finetune.data import Split, load_data
+from ttlora.finetune.measure import longest_prompt
 from ttlora.finetune.methods import Method, in_head, virtual_tokens
 from ttlora.finetune.objectives import Objective, Rows, objective_of
 from ttlora.finetune.recipe import Recipe
@@ -70,11 +71,17 @@ class TaskData:
             UserError: The model is not there, or the recipe does not fit it.
         """
         base = adapted(load_base(recipe.model, self.task, on_meta=True), method, recipe)
-        return replace(self, encoded=self.encode(base, recipe.max_length))
+        return replace(self, encoded=self.encode(base, recipe))
 
-    def encode(self, base: Base, max_length: int) -> Encoded:
-        """The rows as token ids of a model."""
-        return Encoded.of(objective_of(self.task, base, max_length), self.training, self.validation)
+    def encode(self, base: Base, recipe: Recipe) -> Encoded:
+        """The rows as token ids of a model.
+
+        Raises:
+            UserError: The model can do nothing with a row, or has no room for the answers that the recipe asks for.
+        """
+        if self.task.kind == "generation":
+            longest_prompt(base, recipe)
+        return Encoded.of(objective_of(self.task, base, recipe.max_length), self.training, self.validation)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def run(recipe: Recipe, quiet: bool = False) -> Record:
         base = load_base(recipe.model, data.task, recipe.seed, method.base_dtype)
         base = adapted(base, method, recipe)
         # before anything is written: a row that the model can do nothing with ends the run
-        rows = data.encode(base, recipe.max_length)
+        rows = data.encode(base, recipe)
         claimed = folder.claim(recipe, data.task, data.training, data.validation)
         with claimed, ProgressReport(_shown_metric(data.task), quiet) as report:
             if folder.result.exists():
@@ -101,7 +101,7 @@ def run_epoch(recipe: Recipe, prepared: Prepared) -> Record:
         trained = find_trained(folder)
         if trained is None or not trained.ended:
             base = _adapted_copy(prepared, method, recipe)
-            rows = data.encoded or data.encode(base, recipe.max_length)
+            rows = data.encoded or data.encode(base, recipe)
             report = ProgressReport(_shown_metric(data.task), quiet=True)
             trained = train(base, method, data.task, rows, recipe, folder, report, epochs=1)
         if trained.ended:

@@ -1,6 +1,7 @@
 """A model without weights: every module in its place and of its size, on torch's meta device."""
 
 import difflib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def build_skeleton(model: str) -> Any:
 
 def _read_config(model: str) -> Any:
     """The config of a local folder or of a name on the hub, from the hub's cache if it is there."""
-    folder = Path(model).expanduser()
+    folder = Path(os.path.expanduser(model))
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise UserError(f"the folder '{model}' holds no config.json; name a folder with a saved transformers model")

@@ -3,10 +3,17 @@
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner
+from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
 
 from ttlora.tuners.targets import require_layers, require_modules, require_parameters
 from ttlora.tuners.tied import require_one_place, ties_embeddings, untie
+
+
+def _told(config: Any) -> str:
+    """The targets of a config, in one line."""
+    targets = config.target_modules
+    return targets if isinstance(targets, str) else ", ".join(sorted(targets or ()))
 
 
 class Tuner(BaseTuner):
@@ -34,10 +41,12 @@ class Tuner(BaseTuner):
             super().inject_adapter(model, adapter_name, *args, **kwargs)
             if not config.from_file:
                 self._check_adapted(adapter_name)
-        except Exception:
+        except Exception as error:
             self._take_out(model, adapter_name)
             for parameter in trainable:
                 parameter.requires_grad_(True)
+            if config.from_file and isinstance(error, NoMatchingPeftModuleError):
+                raise ValueError(f"the model has none of the modules that it adapts: {_told(config)}") from None
             raise
 
     def _check_adapted(self, adapter_name: str) -> None:
