@@ -1,26 +1,82 @@
-"""From a command's function to its flags, through jsonargparse, with errors of one line."""
+"""From a command's function to its flags: signature and docstring say what they are, and errors are one line."""
 
+import argparse
 import inspect
 import os
 import re
 import sys
 import typing
-from argparse import SUPPRESS, Action, ArgumentError
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_dumper
-
 from ttlora.errors import UserError
+from ttlora.finetune.recipe import Recipe
 from ttlora.strict_yaml import dump, read_mapping
 from ttlora.utf8 import half_character
 from ttlora.values import complaint, fits, kinds, shown, wanted
 
-# what --print-config prints, --config reads
-set_dumper("yaml", dump)
+HELP, CONFIG, PRINT_CONFIG = ("-h", "--help"), "--config", "--print-config"
+
+
+@dataclass(frozen=True)
+class _Flag:
+    """A parameter of a command as it is typed.
+
+    Attributes:
+        key: The parameter's name.
+        hint: Its type.
+        default: Its default, or `inspect.Parameter.empty`.
+        help: What its docstring says.
+        is_positional: Whether it is given without a flag.
+    """
+
+    key: str
+    hint: Any
+    default: Any
+    help: str
+    is_positional: bool = False
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return self.key.upper() if self.is_positional else f"--{self.key.replace('_', '-')}"
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it is a positional with many values."""
+        return self.is_positional and typing.get_origin(self.hint) is list
+
+    @property
+    def metavar(self) -> str:
+        """What stands for its value in the help."""
+        kind, *_ = kinds(self.hint)
+        if self.is_positional:
+            return self.name
+        for literal in kinds(self.hint):
+            if typing.get_origin(literal) is typing.Literal:
+                return "{" + ",".join(map(str, typing.get_args(literal))) + "}"
+        return {int: "N", float: "X"}.get(kind, self.key.rpartition("_")[2].upper())
+
+    def read(self, text: str) -> Any:
+        """The value of what was typed: where text is a value it stays as it is, to the letter.
+
+        Raises:
+            UserError: It is no value of the flag's type.
+        """
+        hint = typing.get_args(self.hint)[0] if self.is_list else self.hint
+        for kind in kinds(hint):
+            if kind in (int, float):
+                with suppress(ValueError):
+                    if abs(number := kind(text)) <= sys.float_info.max:
+                        return number
+        if fits(text, hint):
+            return text
+        raise UserError(f"{self.name} is {shown(text)}, and has to be {wanted(hint)}")
 
 
 def parse(
@@ -28,7 +84,8 @@ def parse(
 ) -> dict[str, Any] | None:
     """Read a command's arguments.
 
-    A function with ``**keywords`` takes them from a YAML file too, with ``--config``; flags go before the file.
+    A function with ``**recipe`` has the keys of a recipe as flags, too, and takes them from a YAML file with
+    ``--config``. Flags go before the file.
 
     Args:
         name: The command.
@@ -42,139 +99,110 @@ def parse(
     Raises:
         UserError: A flag or a value is wrong; the message names it.
     """
-    parser = _Parser(
-        positional,
-        prog=f"ttlora {name}",
-        usage=f"ttlora {name} {f'{positional.upper()} ' if positional else ''}[OPTIONS]",
-        description=_description(function),
-        formatter_class=_HelpFormatter,
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
-    takes_config = any(
-        parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(function).parameters.values()
-    )
-    if takes_config:
-        parser.add_argument(
-            "--config", action="config", help="YAML file with keys named as the flags; flags override it."
-        )
-    parser.add_function_arguments(function, as_group=False, as_positional=False)
+    flags = {flag.key: flag for flag in _flags_of(function, positional)}
+    takes_recipe = inspect.getfullargspec(function).varkw is not None
+    help_command = f"ttlora {name} --help"
     for argument in arguments:
         if half_character(argument):
             raise UserError(f"{argument!r} is not UTF-8 text")
-    config, flags = _split_config(parser, arguments, takes_config)
+    typed, config, wish = _read(list(flags.values()), takes_recipe, arguments, help_command)
+    if wish == "help":
+        _print_help(name, function, list(flags.values()), takes_recipe)
+        return None
+    values = {key: flag.default for key, flag in flags.items()}
     if config is not None:
-        _read_config(parser, config, f"ttlora {name} --help")
-    try:
-        values = parser.parse_args(flags)
-    except ArgumentError as error:
-        raise UserError(_explain(parser, str(error), f"ttlora {name} --help")) from None
-    except SystemExit as end:
-        if not end.code:
-            return None
-        raise
-    return {key: value for key, value in values.as_dict().items() if not (takes_config and key == "config")}
+        values |= _read_config(flags, config, help_command)
+    values |= typed
+    if wish == "config":
+        print(dump({key: value for key, value in values.items() if value is not inspect.Parameter.empty}), end="")
+        return None
+    if missing := [flags[key].name for key, value in values.items() if value is inspect.Parameter.empty]:
+        raise UserError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing: see {help_command}")
+    return values
 
 
-class _Parser(ArgumentParser):
-    """A parser with flags as people type them: hyphens, and switches without a value."""
-
-    def __init__(self, positional: str | None = None, **options: Any) -> None:
-        self.positional = positional
-        super().__init__(**options)
-
-    def add_argument(self, *names: str, **options: Any) -> Action:
-        key = names[0].lstrip("-")
-        hint = options.get("type") or getattr(options.get("action"), "_typehint", None)
-        if key == self.positional:
-            options.pop("required", None)
-            names = (key,)
-            if hint == list[str]:
-                options.pop("action", None)
-                options.update(type=str, nargs="+")
-                hint = str
-        elif names[0] != "--print_config":
-            names = tuple(name.replace("_", "-") for name in names)
-        if hint is bool:
-            del options["type"]
-            options["action"] = "store_true"
-        elif hint is not None:
-            options["metavar"] = _metavar(key, hint)
-            options.pop("action", None)
-            options["type"] = _reader(names[0] if names[0].startswith("-") else key.upper(), hint)
-        action: Action = super().add_argument(*names, **options)
-        action.hint = hint  # type: ignore[attr-defined]
-        return action
-
-
-class _HelpFormatter(DefaultHelpFormatter):
-    """Help that shows defaults where they say something, and no Python types."""
-
-    def _get_help_string(self, action: Action) -> str:
-        text = (action.help or "").rstrip(".")
-        if action.dest == "print_config":
-            return "print all of this as YAML for --config, and exit"
-        if action.required and action.option_strings:
-            return f"{text} (required)"
-        if action.default in (None, SUPPRESS) or action.default is False or "(default" in text:
-            return text
-        return f"{text} (default: {action.default})"
-
-
-def _description(function: Callable[..., Any]) -> str:
-    """The docstring up to its sections."""
-    return re.split(r"\n\s*(?:Args|Returns|Raises):", inspect.getdoc(function) or "")[0].strip()
-
-
-def _split_config(parser: _Parser, arguments: Sequence[str], takes_config: bool) -> tuple[str | None, list[str]]:
-    """The configuration file, if the parser takes one, and the other arguments with flags spelt as it knows them."""
-    config = None
-    rest: list[str] = []
-    queue = list(arguments)
-    while queue:
-        flag, equals, value = queue.pop(0).partition("=")
-        if flag.startswith("--") and flag not in parser._option_string_actions:
-            spellings = (flag.replace("_", "-"), flag.replace("-", "_").replace("__", "--", 1))
-            flag = next((spelling for spelling in spellings if spelling in parser._option_string_actions), flag)
-        if flag == "--config" and takes_config and (equals or queue):
-            if config is not None:
-                raise UserError("--config is there twice: flags go before a file, but no file goes before another")
-            config = value if equals else queue.pop(0)
-        elif equals or not queue or not _is_dashed_text(parser, flag, queue[0]):
-            rest.append(flag + equals + value)
+def _flags_of(function: Callable[..., Any], positional: str | None) -> Iterator[_Flag]:
+    hints, helps = typing.get_type_hints(function), _documented(function)
+    for key, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            yield from _flags_of(Recipe, None)
         else:
-            rest.append(f"{flag}={queue.pop(0)}")
-    return config, rest
+            yield _Flag(key, hints[key], parameter.default, helps.get(key, ""), key == positional)
 
 
-def _is_dashed_text(parser: _Parser, flag: str, following: str) -> bool:
-    """Whether what follows a flag is its value, though argparse would take it for a flag: -x, and - alone."""
-    action = parser._option_string_actions.get(flag)
-    dashed = following.startswith("-") and not following.startswith("--") and following != "-h"
-    return dashed and action is not None and action.nargs is None
+def _documented(function: Callable[..., Any]) -> dict[str, str]:
+    """What the docstring says of each argument."""
+    *_, section = re.split(r"\nArgs:\n", inspect.getdoc(function) or "", maxsplit=1)
+    entries: dict[str, list[str]] = {}
+    for line in section.splitlines():
+        if line and not line.startswith(" "):
+            break
+        if found := re.match(r" {4}\*{0,2}(\w+): (.*)", line):
+            entries[found[1]] = [found[2]]
+        elif entries and line.strip():
+            entries[next(reversed(entries))].append(line.strip())
+    return {key: " ".join(lines) for key, lines in entries.items()}
 
 
-def _explain(parser: _Parser, message: str, help_command: str) -> str:
-    """The complaint of jsonargparse in one line, which names the flag, the value and the way out."""
-    flags = {action.dest: action for action in parser._actions if action.dest != "help"}
-    if found := re.match(r"unrecognized arguments: (\S+)", message):
-        flag = found[1].partition("=")[0]
-        known = [option for action in flags.values() for option in action.option_strings]
-        close = get_close_matches(flag, known, n=1) if flag.startswith("-") else []
-        hint = f"did you mean {close[0]}?" if close else f"see {help_command}"
-        return f"{'unknown option' if flag.startswith('-') else 'unexpected argument'} {flag}: {hint}"
-    if found := re.match(r"the following arguments are required: (.+)", message):
-        names = [_shown(flags[key]) for key in found[1].split(", ")]
-        return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} missing: see {help_command}"
-    if found := re.match(r"argument (\S+): ignored explicit argument (.*)", message):
-        return f"{found[1]} takes no value, and was given {found[2]}"
-    if found := re.match(r"argument (\S+): expected", message):
-        return f"{found[1]} needs a value: see {help_command}"
-    return message
+def _read(
+    flags: Sequence[_Flag], takes_recipe: bool, arguments: Sequence[str], help_command: str
+) -> tuple[dict[str, Any], str | None, str]:
+    """The values that were typed, the configuration file, and whether "help" or "config" is what is wanted.
+
+    Raises:
+        UserError: An argument is none of the flags', or has no value, or a value too many.
+    """
+    options = {flag.name: flag for flag in flags if not flag.is_positional}
+    known = [*options, *HELP, *((CONFIG, PRINT_CONFIG) if takes_recipe else ())]
+    values: dict[str, Any] = {}
+    given: list[str] = []
+    config, wish = None, ""
+    queue = deque(arguments)
+    while queue:
+        argument = queue.popleft()
+        if not argument.startswith("-") or argument == "-" or " " in argument.partition("=")[0]:
+            given.append(argument)
+            continue
+        option, equals, value = argument.partition("=")
+        option = option.replace("_", "-") if option.startswith("--") else option
+        if option not in known:
+            close = get_close_matches(option, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"see {help_command}"
+            raise UserError(f"unknown option {argument.partition('=')[0]}: {hint}")
+        flag = options.get(option)
+        is_switch = flag.hint is bool if flag else option != CONFIG
+        if is_switch and equals:
+            raise UserError(f"{option} takes no value, and was given {value!r}")
+        if option in HELP:
+            return {}, None, "help"
+        if not is_switch and not equals:
+            if not queue or queue[0].startswith("--") or queue[0] in HELP:
+                raise UserError(f"{option} needs a value: see {help_command}")
+            value = queue.popleft()
+        if flag is not None:
+            values[flag.key] = True if is_switch else flag.read(value)
+        elif is_switch:
+            wish = "config"
+        elif config is not None:
+            raise UserError("--config is there twice: flags go before a file, but no file goes before another")
+        else:
+            config = value
+    return values | _positional(flags, given, help_command), config, wish
 
 
-def _read_config(parser: _Parser, config: str, help_command: str) -> None:
-    """Put the values of a YAML file in the place of the defaults.
+def _positional(flags: Sequence[_Flag], given: Sequence[str], help_command: str) -> dict[str, Any]:
+    flag = next((flag for flag in flags if flag.is_positional), None)
+    expected = 0 if flag is None else len(given) if flag.is_list else 1
+    if len(given) > expected:
+        raise UserError(f"unexpected argument {given[expected]}: see {help_command}")
+    if flag is None or not given:
+        return {}
+    values = [flag.read(text) for text in given]
+    return {flag.key: values if flag.is_list else values[0]}
+
+
+def _read_config(flags: dict[str, _Flag], config: str, help_command: str) -> dict[str, Any]:
+    """The values of a YAML file.
 
     Raises:
         UserError: It is none, or has a key or a value that is no flag's.
@@ -183,42 +211,41 @@ def _read_config(parser: _Parser, config: str, help_command: str) -> None:
     if not os.path.lexists(path):
         raise UserError(f"--config {config} is not there")
     content = read_mapping(Path(path), f"--config {config} holds no recipe in YAML")
-    hints = {action.dest: action.hint for action in parser._actions if getattr(action, "hint", None) is not None}
     for key, value in content.items():
-        if key not in hints:
-            close = get_close_matches(key, hints, n=1)
+        if key not in flags:
+            close = get_close_matches(key, flags, n=1)
             hint = f"did you mean {close[0]}?" if close else f"see {help_command}"
             raise UserError(f"--config {config}: unknown key {key!r}: {hint}")
-        if problem := complaint(key, value, hints[key]):
+        if problem := complaint(key, value, flags[key].hint):
             raise UserError(f"--config {config}: {problem}")
-    parser.set_defaults(content)
+    return content
 
 
-def _reader(flag: str, hint: Any) -> Callable[[Any], Any]:
-    """What makes a flag's value of the text that was typed: where text is a value it stays as it is, to the letter."""
-    types = kinds(hint)
-    numbers = [kind for kind in types if kind in (int, float)]
-
-    def read(text: Any) -> Any:
-        if not isinstance(text, str):
-            return text
-        for kind in numbers:
-            with suppress(ValueError):
-                if abs(number := kind(text)) <= sys.float_info.max:
-                    return number
-        if fits(text, hint):
-            return text
-        raise UserError(f"{flag} is {shown(text)}, and has to be {wanted(hint)}")
-
-    return read
-
-
-def _metavar(key: str, hint: Any) -> str:
-    for kind in kinds(hint):
-        if typing.get_origin(kind) is typing.Literal:
-            return "{" + ",".join(map(str, typing.get_args(kind))) + "}"
-    return {int: "N", float: "X"}.get(kinds(hint)[0], key.rpartition("_")[2].upper())
+def _print_help(name: str, function: Callable[..., Any], flags: Sequence[_Flag], takes_recipe: bool) -> None:
+    positional = "".join(f"{flag.name} " for flag in flags if flag.is_positional)
+    parser = argparse.ArgumentParser(
+        prog=f"ttlora {name}",
+        usage=f"ttlora {name} {positional}[OPTIONS]",
+        description=re.split(r"\n\s*(?:Args|Returns|Raises):", inspect.getdoc(function) or "")[0].strip(),
+    )
+    if takes_recipe:
+        parser.add_argument(CONFIG, help="YAML file with keys named as the flags; flags override it")
+        parser.add_argument(PRINT_CONFIG, action="store_true", help="print all of this as YAML for --config, and exit")
+    for flag in flags:
+        text = _help_of(flag).replace("%", "%%")
+        if flag.hint is bool:
+            parser.add_argument(flag.name, action="store_true", help=text)
+        else:
+            names = [flag.key] if flag.is_positional else [flag.name]
+            parser.add_argument(*names, metavar=flag.metavar, help=text)
+    parser.print_help()
 
 
-def _shown(action: Action) -> str:
-    return action.option_strings[0] if action.option_strings else action.dest.upper()
+def _help_of(flag: _Flag) -> str:
+    """What the docstring says, with the default where that says something."""
+    text = flag.help.rstrip(".")
+    if flag.default is inspect.Parameter.empty:
+        return text if flag.is_positional else f"{text} (required)"
+    if flag.default is None or flag.default is False or "(default" in text:
+        return text
+    return f"{text} (default: {flag.default})"
