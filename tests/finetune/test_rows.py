@@ -119,7 +119,7 @@ def test_a_chat_that_the_template_refuses(gpt2, tmp_path):
     tokenizer.save_pretrained(tmp_path / "model")
     turns = [{"role": "user", "content": "the film"}, {"role": "assistant", "content": "was great"}]
     rows = [{"chat": turns}, {"chat": [{"role": "system", "content": "a story"}, *turns]}]
-    keys = {"text_column": "chat", "label_kind": "generation"}
+    keys = {"text_column": "chat", "label_kind": "generation", "max_new_tokens": 2}
     with pytest.raises(
         UserError, match=r"train\.jsonl, line 2: the chat template .* refuses the chat: no system turns"
     ):
