@@ -1,13 +1,20 @@
-# make install   a virtual environment in .venv with pinned dependencies and ttlora, editable
-# make demo      fine-tune a real model on real text, a few minutes on two cores
-# make test      format, lint, types, import walls, tests
+# make install      a virtual environment in .venv with pinned dependencies and ttlora, editable
+# make demo         fine-tune a real model on real text, a few minutes on two cores
+# make test         format, lint, types, import walls, tests, the site
+# make docs         the site, into site/; a warning or a broken link is an error
+# make coverage     the tests, and the lines that they do not reach
+# make test-oldest  the tests with the oldest versions of the libraries that pyproject.toml claims
+# make test-newest  the tests with the newest that it allows
+# make release      sdist and wheel in dist/, checked
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
+# Material for MkDocs tells at every build what it thinks of the next MkDocs, which is not installed
+export NO_MKDOCS_2_WARNING = 1
 
-.PHONY: install demo test format clean
+.PHONY: install demo test docs coverage test-oldest test-newest release format clean
 
 install: $(VENV)/.installed
 
@@ -38,9 +45,36 @@ test: $(VENV)/.dev
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n 2
 
+docs: $(VENV)/.dev
+	$(BIN)/mkdocs build --strict
+
+coverage: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term-missing:skip-covered
+
+# tests/ecosystem tries other libraries, which pyproject.toml claims nothing about.
+test-oldest: $(VENV)-oldest/.installed
+	$(VENV)-oldest/bin/python -m pytest -n 2 --ignore=tests/ecosystem --ignore=tests/docs
+
+$(VENV)-oldest/.installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet -c constraints-oldest.txt -e '.[search,test]'
+	@touch $@
+
+test-newest: pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet -e '.[dev]'
+	$(VENV)-newest/bin/python -m pytest -n 2
+
+release: $(VENV)/.dev
+	rm -rf dist
+	$(BIN)/python -m pip install --quiet -c constraints.txt build twine
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python -m pytest -m release
+
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) demo-output
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest demo-output dist site .coverage*

@@ -1,0 +1,53 @@
+"""What is in dist/, after make release has built it. The one version of the project stands in pyproject.toml."""
+
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "ttlora"
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+DIST = ROOT / "dist"
+
+
+def ours() -> set[str]:
+    files = (path for path in SOURCE.rglob("*") if path.is_file() and path.suffix not in (".pyc", ".pyo"))
+    return {path.relative_to(SOURCE.parent).as_posix() for path in files}
+
+
+def test_files_that_name_the_version_name_the_same() -> None:
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))["version"] == VERSION
+    assert f"\n## {VERSION} - " in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+@pytest.mark.release
+def test_the_wheel_holds_the_package_and_nothing_else() -> None:
+    with zipfile.ZipFile(DIST / f"ttlora-{VERSION}-py3-none-any.whl") as wheel:
+        names = {name for name in wheel.namelist() if ".dist-info/" not in name}
+        metadata = wheel.read(f"ttlora-{VERSION}.dist-info/METADATA").decode()
+    assert names == ours()
+    for needed in ("ttlora/py.typed", "ttlora/recipes/deberta-glue.yaml", "ttlora/report/page.html.jinja"):
+        assert needed in names
+    assert f"\nVersion: {VERSION}\n" in metadata
+    assert "License-File: LICENSE" in metadata
+
+
+@pytest.mark.release
+def test_the_source_holds_what_builds_the_wheel() -> None:
+    with tarfile.open(DIST / f"ttlora-{VERSION}.tar.gz") as source:
+        names = {name.partition("/")[2] for name in source.getnames()}
+    assert {f"src/{name}" for name in ours()} <= names
+    rest = {name for name in names if not name.startswith("src/")}
+    assert rest == {
+        ".gitignore",
+        "CHANGELOG.md",
+        "CITATION.cff",
+        "LICENSE",
+        "PKG-INFO",
+        "README.md",
+        "pyproject.toml",
+    }
