@@ -5,10 +5,12 @@ A page takes in another file with a line of its own:
     {{ README.md }}                          the whole file, without its title
     {{ README.md: Switch from LoRA }}        the section below the heading that begins with these words
     {{ ttlora --help }}                      the help of all commands, as they print it
+    {{ import ttlora }}                      what the package gives, by kind
 
 So nothing stands in two places. Links of the text that is taken in are turned to where the site has their target.
 """
 
+import ast
 import os
 import re
 import subprocess
@@ -49,6 +51,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     markdown = TAKEN_IN.sub(lambda match: taken_in(match[1], match[2], here), markdown)
     if "{{ ttlora --help }}" in markdown:
         markdown = markdown.replace("{{ ttlora --help }}", commands())
+    if "{{ import ttlora }}" in markdown:
+        markdown = markdown.replace("{{ import ttlora }}", public_names())
     return markdown
 
 
@@ -101,3 +105,27 @@ def commands() -> str:
     return "\n\n".join(
         f"## ttlora {name}\n\n```text\n{text.strip()}\n```" for name, text in (part.split("\n", 1) for part in parts)
     )
+
+
+def public_names() -> str:
+    """Directives of mkdocstrings for all that `__all__` names, read from the source: importing it takes seconds."""
+    tree = ast.parse((ROOT / "src/ttlora/__init__.py").read_text("utf-8"))
+    lists = [
+        node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    ]
+    names = [name for name in ast.literal_eval(lists[0]) if not name.startswith("_")]
+    kinds = {
+        "Functions": [name for name in names if name.islower()],
+        "Recipes and configs": [name for name in names if not name.islower() and not name.endswith("Model")],
+        "Models": [name for name in names if name.endswith("Model")],
+    }
+    return "\n\n".join(
+        "\n\n".join([f"## {kind}", *(f"::: ttlora.{name}" for name in sorted(members, key=not_first))])
+        for kind, members in kinds.items()
+        if members
+    )
+
+
+def not_first(name: str) -> bool:
+    """TT-LoRA comes before what it is compared with."""
+    return not name.startswith("TTLora")
