@@ -7,10 +7,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "ttlora"
-VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+VERSION = PROJECT["version"]
 DIST = ROOT / "dist"
 
 
@@ -22,6 +27,21 @@ def ours() -> set[str]:
 def test_files_that_name_the_version_name_the_same() -> None:
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))["version"] == VERSION
     assert f"\n## {VERSION} - " in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+def test_the_oldest_versions_that_are_tested_are_those_that_are_claimed() -> None:
+    names = ("dependencies", *(extra for extra in EXTRAS if extra not in ("dev", "docs", "test")))
+    claims = {
+        canonicalize_name(requirement.name): next(
+            Version(one.version) for one in requirement.specifier if ">" in one.operator
+        )
+        for name in names
+        for requirement in map(Requirement, PROJECT["dependencies"] if name == "dependencies" else EXTRAS[name])
+        if requirement.name != "ttlora"
+    }
+    lines = (ROOT / "constraints-oldest.txt").read_text("utf-8").splitlines()
+    tested = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert {canonicalize_name(name): Version(version) for name, version in tested.items()} == claims
 
 
 @pytest.mark.release
