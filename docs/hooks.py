@@ -100,8 +100,7 @@ def commands() -> str:
     )
     if printed.returncode:
         raise ValueError(f"the commands' help: {printed.stderr}")
-    # jsonargparse takes a space back with a backspace
-    parts = re.sub(".\b", "", printed.stdout).split("\0")[1:]
+    parts = printed.stdout.split("\0")[1:]
     return "\n\n".join(
         f"## ttlora {name}\n\n```text\n{text.strip()}\n```" for name, text in (part.split("\n", 1) for part in parts)
     )

@@ -434,6 +434,10 @@ def test_training_moves_towards_a_target(mlp, config):
     assert losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) <= (2, 10),
+    reason="torch up to 2.10 cannot trace a frozen dataclass with computed fields",
+)
 def test_one_graph_for_the_compiler(mlp):
     model = get_peft_model(
         nn.Sequential(*mlp(), nn.LayerNorm(8)), BottleneckConfig(**TRAINS, target_modules=["0", "2"])
