@@ -40,13 +40,23 @@ def test_typo_gets_a_suggestion(capsys):
     assert capsys.readouterr().err == "ttlora: error: there is no command 'xyz': see ttlora --help\n"
 
 
+def test_a_program_of_the_commands_name_gets_the_methods(tmp_path):
+    """Importing registers, whatever the program is called."""
+    (tmp_path / "ttlora.py").write_text(
+        "import sys; sys.path.pop(0)\nimport ttlora, peft\nprint(peft.PeftType.TTLORA, ttlora.__version__)\n"
+    )
+    done = subprocess.run([sys.executable, tmp_path / "ttlora.py"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("PeftType.TTLORA 0.")
+
+
 @pytest.mark.parametrize("argument", ["--help", "--version", "trian"])
 def test_answers_without_importing_torch(argument):
     script = Path(sys.executable).with_name("ttlora")
     done = subprocess.run([sys.executable, "-X", "importtime", script, argument], capture_output=True, text=True)
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert "ttlora.cli.main" in imported
-    assert not imported & {"torch", "peft", "transformers", "jsonargparse", "numpy"}
+    assert "ttlora" not in imported
+    assert not imported & {"torch", "peft", "transformers", "numpy"}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import importlib.util
 import io
 import logging
 import os
@@ -25,20 +26,29 @@ class Command:
     Attributes:
         summary: What it does, in a few words.
         positional: Name of the parameter that is given without a flag.
+        extras: The extras of the package that it needs, keys of `EXTRAS`.
     """
 
     summary: str
     positional: str | None = None
+    extras: tuple[str, ...] = ()
 
+
+# what each extra brings that a command imports
+EXTRAS = {"train": ("datasets", "scipy", "sklearn"), "report": ("jinja2", "matplotlib"), "search": ("optuna", "ray")}
 
 COMMANDS = {
     "plan": Command("show what an adapter will cost, from a model's architecture alone"),
-    "train": Command("fine-tune a model with TT-LoRA or another method"),
-    "compare": Command("compare methods over models, tasks and seeds, from one YAML file"),
-    "search": Command("search for shapes, ranks, scales and learning rates, from one YAML file"),
-    "evaluate": Command("measure a finished run again, from its saved adapter", "directory"),
-    "predict": Command("label new rows with a finished run", "directory"),
-    "report": Command("compare finished runs: tables, figures, one page", "results"),
+    "train": Command("fine-tune a model with TT-LoRA or another method", extras=("train",)),
+    "compare": Command(
+        "compare methods over models, tasks and seeds, from one YAML file", extras=("train", "report")
+    ),
+    "search": Command(
+        "search for shapes, ranks, scales and learning rates, from one YAML file", extras=("train", "report", "search")
+    ),
+    "evaluate": Command("measure a finished run again, from its saved adapter", "directory", ("train",)),
+    "predict": Command("label new rows with a finished run", "directory", ("train",)),
+    "report": Command("compare finished runs: tables, figures, one page", "results", ("report",)),
     "inspect": Command("show what an adapter holds: shapes, ranks, parameters, norms", "adapter"),
     "merge": Command("write the base model with an adapter's update added", "adapter"),
     "export": Command("write an adapter as plain LoRA, for serving engines", "adapter"),
@@ -221,8 +231,24 @@ def _call(name: str, arguments: list[str]) -> int:
         values = parse(name, function, COMMANDS[name].positional, arguments)
         if values is None:
             return 0
+        _require_extras(name)
         _quieten_libraries()
         return function(**values) or 0
+
+
+def _require_extras(name: str) -> None:
+    """Refuse a command whose libraries are not installed.
+
+    Raises:
+        UserError: One is missing; the message says what brings it.
+    """
+    extras = COMMANDS[name].extras
+    missing = [library for extra in extras for library in EXTRAS[extra] if importlib.util.find_spec(library) is None]
+    if missing:
+        raise UserError(
+            f"ttlora {name} needs {', '.join(missing)}, which the core alone does not bring: "
+            f"python -m pip install 'ttlora[{','.join(extras)}]'"
+        )
 
 
 def _quieten_libraries() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json as json_format
 import os
 import sys
@@ -68,8 +67,6 @@ def search(
         _show_space(plan, space, json)
         return 0
     folder.require_usable(resume)
-    if importlib.util.find_spec("ray") is None:
-        raise UserError("ttlora search needs Ray Tune: python -m pip install 'ttlora[search]'")
     from ttlora.experiments.search.carry_out import carry_out
     from ttlora.experiments.search.search import Search
     from ttlora.finetune.run import require_one_process

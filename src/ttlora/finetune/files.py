@@ -7,9 +7,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-from pyarrow import parquet
-
 from ttlora.errors import UserError, one_line
 from ttlora.utf8 import read_utf8
 from ttlora.values import shown
@@ -108,6 +105,9 @@ def _next_record(reader: Any) -> list[str] | None:
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
+    import pyarrow
+    from pyarrow import parquet
+
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
