@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
-SOURCE = ROOT / "src" / "ttlora"
+SOURCE = ROOT / "src"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 VERSION = PROJECT["version"]
@@ -20,8 +20,8 @@ DIST = ROOT / "dist"
 
 
 def ours() -> set[str]:
-    files = (path for path in SOURCE.rglob("*") if path.is_file() and path.suffix not in (".pyc", ".pyo"))
-    return {path.relative_to(SOURCE.parent).as_posix() for path in files}
+    files = (path for path in (SOURCE / "ttlora").rglob("*") if path.is_file() and path.suffix not in (".pyc", ".pyo"))
+    return {"ttlora_command.py", *(path.relative_to(SOURCE).as_posix() for path in files)}
 
 
 def test_files_that_name_the_version_name_the_same() -> None:

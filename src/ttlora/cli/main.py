@@ -40,9 +40,7 @@ EXTRAS = {"train": ("datasets", "scipy", "sklearn"), "report": ("jinja2", "matpl
 COMMANDS = {
     "plan": Command("show what an adapter will cost, from a model's architecture alone"),
     "train": Command("fine-tune a model with TT-LoRA or another method", extras=("train",)),
-    "compare": Command(
-        "compare methods over models, tasks and seeds, from one YAML file", extras=("train", "report")
-    ),
+    "compare": Command("compare methods over models, tasks and seeds, from one YAML file", extras=("train", "report")),
     "search": Command(
         "search for shapes, ranks, scales and learning rates, from one YAML file", extras=("train", "report", "search")
     ),
