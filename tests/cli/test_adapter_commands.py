@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -293,9 +294,11 @@ WRITERS = {"export": (), "round": ("--r", 2), "merge": (), "import": ()}
 
 @pytest.mark.parametrize("command", WRITERS)
 @pytest.mark.parametrize("there", [False, True])
-def test_a_full_disk_is_one_line(command, there, tt, lora, tmp_path, ttlora):
+def test_a_full_disk_is_one_line(command, there, tt, lora, tmp_path, ttlora, monkeypatch):
     import resource  # Unix has it alone
 
+    # Python would cut short the bytecode of what is imported meanwhile, and others would read it
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     output = tmp_path / "out"
     if there:
         output.mkdir()
