@@ -25,16 +25,12 @@ def train(*, json: bool = False, **recipe: Any) -> int:
         The exit status.
     """
     asked = Recipe(**recipe)
-    from ttlora.errors import RunError
     from ttlora.finetune.run import run
 
     output = Path(os.path.expanduser(asked.output))
     finished = asked.resume and (output / "result.json").exists()
     try:
         record = run(asked)
-    except RunError as failure:
-        print(f"ttlora: error: {failure}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print(_after_interrupt(output), file=sys.stderr)
         return 130
