@@ -74,15 +74,24 @@ def load_base(
     except UserError:
         raise
     except Exception as error:  # a missing file, a damaged file, a missing library: each with an error of its own
-        reason = one_line(error)
-        if isinstance(error, UnpicklingError):
-            reason = "its weights are a pickle of more than tensors, which could run code"
-        elif "trust_remote_code" in reason:
-            reason = "it comes with code of its own, which ttlora does not run"
-        raise UserError(f"model {name} cannot be loaded: {reason}") from None
+        raise UserError(f"model {name} cannot be loaded: {why_not_loaded(error)}") from None
     _fit_vocabulary(adapter, model, name)
     missing = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     return model, sorted(missing - _trained(adapter).keys())
+
+
+def why_not_loaded(error: Exception) -> str:
+    """Why transformers has not loaded a model, in one line.
+
+    Args:
+        error: What it raised.
+    """
+    if isinstance(error, UnpicklingError):
+        return "its weights are a pickle of more than tensors, which could run code"
+    reason = one_line(error)
+    if "trust_remote_code" in reason:
+        return "it comes with code of its own, which ttlora does not run"
+    return reason
 
 
 def require_mergeable(adapter: Adapter) -> None:

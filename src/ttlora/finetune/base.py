@@ -10,8 +10,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from ttlora.adapters.base_model import why_not_loaded
 from ttlora.adapters.companions import is_made_up
-from ttlora.errors import UserError, one_line
+from ttlora.errors import UserError
 from ttlora.finetune.tasks import Task
 from ttlora.hub import require_on_hub
 
@@ -152,9 +153,7 @@ def _load(
         )
     except Exception as error:  # a missing file, a damaged file, a missing library: each with an error of its own
         purpose = "as a causal model" if task.is_causal else "for classification"
-        foreign = "trust_remote_code" in str(error)
-        reason = "it comes with code of its own, which ttlora does not run" if foreign else one_line(error)
-        raise UserError(f"model {source} cannot be loaded {purpose}: {reason}") from None
+        raise UserError(f"model {source} cannot be loaded {purpose}: {why_not_loaded(error)}") from None
     if model.dtype == torch.float16:
         model = model.to(torch.bfloat16)
     return Base(name, model, tokenizer, _find_head(name, model, report, task))

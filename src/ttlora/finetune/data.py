@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from decimal import Decimal
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class Split:
     def __len__(self) -> int:
         return len(self.inputs)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """A digest of all rows, in their order, with their labels."""
         digest = hashlib.sha256()

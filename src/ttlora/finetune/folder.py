@@ -18,7 +18,7 @@ from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
 from ttlora.finetune.weights import cast_weights
 from ttlora.record import Record
-from ttlora.whole_files import require_writable, write_json
+from ttlora.whole_files import names_in, require_writable, write_json
 
 LOCK = ".lock"
 
@@ -57,12 +57,12 @@ def content_of(path: Path) -> list[str]:
     """What an output folder holds, apart from the lock and from files that are half written.
 
     Raises:
-        UserError: It is a file, or cannot be made.
+        UserError: It is a file, or cannot be made or read.
     """
     require_writable(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"output {path} is a file: name a folder that is empty or not there yet")
-    names = [item.name for item in path.iterdir()] if path.exists() else []
+    names = names_in(path) if path.exists() else []
     return [name for name in names if name != LOCK and not name.endswith(".tmp")]
 
 

@@ -74,7 +74,7 @@ def _ever_finer(matrices: Matrices) -> Iterator[Matrices]:
         matrices = tuple(_rebuild(matrix, _split(matrix.dims, largest), 1) for matrix in matrices)
 
 
-def _split(dims: tuple[int, ...], largest: int) -> list[int]:
+def _split(dims: list[int], largest: int) -> list[int]:
     """Split each dim of this size into two near-equal ones, the larger towards the boundary, as in "auto"."""
     result: list[int] = []
     for index, k in enumerate(dims):
@@ -107,7 +107,7 @@ def _with_rank(matrices: Matrices, r: int) -> Matrices:
     return tuple(_rebuild(matrix, matrix.dims, r) for matrix in matrices)
 
 
-def _rebuild(matrix: MatrixPlan, dims: list[int] | tuple[int, ...], r: int) -> MatrixPlan:
+def _rebuild(matrix: MatrixPlan, dims: list[int], r: int) -> MatrixPlan:
     rows, columns, experts = matrix.shape.out_features, matrix.shape.in_features, matrix.experts
     if experts == 1:
         return replace(matrix, shape=TTShape.build(rows, columns, dims, r))

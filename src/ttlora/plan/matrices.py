@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from ttlora.tensor_train import TTShape
+from ttlora.tuners.tt_lora.config import asked_dims
 
 BYTES_16BIT = 2
 
@@ -31,10 +32,9 @@ class MatrixPlan:
         return self.count * self.shape.parameters
 
     @property
-    def dims(self) -> tuple[int, ...]:
-        """The dims as a config names them: without the expert's index, the last that runs over rows."""
-        dims, at = self.shape.dims, self.shape.boundary
-        return dims if self.experts == 1 or at is None else (*dims[: at - 1], *dims[at:])
+    def dims(self) -> list[int]:
+        """The dims as a config names them."""
+        return asked_dims(self.shape, self.experts > 1)
 
 
 def group_matrices(shapes: Iterable[tuple[str, TTShape, int]]) -> tuple[MatrixPlan, ...]:

@@ -261,7 +261,7 @@ def write_shapes(
     if any(kind != "linear" for kind in kinds.values()):
         written["weight_kinds"] = by_pattern(kinds)
     if config.shape == "auto" or "auto" in config.shape_pattern.values():
-        patterns = by_pattern({name: _asked_dims(shape, sizes[name]) for name, shape in shapes.items()})
+        patterns = by_pattern({name: asked_dims(shape, len(sizes[name]) == 3) for name, shape in shapes.items()})
         dims = list(patterns.values())
         if dims and not config.shape_pattern and all(other == dims[0] for other in dims):
             written["shape"] = dims[0]
@@ -272,9 +272,14 @@ def write_shapes(
         setattr(config, name, value)
 
 
-def _asked_dims(shape: TTShape, sizes: list[int]) -> list[int]:
-    """The dims as a config names them: without the expert's index, the last that runs over rows."""
-    if len(sizes) == 2:
+def asked_dims(shape: TTShape, of_experts: bool) -> list[int]:
+    """The dims as a config names them: without the expert's index, the last that runs over rows.
+
+    Args:
+        shape: The shape of a train.
+        of_experts: Whether it is that of a stack of experts.
+    """
+    if not of_experts:
         return list(shape.dims)
     assert shape.boundary is not None, "the expert's index stands at the boundary"
     return [*shape.dims[: shape.boundary - 1], *shape.dims[shape.boundary :]]
