@@ -10,8 +10,8 @@ LONGEST_LINE = 1000
 class UserError(Exception):
     """Something that the user asked for cannot be done as asked.
 
-    The message is one line that names the wrong value and the way out. The command line prints it without a traceback
-    and exits with status 2.
+    The message is one line that names the wrong value and the way out. Arguments stand in it in backticks, as in
+    "`batch_size` is 0"; the command line shows them as flags, without a traceback, and exits with status 2.
     """
 
 

@@ -1,11 +1,11 @@
 """The result record: what one run measured. A run writes it; experiments and reports read it."""
 
 import json
-import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
+from ttlora.values import is_number, is_whole
 from ttlora.whole_files import write_json
 
 SCHEMA = 1
@@ -120,11 +120,6 @@ class Record:
             raise ValueError(f"{path} is no result record: {error}") from None
 
 
-def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether a value is a finite number, and no integer larger than any of those."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
 def _finite(text: str) -> float:
     """A number from JSON, which Python reads more of than there are."""
     value = float(text)
@@ -135,7 +130,7 @@ def _finite(text: str) -> float:
 
 def _has_type(value: object, expected: Any) -> bool:
     if expected is int:
-        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGEST_COUNT
+        return is_whole(value) and abs(value) < LARGEST_COUNT
     if expected is float:
         return is_number(value)
     return isinstance(value, getattr(expected, "__origin__", expected))

@@ -1,11 +1,12 @@
 """Whether a value is of a key's type, what is wrong with it if not, and how values are shown."""
 
 import reprlib
+import sys
 import types
 import typing
 from collections.abc import Mapping
 from datetime import date
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 _REPR = reprlib.Repr()
 _REPR.maxlevel = 3
@@ -53,9 +54,21 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, dict) and all(_is_name(key) and fits(item, parts[1]) for key, item in value.items())
     if parts:
         return any(fits(value, part) for part in parts)
-    if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, int | float if hint is float else hint)
+    if hint is int:
+        return is_whole(value)
+    if hint is float:
+        return is_whole(value) or isinstance(value, float)
+    return isinstance(value, hint)
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether a value is a whole number, which true and false are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value is a finite number, and no whole number larger than any of those with a fraction."""
+    return (is_whole(value) or isinstance(value, float)) and abs(value) <= sys.float_info.max
 
 
 def kinds(hint: Any) -> tuple[Any, ...]:
@@ -116,7 +129,7 @@ def _part(value: Any, kind: Any) -> tuple[str, Any, Any] | None:
 
 
 def _is_name(key: Any) -> bool:
-    return isinstance(key, str | int) and not isinstance(key, bool)
+    return isinstance(key, str) or is_whole(key)
 
 
 def _is_unquoted_text(value: Any, hint: Any) -> bool:

@@ -121,6 +121,18 @@ def parse(
     return values
 
 
+def with_flags(message: str, function: Callable[..., Any], positional: str | None) -> str:
+    """A message of the library as the command says it: arguments in backticks as the flags that set them.
+
+    Args:
+        message: A message such as "`batch_size` is 0".
+        function: The command's function.
+        positional: The parameter that is given without a flag.
+    """
+    names = {flag.key: flag.name for flag in _flags_of(function, positional)}
+    return re.sub(r"`(\w+)`", lambda found: names.get(found[1], found[0]), message)
+
+
 def _flags_of(function: Callable[..., Any], positional: str | None) -> Iterator[_Flag]:
     hints, helps = typing.get_type_hints(function), _documented(function)
     for key, parameter in inspect.signature(function).parameters.items():

@@ -215,7 +215,7 @@ def _call(name: str, arguments: list[str]) -> int:
         os.getcwd()
     except OSError:
         raise UserError("the current folder is gone: change to one that is there") from None
-    from ttlora.cli.flags import parse
+    from ttlora.cli.flags import parse, with_flags
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for library in ("bitsandbytes", "torchao", "torch.utils._pytree"):
@@ -231,7 +231,10 @@ def _call(name: str, arguments: list[str]) -> int:
             return 0
         _require_extras(name)
         _quieten_libraries()
-        return function(**values) or 0
+        try:
+            return function(**values) or 0
+        except (UserError, RunError) as error:
+            raise type(error)(with_flags(str(error), function, COMMANDS[name].positional)) from error
 
 
 def _require_extras(name: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 from ttlora.errors import UserError, one_line
 from ttlora.strict_yaml import parse, read_mapping, write_yaml
 from ttlora.utf8 import half_character
-from ttlora.values import complaint, shown
+from ttlora.values import complaint, is_whole, shown
 
 # what counts of rows and tokens have a place for, and more than anybody waits for
 MOST = 2**31 - 1
@@ -137,7 +137,7 @@ class Recipe:
             if isinstance(value, tuple):
                 self._set(name, value := list(value))
             elif isinstance(value, dict):
-                named = {str(key) if _is_whole(key) else key: part for key, part in value.items()}
+                named = {str(key) if is_whole(key) else key: part for key, part in value.items()}
                 if len(named) < len(value):
                     raise UserError(f"{_flag(name)} has a name twice, as a number and as text: {shown(value)}")
                 self._set(name, value := named)
@@ -287,10 +287,6 @@ def _integers(flag: str, text: str) -> list[int]:
 @cache
 def _hints() -> dict[str, Any]:
     return typing.get_type_hints(Recipe)
-
-
-def _is_whole(key: object) -> bool:
-    return isinstance(key, int) and not isinstance(key, bool)
 
 
 def _flag(name: str) -> str:

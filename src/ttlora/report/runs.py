@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 
 from ttlora.errors import UserError, printable
 from ttlora.record import Record
-from ttlora.record import is_number as is_finite
+from ttlora.values import is_number as is_finite
 
 RESULT = "result.json"
 FAILED = "failed.json"
