@@ -61,10 +61,10 @@ def test_wrong_value_is_refused_by_name(key, value):
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (lambda content: content.pop("seed"), "lacks key seed"),
+        (lambda content: content.pop("seed"), "it has no seed"),
         (lambda content: content.update(colour="red"), "unknown key colour"),
         (lambda content: content.update(schema=2), "its schema is 2, not 1"),
-        (lambda content: content.update(method=None), "method is None"),
+        (lambda content: content.update(method=None), "method has no value"),
     ],
 )
 def test_damaged_file_is_refused_with_its_name(change, complaint, tmp_path):

@@ -1,11 +1,12 @@
 """The result record: what one run measured. A run writes it; experiments and reports read it."""
 
 import json
-from dataclasses import asdict, dataclass, fields
+import typing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ttlora.values import is_number, is_whole
+from ttlora.values import complaint, from_fields, is_number, shown
 from ttlora.whole_files import write_json
 
 SCHEMA = 1
@@ -63,15 +64,17 @@ class Record:
     versions: dict[str, str]
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not _has_type(value, field.type):
-                raise ValueError(
-                    f"{field.name} is {value!r}, which is no {getattr(field.type, '__name__', field.type)}"
-                )
-        for name, value in self.metrics.items():
-            if not _has_type(value, float):
-                raise ValueError(f"metrics holds {name}={value!r}, which is no finite number")
+        for name, hint in typing.get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if problem := complaint(name, value, hint):
+                raise ValueError(problem)
+            if isinstance(value, int) and abs(value) >= LARGEST_COUNT:
+                raise ValueError(f"{name} is {shown(value)}, which is more than any run counts")
+        measured = {f"metrics of {name}": value for name, value in self.metrics.items()}
+        measured |= {name: getattr(self, name) for name in ("validation_loss", "train_seconds", "seconds_per_step")}
+        for name, value in measured.items():
+            if not is_number(value):
+                raise ValueError(f"{name} is {shown(value)}, which is no finite number")
         if self.primary_metric not in self.metrics:
             raise ValueError(f"primary_metric {self.primary_metric!r} is not among metrics ({', '.join(self.metrics)})")
 
@@ -104,18 +107,12 @@ class Record:
             content = json.loads(path.read_text("utf-8"), parse_constant=_finite, parse_float=_finite)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is no result record: {error}") from None
-        if not isinstance(content, dict):
-            raise ValueError(f"{path} is no result record: it holds a {type(content).__name__}, not an object")
-        if content.get("schema") != SCHEMA:
+        if isinstance(content, dict) and content.get("schema") != SCHEMA:
             raise ValueError(
                 f"{path} is no result record of this version: its schema is {content.get('schema')!r}, not {SCHEMA}"
             )
-        names = {field.name for field in fields(cls)}
-        for complaint, keys in (("lacks", names - content.keys()), ("has the unknown", content.keys() - names)):
-            if keys:
-                raise ValueError(f"{path} is no result record: it {complaint} key {', '.join(sorted(keys))}")
         try:
-            return cls(**content)
+            return from_fields(cls, content)
         except ValueError as error:
             raise ValueError(f"{path} is no result record: {error}") from None
 
@@ -126,11 +123,3 @@ def _finite(text: str) -> float:
     if not is_number(value):
         raise ValueError(f"it holds {text}, which is no finite number")
     return value
-
-
-def _has_type(value: object, expected: Any) -> bool:
-    if expected is int:
-        return is_whole(value) and abs(value) < LARGEST_COUNT
-    if expected is float:
-        return is_number(value)
-    return isinstance(value, getattr(expected, "__origin__", expected))

@@ -1,12 +1,19 @@
-"""Whether a value is of a key's type, what is wrong with it if not, and how values are shown."""
+"""Whether a value has the type that it has to have, what is wrong with it if not, and how values are shown.
+
+pydantic would be one more package for the install of the core, whose configs need these checks too, and its messages do
+not say what to do.
+"""
 
 import reprlib
 import sys
 import types
 import typing
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from datetime import date
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal, TypeGuard, TypeVar
+
+T = TypeVar("T")
 
 _REPR = reprlib.Repr()
 _REPR.maxlevel = 3
@@ -33,6 +40,35 @@ def complaint(name: str, value: Any, hint: Any) -> str | None:
             return found
     quotes = ": put text in quotes" if _is_unquoted_text(value, hint) else ""
     return f"{name} is {shown(value)}, and has to be {wanted(hint)}{quotes}"
+
+
+def from_fields(kind: type[T], content: object) -> T:
+    """A dataclass from the values of its fields, as JSON has them: with lists in the place of tuples.
+
+    Args:
+        kind: The dataclass.
+        content: Field names with values.
+
+    Raises:
+        ValueError: It is something else, lacks a field, has another one, or has a value of another type.
+    """
+    if not isinstance(content, dict):
+        raise ValueError(f"it is {shown(content)}, and has to be names with values")
+    hints = typing.get_type_hints(kind)
+    needed = [
+        item.name
+        for item in fields(kind)  # type: ignore[arg-type]
+        if item.default is MISSING and item.default_factory is MISSING
+    ]
+    if missing := [name for name in needed if name not in content]:
+        raise ValueError(f"it has no {', '.join(missing)}")
+    if unknown := sorted(map(str, content.keys() - hints.keys())):
+        raise ValueError(f"it has the unknown key {', '.join(unknown)}")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
+    for name, value in values.items():
+        if problem := complaint(name, value, hints[name]):
+            raise ValueError(problem)
+    return kind(**values)
 
 
 def fits(value: Any, hint: Any) -> bool:

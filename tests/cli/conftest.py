@@ -8,7 +8,7 @@ import pytest
 
 from ttlora.cli.main import main
 from ttlora.finetune.recipe import Recipe
-from ttlora.finetune.run import run
+from ttlora.finetune.run import train
 
 
 @dataclass
@@ -35,5 +35,5 @@ def finished(bert: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -
     """The output folder of a finished run; not to be changed."""
     output = tmp_path_factory.mktemp("finished") / "out"
     keys = {"task": "glue/sst2", "epochs": 1, "batch_size": 8, "learning_rate": 0.02, "threads": 1}
-    run(Recipe(model=str(bert), data=str(data), output=str(output), **keys), quiet=True)
+    train(Recipe(model=str(bert), data=str(data), output=str(output), **keys), quiet=True)
     return output

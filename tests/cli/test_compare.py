@@ -186,7 +186,7 @@ def test_command_that_is_killed_goes_on(signum, config, out):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 120
-    while not list(out.glob("runs/*/checkpoints/checkpoint-*/complete")):
+    while not list(out.glob("runs/*/checkpoints/progress.json")):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(process.pid, signum)

@@ -62,12 +62,12 @@ def test_fractions_are_regression(ending, tmp_path):
 
 def test_labels_that_can_be_both_need_a_word(tmp_path):
     stars = write(tmp_path / "stars.jsonl", [{"text": "a", "label": label} for label in (1.0, 2.0, 5.0)])
-    with pytest.raises(UserError, match="say --label-kind classification or --label-kind regression"):
+    with pytest.raises(UserError, match="say `label_kind` classification or `label_kind` regression"):
         load(stars, stars)
     assert load(stars, stars, label_kind="regression")[1].labels == [1.0, 2.0, 5.0]
     assert load(stars, stars, label_kind="classification")[0].labels == (1, 2, 5)
     many = write(tmp_path / "many.jsonl", [{"text": "a", "label": label} for label in range(200)])
-    with pytest.raises(UserError, match="say --label-kind"):
+    with pytest.raises(UserError, match="say `label_kind`"):
         load(many, many)
 
 
@@ -182,7 +182,7 @@ def test_missing_file_and_folder(tmp_path):
     with pytest.raises(UserError, match=r"folder\.jsonl is no file"):
         load(tmp_path / "folder.jsonl", tmp_path / "folder.jsonl")
     with pytest.raises(
-        UserError, match=r"sst2/train\.jsonl is not there \(nor \.csv, \.parquet\): --data is the folder"
+        UserError, match=r"sst2/train\.jsonl is not there \(nor \.csv, \.parquet\): `data` is the folder"
     ):
         load_data(Recipe(model="m", task="glue/sst2", output="o", data=str(tmp_path)))
 
@@ -383,7 +383,7 @@ def test_regression_needs_numbers_in_validation(tmp_path):
 
 def test_draw_of_one_label_only_is_refused(tmp_path):
     path = write(tmp_path / "rows.jsonl", ROWS)
-    with pytest.raises(UserError, match="--max-train-examples 1 draws only rows of label"):
+    with pytest.raises(UserError, match="`max_train_examples` 1 draws only rows of label"):
         load(path, path, max_train_examples=1)
 
 

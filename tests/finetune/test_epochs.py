@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from ttlora.finetune.methods import find_method
 from ttlora.finetune.prepared import Prepared, TaskData
 from ttlora.finetune.recipe import Recipe
-from ttlora.finetune.run import run, run_epoch
+from ttlora.finetune.run import train, train_epoch
 from ttlora.record import Record
 
 SPEED = {"train_seconds", "seconds_per_step", "peak_memory_bytes", "recipe"}
@@ -42,9 +42,9 @@ def test_epochs_come_to_what_a_run_comes_to_and_leave_the_base_as_it_was(method,
     recipe = make_recipe(bert, data, tmp_path / "epochs", method=method, **keys)
     prepared = prepare(recipe)
     before = {name: weight.clone() for name, weight in prepared.base.model.state_dict().items()}
-    records = [run_epoch(recipe, prepared) for _ in range(3)]
+    records = [train_epoch(recipe, prepared) for _ in range(3)]
     assert [record.epochs for record in records] == [1, 2, 3]
-    whole = run(make_recipe(bert, data, tmp_path / "whole", method=method, **keys), quiet=True)
+    whole = train(make_recipe(bert, data, tmp_path / "whole", method=method, **keys), quiet=True)
     assert measured(records[-1]) == measured(whole)
     weights, expected = (
         load_file(next((tmp_path / name / "adapter").glob("*.safetensors"))) for name in ("epochs", "whole")
@@ -52,19 +52,19 @@ def test_epochs_come_to_what_a_run_comes_to_and_leave_the_base_as_it_was(method,
     assert all(torch.equal(weights[name], weight) for name, weight in expected.items())
     for name, weight in prepared.base.model.state_dict().items():
         assert torch.equal(weight, before[name]), name
-    again = run_epoch(make_recipe(bert, data, tmp_path / "again", method=method, **keys), prepared)
+    again = train_epoch(make_recipe(bert, data, tmp_path / "again", method=method, **keys), prepared)
     assert measured(again) == measured(records[0])
 
 
 def test_record_so_far(bert, data, tmp_path):
     recipe = make_recipe(bert, data, tmp_path / "out")
-    record = run_epoch(recipe, prepare(recipe))
+    record = train_epoch(recipe, prepare(recipe))
     folder = tmp_path / "out"
     assert Record.read(folder / "so_far.json") == record
     assert not (folder / "result.json").exists()
     assert (record.epochs, record.best_epoch, record.primary_metric) == (1, 1, "accuracy")
     assert record.adapter_bytes == (folder / "adapter" / "adapter_model.safetensors").stat().st_size
-    run(make_recipe(bert, data, folder, resume=True), quiet=True)
+    train(make_recipe(bert, data, folder, resume=True), quiet=True)
     assert not (folder / "so_far.json").exists()
     assert Record.read(folder / "result.json").epochs == 3
 

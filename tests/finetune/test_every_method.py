@@ -12,12 +12,12 @@ from ttlora.finetune import training
 from ttlora.finetune.finished import FinishedRun
 from ttlora.finetune.methods import METHODS
 from ttlora.finetune.recipe import Recipe
-from ttlora.finetune.run import run
+from ttlora.finetune.run import train
 
 
 def finish(method, model, data, output, **keys):
     keys = {"task": "glue/sst2", "epochs": 1, "batch_size": 24, "threads": 1, **SMALL.get(method, {}), **keys}
-    return run(
+    return train(
         Recipe(model=str(model), data=str(data), output=str(output), method=method, **keys),
         quiet=True,
     )
@@ -25,7 +25,8 @@ def finish(method, model, data, output, **keys):
 
 def check(record, output):
     again = FinishedRun.load(str(output))
-    assert again.evaluate() == (record.metrics, record.validation_loss)
+    evaluation = again.evaluate()
+    assert (evaluation.metrics, evaluation.validation_loss) == (record.metrics, record.validation_loss)
     assert record.trainable_parameters == record.adapter_parameters + record.head_parameters
 
 
@@ -63,7 +64,8 @@ def test_the_same_metric_in_a_fresh_process(bert, llama, data, tmp_path):
 import json, sys
 from ttlora.finetune import training
 from ttlora.finetune.finished import FinishedRun
-print(json.dumps({name: FinishedRun.load(f"{sys.argv[1]}/{name}").evaluate() for name in sys.argv[2:]}))
+runs = {name: FinishedRun.load(f"{sys.argv[1]}/{name}").evaluate() for name in sys.argv[2:]}
+print(json.dumps({name: [run.metrics, run.validation_loss] for name, run in runs.items()}))
 """
     process = subprocess.run([sys.executable, "-c", script, tmp_path, *records], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr

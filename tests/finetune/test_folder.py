@@ -44,16 +44,16 @@ def test_another_run_that_came_and_went_is_not_touched(moment, resume, bert, dat
 
     def meeting(*args, **keywords):
         monkeypatch.setattr(owner, name, original)
-        run.run(first, quiet=True)
+        run.train(first, quiet=True)
         written.update(content(tmp_path / "out"))
         return original(*args, **keywords)
 
     monkeypatch.setattr(owner, name, meeting)
     if resume:
-        assert run.run(second, quiet=True) == RunFolder(tmp_path / "out").read_result()
+        assert run.train(second, quiet=True) == RunFolder(tmp_path / "out").read_result()
     else:
         with pytest.raises(UserError, match="out holds a finished run: name another folder"):
-            run.run(second, quiet=True)
+            run.train(second, quiet=True)
     assert content(tmp_path / "out") == written
 
 
@@ -75,13 +75,13 @@ def test_a_run_at_work_keeps_others_out(moment, resume, bert, data, tmp_path, mo
         monkeypatch.setattr(owner, name, original)
         before = content(tmp_path / "out")
         with pytest.raises(UserError, match="another run is writing to"):
-            run.run(make_recipe(bert, data, tmp_path / "out", resume=resume), quiet=True)
+            run.train(make_recipe(bert, data, tmp_path / "out", resume=resume), quiet=True)
         assert content(tmp_path / "out") == before
         met.append(moment)
         return original(*args, **keywords)
 
     monkeypatch.setattr(owner, name, meeting)
-    record = run.run(make_recipe(bert, data, tmp_path / "out"), quiet=True)
+    record = run.train(make_recipe(bert, data, tmp_path / "out"), quiet=True)
     assert met == [moment]
     assert RunFolder(tmp_path / "out").read_result() == record
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -147,7 +147,7 @@ def test_rows_that_have_changed_since_the_run_was_stopped(change, complaint, ber
 
     monkeypatch.setattr(training._Trainer, "training_step", stopping)
     with pytest.raises(MetError):
-        run.run(rows_recipe(bert, tmp_path), quiet=True)
+        run.train(rows_recipe(bert, tmp_path), quiet=True)
     monkeypatch.setattr(training._Trainer, "training_step", original)
     before = content(tmp_path / "out")
     for split, how in change.items():
@@ -164,37 +164,37 @@ def test_rows_that_have_changed_since_the_run_was_stopped(change, complaint, ber
             changed = [{**row, "label": ("good", "poor")[row["label"]]} for row in changed]
         write_jsonl(tmp_path / f"{split}.jsonl", changed)
     if complaint is None:
-        assert run.run(rows_recipe(bert, tmp_path, resume=True), quiet=True).epochs == 3
+        assert run.train(rows_recipe(bert, tmp_path, resume=True), quiet=True).epochs == 3
         return
     with pytest.raises(UserError, match=complaint):
-        run.run(rows_recipe(bert, tmp_path, resume=True), quiet=True)
+        run.train(rows_recipe(bert, tmp_path, resume=True), quiet=True)
     assert content(tmp_path / "out") == before
 
 
 def test_a_run_from_before_rows_were_written_down_goes_on(bert, data, tmp_path, monkeypatch):
     monkeypatch.setattr(training._Trainer, "_save", lambda *_, **__: (_ for _ in ()).throw(MetError))
     with pytest.raises(MetError):
-        run.run(make_recipe(bert, data, tmp_path / "out"), quiet=True)
+        run.train(make_recipe(bert, data, tmp_path / "out"), quiet=True)
     monkeypatch.undo()
     (tmp_path / "out" / "checkpoints" / "rows.json").unlink()
-    assert run.run(make_recipe(bert, data, tmp_path / "out", resume=True), quiet=True).epochs == 2
+    assert run.train(make_recipe(bert, data, tmp_path / "out", resume=True), quiet=True).epochs == 2
 
 
 def test_damaged_fingerprints(bert, data, tmp_path, monkeypatch):
     monkeypatch.setattr(training._Trainer, "_save", lambda *_, **__: (_ for _ in ()).throw(MetError))
     with pytest.raises(MetError):
-        run.run(make_recipe(bert, data, tmp_path / "out"), quiet=True)
+        run.train(make_recipe(bert, data, tmp_path / "out"), quiet=True)
     monkeypatch.undo()
     for damage in ("{", "[]", '{"labels": 1, "training": 5}'):
         (tmp_path / "out" / "checkpoints" / "rows.json").write_text(damage)
         with pytest.raises(UserError, match=r"rows\.json is damaged"):
-            run.run(make_recipe(bert, data, tmp_path / "out", resume=True), quiet=True)
+            run.train(make_recipe(bert, data, tmp_path / "out", resume=True), quiet=True)
 
 
 def test_several_processes_are_refused_in_one_line(bert, data, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"2 processes were started for one task .* not possible yet: start one"):
-        run.run(make_recipe(bert, data, tmp_path / "out"), quiet=True)
+        run.train(make_recipe(bert, data, tmp_path / "out"), quiet=True)
     with pytest.raises(UserError, match="2 processes were started"):
         FinishedRun.load(str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

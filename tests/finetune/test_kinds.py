@@ -13,9 +13,9 @@ from ttlora.errors import UserError
 from ttlora.finetune.base import Base, load_base
 from ttlora.finetune.data import Prompted, Split, load_data
 from ttlora.finetune.finished import FinishedRun
-from ttlora.finetune.objectives import IGNORED, Likelihood, objective_of, tokenise
+from ttlora.finetune.objectives import IGNORED, LikelihoodObjective, objective_of, tokenise
 from ttlora.finetune.recipe import Recipe
-from ttlora.finetune.run import run
+from ttlora.finetune.run import train
 from ttlora.finetune.tasks import Task
 
 KEYS = {"epochs": 2, "batch_size": 8, "learning_rate": 0.02, "threads": 1, "max_length": 24}
@@ -48,11 +48,15 @@ def recipe_for(model, tmp_path, rows, **keys):
     )
 
 
+def within(max_length: int) -> Recipe:
+    return Recipe(model="m", task="file", output="o", max_length=max_length, max_new_tokens=1)
+
+
 def finish(recipe):
-    record = run(recipe, quiet=True)
+    record = train(recipe, quiet=True)
     finished = FinishedRun.load(recipe.output)
-    metrics, loss = finished.evaluate()
-    assert (metrics, loss) == (record.metrics, record.validation_loss)
+    evaluation = finished.evaluate()
+    assert (evaluation.metrics, evaluation.validation_loss) == (record.metrics, record.validation_loss)
     return record, finished
 
 
@@ -143,14 +147,14 @@ def test_chats_need_a_template(llama, tmp_path):
     recipe = recipe_for(
         llama, tmp_path, lambda count, _: [{"messages": chat}] * count, text_column="messages", label_kind="generation"
     )
-    _, train, _ = load_data(recipe)
-    assert train.inputs[0] == Prompted((chat[0],), ("was great",))
+    _, training, _ = load_data(recipe)
+    assert training.inputs[0] == Prompted((chat[0],), ("was great",))
     with pytest.raises(UserError, match="the model's tokenizer has no chat template: take an instruction-tuned model"):
-        run(recipe, quiet=True)
+        train(recipe, quiet=True)
     base = load_base(str(llama), Task("file", ("messages",), kind="generation"))
     base.tokenizer.chat_template = "{% for m in messages %}[CLS] {{ m.content }} {% endfor %}"
-    rows, _ = Likelihood(Task("file", ("messages",), kind="generation"), base, 20).encode(
-        rows_of(train.inputs[:1], [0])
+    rows, _ = LikelihoodObjective(Task("file", ("messages",), kind="generation"), base, within(20)).encode(
+        rows_of(training.inputs[:1], [0])
     )
     assert base.tokenizer.decode(rows[0]["input_ids"][0]) == "[CLS] the film was great [SEP]"
     assert sum(target != IGNORED for target in rows[0]["targets"][0]) == 3
@@ -171,7 +175,7 @@ def test_chats_need_a_template(llama, tmp_path):
         ({"label_kind": "generation"}, {"text": "a"}, "there is no column 'label', only text"),
         ({"label_kind": "generation"}, {"text": [{"role": "user"}]}, "no message with role and content"),
         ({"label_kind": "generation"}, {"text": [{"role": "user", "content": "a"}]}, "has to end with the assistant's"),
-        ({"scoring": "prompt", "answers": "7=a 8=b"}, {"text": "a", "label": 1}, "--answers: 1, 2 have no answer"),
+        ({"scoring": "prompt", "answers": "7=a 8=b"}, {"text": "a", "label": 1}, "`answers`: 1, 2 have no answer"),
         ({"scoring": "prompt", "answers": "1=a 2=a"}, {"text": "a", "label": 1}, "two labels have the same answer"),
         ({"scoring": "prompt"}, {"text": "a", "label": 1.5}, "the labels are numbers, which no prompt can ask for"),
     ],
@@ -185,8 +189,8 @@ def test_wrong_rows(keys, row, complaint, tmp_path):
 
 def test_an_encoder_does_not_write(bert, tmp_path):
     recipe = recipe_for(bert, tmp_path, sentiment_rows, text_column="sentence", label_kind="text")
-    with pytest.raises(UserError, match="a bert does not write from left to right; use --scoring head"):
-        run(recipe, quiet=True)
+    with pytest.raises(UserError, match="a bert does not write from left to right; use `scoring` head"):
+        train(recipe, quiet=True)
 
 
 def test_labels_of_a_choice_by_number_column_or_text(tmp_path):
@@ -199,7 +203,7 @@ def test_labels_of_a_choice_by_number_column_or_text(tmp_path):
 def likelihood(llama):
     task = Task("file", ("text",), scoring="prompt", labels=(0, 1), prompt="{text}")
     base = load_base(str(llama), task)
-    return Likelihood(task, Base(base.name, base.model.float(), base.tokenizer, ()), 40)
+    return LikelihoodObjective(task, Base(base.name, base.model.float(), base.tokenizer, ()), within(40))
 
 
 def test_likelihoods_are_the_models_own(likelihood, llama):
@@ -259,16 +263,16 @@ def test_what_is_cut_is_counted():
 
 def test_long_rows_are_told_once(bert, tmp_path, capfd):
     recipe = recipe_for(bert, tmp_path, sentiment_rows, text_column="sentence", max_length=6, epochs=2)
-    run(recipe)
+    train(recipe)
     said = [line for line in capfd.readouterr().err.splitlines() if "were cut" in line]
     assert len(said) == 1
     assert "training rows and" in said[0]
-    assert "longer than 6 tokens and were cut (--max-length)" in said[0]
+    assert "longer than 6 tokens and were cut (max_length)" in said[0]
 
 
 def test_a_batch_of_a_head_is_padded(bert):
     base = load_base(str(bert), Task("file", ("text",), labels=(0, 1)))
-    objective = objective_of(Task("file", ("text",), labels=(0, 1)), base, 20)
+    objective = objective_of(Task("file", ("text",), labels=(0, 1)), base, within(20))
     rows, _ = objective.encode(rows_of([("the film was great",), ("dull",)], [1, 0]))
     batch = objective.collate(rows)
     assert batch["attention_mask"].tolist() == [[1] * 6, [1, 1, 1, 0, 0, 0]]
@@ -277,7 +281,7 @@ def test_a_batch_of_a_head_is_padded(bert):
 
 def test_a_run_writes_its_task_down(llama, tmp_path):
     recipe = recipe_for(llama, tmp_path, choice_rows, **CHOICE, scoring="prompt", epochs=1)
-    run(recipe, quiet=True)
+    train(recipe, quiet=True)
     task = json.loads((tmp_path / "out" / "adapter" / "task.json").read_text())
     assert (task["kind"], task["scoring"], task["choices"]) == ("choice", "prompt", ["one", "two"])
 

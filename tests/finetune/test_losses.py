@@ -10,10 +10,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, Training
 from ttlora.finetune.base import load_base
 from ttlora.finetune.data import Split, load_data
 from ttlora.finetune.finished import FinishedRun
-from ttlora.finetune.measure import TaskTrainer, computing, predict
+from ttlora.finetune.measure import TaskTrainer, computing, outputs_of
 from ttlora.finetune.objectives import objective_of
 from ttlora.finetune.recipe import Recipe
-from ttlora.finetune.run import run
+from ttlora.finetune.run import train
 from ttlora.finetune.tasks import Task
 
 KINDS = {
@@ -69,10 +69,10 @@ def test_validation_loss_does_not_depend_on_the_batch_size(kind, llama32, tmp_pa
     losses = {}
     for batch_size in (1, 8, 40):
         recipe = recipe_for(llama32, tmp_path, kind, batch_size)
-        record = run(recipe, quiet=True)
+        record = train(recipe, quiet=True)
         lines = [json.loads(line) for line in (tmp_path / f"out-{batch_size}" / "log.jsonl").read_text().splitlines()]
         in_training = next(line["validation_loss"] for line in lines if "validation_loss" in line)
-        _, again = FinishedRun.load(recipe.output).evaluate()
+        again = FinishedRun.load(recipe.output).evaluate().validation_loss
         losses[batch_size] = [in_training, record.validation_loss, again]
     expected = losses[1][0]
     assert expected > 0.01
@@ -88,7 +88,7 @@ def test_accumulated_batches_learn_as_one_large_batch_does(kind, llama32, tmp_pa
         recipe = recipe_for(llama32, tmp_path, kind, rows_at_once)
         task, training, _ = load_data(recipe)
         base = load_base(recipe.model, task)
-        objective = objective_of(task, base, recipe.max_length)
+        objective = objective_of(task, base, recipe)
         rows, _ = objective.encode_for_training(training)
         arguments = TrainingArguments(
             str(tmp_path / "checkpoints"),
@@ -98,9 +98,9 @@ def test_accumulated_batches_learn_as_one_large_batch_does(kind, llama32, tmp_pa
             logging_steps=1,
             save_strategy="no",
             learning_rate=0.01,
-            **{**computing(base, recipe), "seed": 5},
+            **{**computing(objective), "seed": 5},
         )
-        trainer = TaskTrainer(objective, base.model, arguments, train_dataset=rows)
+        trainer = TaskTrainer(objective, arguments, train_dataset=rows)
         trainer.train()
         return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
@@ -122,16 +122,17 @@ def test_a_row_is_the_same_alone_and_in_a_batch(side, llama, tmp_path):
     texts = [("film",), ("the film was a story about house and its people",), ("the film",)]
     places = ["line 1", "line 2", "line 3"]
     recipe = Recipe(model="m", task="file", output="o", batch_size=3)
-    together = predict(base, Split(texts, [0] * 3, places), Task("file", ("text",), labels=("a", "b")), recipe)
+    objective = objective_of(Task("file", ("text",), labels=("a", "b")), base, recipe)
+    together = outputs_of(objective, Split(texts, [0] * 3, places))
     for row, text in enumerate(texts):
-        alone = predict(base, Split([text], [0], places[:1]), Task("file", ("text",), labels=("a", "b")), recipe)
+        alone = outputs_of(objective, Split([text], [0], places[:1]))
         assert alone[0] == pytest.approx(together[row], abs=1e-5)
     assert abs(together[0] - together[1]).max() > 1e-3
 
 
 def test_a_process_that_sees_several_gpus_uses_one(bert, tmp_path):
     base = load_base(str(bert), task := Task("file", ("text",), labels=("a", "b")))
-    recipe = Recipe(model=str(bert), task="file", output="o")
-    arguments = TrainingArguments(str(tmp_path), **computing(base, recipe))
+    objective = objective_of(task, base, Recipe(model=str(bert), task="file", output="o"))
+    arguments = TrainingArguments(str(tmp_path), **computing(objective))
     arguments._n_gpu = 2
-    assert TaskTrainer(objective_of(task, base, 16), base.model, arguments).args.n_gpu == 1
+    assert TaskTrainer(objective, arguments).args.n_gpu == 1

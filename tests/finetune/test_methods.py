@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import PeftModel
@@ -12,7 +14,7 @@ from transformers import (
 from ttlora import TTLoraConfig
 from ttlora.errors import UserError
 from ttlora.finetune.base import Base, load_base
-from ttlora.finetune.methods import METHODS, count_parameters, find_method, virtual_tokens
+from ttlora.finetune.methods import METHODS, count_parameters, find_method
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
 from ttlora.plan.skeleton import build_skeleton
@@ -36,7 +38,7 @@ SMALL = {
 def adapt(folder, method: str, task: Task = TASK, **keys):
     recipe = find_method(method).complete(Recipe(model=str(folder), task="file", output="o", method=method, **keys))
     base = load_base(str(folder), task, dtype=find_method(method).base_dtype)
-    return base, find_method(method).adapt(base, recipe)
+    return base, find_method(method).adapt(base, recipe).model
 
 
 def trained_names(model) -> set[str]:
@@ -104,7 +106,7 @@ def test_counts_of_every_method(bert):
 def test_counts_in_deberta_base_beside_the_printed_ones(method, keys, count):
     recipe = Recipe(model="deberta-base", task="file", output="o", method=method, **keys)
     base = Base("deberta-base", build_skeleton("deberta-base"), None, ("pooler", "classifier"))
-    model = find_method(method).adapt(base, find_method(method).complete(recipe))
+    model = find_method(method).adapt(base, find_method(method).complete(recipe)).model
     assert count_parameters(model, base.head) == (count, 768 * 768 + 768 + 2 * 768 + 2)
 
 
@@ -244,8 +246,8 @@ class TestPrompts:
 
     @pytest.mark.parametrize(("method", "tokens"), [("prompt", 10), ("p-tuning", 20), ("prefix", 8), ("lora", 0)])
     def test_they_take_places_of_a_row(self, method, tokens, bert, tmp_path):
-        _, model = adapt(bert, method)
-        assert virtual_tokens(model) == tokens
+        base, model = adapt(bert, method)
+        assert replace(base, model=model).virtual_tokens == tokens
         save(method, model, tmp_path)
         loaded = find_method(method).load(str(bert), TASK, tmp_path)
         # the model has 40 places
@@ -255,7 +257,7 @@ class TestPrompts:
 
     def test_a_prompt_longer_than_the_model(self, bert):
         with pytest.raises(
-            UserError, match=r"num_virtual_tokens is 40, and model .* takes 40 tokens with the row's own"
+            UserError, match=r"num_virtual_tokens in `settings` is 40, and model .* takes 40 tokens with the row's own"
         ):
             adapt(bert, "prompt", settings="num_virtual_tokens=40")
 
@@ -299,10 +301,10 @@ class TestPrompts:
         ),
         ("lora", {"targets": "query,valu"}, "'valu' is no module"),
         ("lora", {"targets": "dropout"}, "method lora does not fit model"),
-        ("lora", {"r": "4,4"}, r"--r is \[4, 4\]: method lora takes one rank"),
-        ("lora", {"shape": "8,8"}, "--shape means nothing to method lora"),
-        ("lora", {"settings": "lora_alpha=4"}, "--settings names lora_alpha, which has a flag of its own: use --alpha"),
-        ("lora", {"settings": "target_modules=x"}, "names target_modules, which has a flag of its own: use --targets"),
+        ("lora", {"r": "4,4"}, r"`r` is \[4, 4\]: method lora takes one rank"),
+        ("lora", {"shape": "8,8"}, "`shape` means nothing to method lora"),
+        ("lora", {"settings": "lora_alpha=4"}, "`settings` names lora_alpha, which has a key of its own: use `alpha`"),
+        ("lora", {"settings": "target_modules=x"}, "names target_modules, which has a key of its own: use `targets`"),
         ("lora", {"settings": "modules_to_save=x"}, "names 'modules_to_save', which is no setting of method lora"),
         (
             "lora",
@@ -310,17 +312,17 @@ class TestPrompts:
             "'use_rslra', which is no setting of method lora: did you mean use_rs",
         ),
         ("lora", {"settings": "rank_pattern=5"}, "method lora does not fit model"),
-        ("prompt", {"targets": "query"}, "--targets means nothing to method prompt"),
+        ("prompt", {"targets": "query"}, "`targets` means nothing to method prompt"),
         ("prompt", {"settings": "num_virtual_tokens=-1"}, "method prompt does not fit model"),
         ("adapter", {"settings": "non_linearity=cosine"}, "non_linearity='cosine' is not one of"),
         ("loretta-rep", {"shape": "8,8"}, r"shape=\[8, 8\] is not 'auto' or a dict of dims"),
         ("loretta-rep", {"r": 33}, "r=33 is more than the rank of its 32 x 32 weight"),
-        ("vera", {"alpha": 3}, "--alpha means nothing to method vera: leave it out"),
+        ("vera", {"alpha": 3}, "`alpha` means nothing to method vera: leave it out"),
         ("vblora", {}, "method vblora does not fit model .*vector_length"),
-        ("ln-tuning", {}, "Please specify `target_modules` in `peft_config`; name them with --targets"),
-        ("bitfit", {"settings": "r=1"}, "--settings means nothing to method bitfit"),
-        ("head", {"r": 3}, "--r means nothing to method head"),
-        ("full", {"targets": "query"}, "--targets means nothing to method full"),
+        ("ln-tuning", {}, "Please specify `target_modules` in `peft_config`; name them with `targets`"),
+        ("bitfit", {"settings": "r=1"}, "`settings` means nothing to method bitfit"),
+        ("head", {"r": 3}, "`r` means nothing to method head"),
+        ("full", {"targets": "query"}, "`targets` means nothing to method full"),
     ],
 )
 def test_recipe_that_does_not_fit_is_refused(method, keys, complaint, bert):

@@ -19,7 +19,7 @@ from ttlora.errors import UserError
 from ttlora.finetune.base import Base, load_base
 from ttlora.finetune.finished import FinishedRun
 from ttlora.finetune.recipe import Recipe
-from ttlora.finetune.run import run
+from ttlora.finetune.run import train
 from ttlora.finetune.tasks import Task
 
 GOOD_ROWS = [{"text": "the film was great", "label": number % 2, "reply": "a story"} for number in range(6)]
@@ -70,16 +70,16 @@ def test_rows_without_tokens(split, keys, cells, complaint, gpt2, tmp_path):
     recipe = recipe_for(gpt2, tmp_path, **rows, **keys)
     if keys is GENERATION and split == "train":
         # what is learned there is the reply alone
-        assert run(recipe, quiet=True).epochs == 1
+        assert train(recipe, quiet=True).epochs == 1
         return
     with pytest.raises(UserError, match=rf"{split}\.jsonl, line 4: .*{complaint}.*: take the row out"):
-        run(recipe, quiet=True)
+        train(recipe, quiet=True)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("keys", [HEAD, GENERATION, TEXT])
 def test_new_rows_without_tokens(keys, gpt2, tmp_path):
-    run(recipe_for(gpt2, tmp_path, GOOD_ROWS, GOOD_ROWS, **keys), quiet=True)
+    train(recipe_for(gpt2, tmp_path, GOOD_ROWS, GOOD_ROWS, **keys), quiet=True)
     path = write_jsonl(tmp_path / "new.jsonl", [{"text": "the film was"}, {"text": ""}])
     with pytest.raises(UserError, match=r"new\.jsonl, line 2: the tokenizer of model .* makes no token"):
         list(FinishedRun.load(str(tmp_path / "out")).predict(path))
@@ -95,7 +95,7 @@ def test_a_token_without_an_embedding(keys, gpt2, tmp_path):
     with pytest.raises(
         UserError, match=r"train\.jsonl, line 3: the tokenizer gives 'marvellous' the number 24, .* below 24: take the"
     ):
-        run(recipe_for(tmp_path / "model", tmp_path, rows, GOOD_ROWS, **keys), quiet=True)
+        train(recipe_for(tmp_path / "model", tmp_path, rows, GOOD_ROWS, **keys), quiet=True)
     assert not (tmp_path / "out").exists()
 
 
@@ -106,7 +106,7 @@ def test_a_padding_token_without_an_embedding_is_not_used(gpt2, tmp_path):
     tokenizer.save_pretrained(tmp_path / "model")
     base = load_base(str(tmp_path / "model"), Task("file", ("text",), labels=("a", "b")))
     assert (base.tokenizer.pad_token, base.model.config.pad_token_id) == ("[SEP]", 3)
-    assert run(recipe_for(tmp_path / "model", tmp_path, GOOD_ROWS, GOOD_ROWS), quiet=True).epochs == 1
+    assert train(recipe_for(tmp_path / "model", tmp_path, GOOD_ROWS, GOOD_ROWS), quiet=True).epochs == 1
 
 
 def test_a_chat_that_the_template_refuses(gpt2, tmp_path):
@@ -123,7 +123,7 @@ def test_a_chat_that_the_template_refuses(gpt2, tmp_path):
     with pytest.raises(
         UserError, match=r"train\.jsonl, line 2: the chat template .* refuses the chat: no system turns"
     ):
-        run(recipe_for(tmp_path / "model", tmp_path, rows, rows[:1], **keys), quiet=True)
+        train(recipe_for(tmp_path / "model", tmp_path, rows, rows[:1], **keys), quiet=True)
     assert not (tmp_path / "out").exists()
 
 

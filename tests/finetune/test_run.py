@@ -23,7 +23,7 @@ from ttlora.finetune.finished import FinishedRun
 from ttlora.finetune.measure import cpu_threads
 from ttlora.finetune.methods import METHODS
 from ttlora.finetune.recipe import Recipe
-from ttlora.finetune.run import run
+from ttlora.finetune.run import train
 from ttlora.record import Record
 
 HEAD = (32 * 32 + 32) + (32 * 2 + 2)
@@ -45,15 +45,15 @@ def more_data(tmp_path_factory):
 @pytest.mark.parametrize("method", ["tt-lora", "lora"])
 def test_adapters_learn_what_the_head_alone_cannot(method, llama, more_data, tmp_path):
     keys = {"epochs": 8, "batch_size": 8, "learning_rate": 1e-2}
-    record = run(make_recipe(llama, more_data, tmp_path / "out", method=method, **keys), quiet=True)
+    record = train(make_recipe(llama, more_data, tmp_path / "out", method=method, **keys), quiet=True)
     assert record.metrics["accuracy"] > 0.85
-    head = run(make_recipe(llama, more_data, tmp_path / "head", method="head", **keys), quiet=True)
+    head = train(make_recipe(llama, more_data, tmp_path / "head", method="head", **keys), quiet=True)
     assert head.metrics["accuracy"] < record.metrics["accuracy"] - 0.15
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_record_and_folder(method, bert, data, tmp_path):
-    record = run(make_recipe(bert, data, tmp_path / "out", method=method), quiet=True)
+    record = train(make_recipe(bert, data, tmp_path / "out", method=method), quiet=True)
     assert Record.read(tmp_path / "out" / "result.json") == record
     assert (record.method, record.task, record.model, record.seed) == (method, "glue/sst2", str(bert), 0)
     assert record.head_parameters == HEAD
@@ -76,14 +76,14 @@ def test_record_and_folder(method, bert, data, tmp_path):
 @pytest.mark.parametrize(("dtype", "expected"), [(None, torch.bfloat16), ("float32", torch.float32)])
 @pytest.mark.parametrize("method", ["tt-lora", "head"])
 def test_saved_number_format(method, dtype, expected, bert, data, tmp_path):
-    run(make_recipe(bert, data, tmp_path / "out", method=method, epochs=1, adapter_dtype=dtype), quiet=True)
+    train(make_recipe(bert, data, tmp_path / "out", method=method, epochs=1, adapter_dtype=dtype), quiet=True)
     (file,) = (tmp_path / "out" / "adapter").glob("*.safetensors")
     assert {weight.dtype for weight in load_file(file).values()} == {expected}
 
 
 def test_lowest_validation_loss_is_kept_and_measured_as_saved(bert, data, tmp_path):
     keys = {"method": "full", "epochs": 8, "patience": 8, "learning_rate": 5e-3}
-    record = run(make_recipe(bert, data, tmp_path / "out", **keys), quiet=True)
+    record = train(make_recipe(bert, data, tmp_path / "out", **keys), quiet=True)
     log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     losses = [entry["validation_loss"] for entry in log if "validation_loss" in entry]
     assert len(losses) == 8
@@ -97,7 +97,7 @@ def test_lowest_validation_loss_is_kept_and_measured_as_saved(bert, data, tmp_pa
 
 def test_reported_metrics_are_those_of_the_rounded_weights(bert, data, tmp_path):
     """In bfloat16 the loss differs a little from the one in training: it was measured after saving."""
-    record = run(make_recipe(bert, data, tmp_path / "out", learning_rate=0.05), quiet=True)
+    record = train(make_recipe(bert, data, tmp_path / "out", learning_rate=0.05), quiet=True)
     log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     best = min(entry["validation_loss"] for entry in log if "validation_loss" in entry)
     assert record.validation_loss != best
@@ -106,20 +106,20 @@ def test_reported_metrics_are_those_of_the_rounded_weights(bert, data, tmp_path)
 
 def test_same_seed_same_run_and_other_seed_another(bert, data, tmp_path):
     losses = [
-        run(make_recipe(bert, data, tmp_path / name, epochs=1, seed=seed), quiet=True).validation_loss
+        train(make_recipe(bert, data, tmp_path / name, epochs=1, seed=seed), quiet=True).validation_loss
         for name, seed in (("a", 1), ("b", 1), ("c", 2))
     ]
     assert losses[0] == losses[1] != losses[2]
 
 
 def test_stops_after_patience_epochs_without_improvement(bert, data, tmp_path, capsys):
-    record = run(make_recipe(bert, data, tmp_path / "out", epochs=20, patience=2, learning_rate=0.1))
+    record = train(make_recipe(bert, data, tmp_path / "out", epochs=20, patience=2, learning_rate=0.1))
     assert record.epochs == record.best_epoch + 2 < 20
     assert f"stopped: no lower validation loss for 2 epochs; kept epoch {record.best_epoch}" in capsys.readouterr().err
 
 
 def test_one_line_an_epoch_where_there_is_no_terminal(bert, data, tmp_path, capsys):
-    run(make_recipe(bert, data, tmp_path / "out"))
+    train(make_recipe(bert, data, tmp_path / "out"))
     output = capsys.readouterr()
     lines = output.err.splitlines()
     assert output.out == ""
@@ -132,7 +132,7 @@ def test_one_line_an_epoch_where_there_is_no_terminal(bert, data, tmp_path, caps
 
 
 def test_training_loss_of_an_epoch_is_its_mean(bert, data, tmp_path, capsys):
-    run(make_recipe(bert, data, tmp_path / "out", epochs=1))
+    train(make_recipe(bert, data, tmp_path / "out", epochs=1))
     log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     losses = [entry["loss"] for entry in log if "loss" in entry]
     assert f"training loss {sum(losses) / len(losses):.4f}" in capsys.readouterr().err
@@ -141,7 +141,9 @@ def test_training_loss_of_an_epoch_is_its_mean(bert, data, tmp_path, capsys):
 def test_head_learning_rate_moves_the_head_alone(bert, data, tmp_path):
     weights = {}
     for name, rate in (("same", None), ("fast", 0.1)):
-        run(make_recipe(bert, data, tmp_path / name, epochs=1, learning_rate=1e-5, head_learning_rate=rate), quiet=True)
+        train(
+            make_recipe(bert, data, tmp_path / name, epochs=1, learning_rate=1e-5, head_learning_rate=rate), quiet=True
+        )
         weights[name] = load_file(tmp_path / name / "adapter" / "adapter_model.safetensors")
     head = next(name for name in weights["same"] if name.endswith("classifier.weight"))
     assert (weights["fast"][head] - weights["same"][head]).abs().max() > 0.1
@@ -156,7 +158,7 @@ def test_head_learning_rate_moves_the_head_alone(bert, data, tmp_path):
 def test_the_head_keeps_a_low_rate_beside_an_adapter(bert, data, tmp_path):
     weights = {}
     for name, keys in (("adapter", {"learning_rate": 1.0}), ("head", {"learning_rate": 1.0, "method": "head"})):
-        run(make_recipe(bert, data, tmp_path / name, epochs=1, **keys), quiet=True)
+        train(make_recipe(bert, data, tmp_path / name, epochs=1, **keys), quiet=True)
         saved = load_file(next((tmp_path / name / "adapter").glob("*.safetensors")))
         weights[name] = next(weight for key, weight in saved.items() if key.endswith("pooler.dense.weight"))
     start = AutoModel.from_pretrained(bert).pooler.dense.weight
@@ -173,9 +175,9 @@ def test_threads_are_as_before_after_a_run():
 
 def test_loss_that_is_not_finite_ends_the_run(bert, data, tmp_path):
     with pytest.raises(
-        RunError, match=r"loss is (nan|inf) at step \d+: start again with a lower --learning-rate than 1e\+30"
+        RunError, match=r"loss is (nan|inf) at step \d+: start again with a lower `learning_rate` than 1e\+30"
     ):
-        run(make_recipe(bert, data, tmp_path / "out", learning_rate=1e30), quiet=True)
+        train(make_recipe(bert, data, tmp_path / "out", learning_rate=1e30), quiet=True)
     assert not (tmp_path / "out" / "result.json").exists()
 
 
@@ -192,8 +194,8 @@ def test_out_of_memory_is_one_line(error, bert, data, tmp_path, monkeypatch):
         raise error
 
     monkeypatch.setattr(training._Trainer, "training_step", exhaust)
-    with pytest.raises(RunError, match="out of memory: lower --batch-size or --max-length"):
-        run(make_recipe(bert, data, tmp_path / "out"), quiet=True)
+    with pytest.raises(RunError, match="out of memory: lower `batch_size` or `max_length`"):
+        train(make_recipe(bert, data, tmp_path / "out"), quiet=True)
 
 
 def test_folder_in_use_is_left_alone(bert, data, tmp_path):
@@ -201,13 +203,13 @@ def test_folder_in_use_is_left_alone(bert, data, tmp_path):
     (tmp_path / "notes" / "mine.txt").write_text("mine")
     for resume in (False, True):
         with pytest.raises(UserError, match=r"notes holds other files \(mine\.txt\): name another folder"):
-            run(make_recipe(bert, data, tmp_path / "notes", resume=resume), quiet=True)
+            train(make_recipe(bert, data, tmp_path / "notes", resume=resume), quiet=True)
     with pytest.raises(UserError, match=r"mine\.txt is a file"):
-        run(make_recipe(bert, data, tmp_path / "notes" / "mine.txt"), quiet=True)
-    run(make_recipe(bert, data, tmp_path / "out", epochs=1), quiet=True)
+        train(make_recipe(bert, data, tmp_path / "notes" / "mine.txt"), quiet=True)
+    train(make_recipe(bert, data, tmp_path / "out", epochs=1), quiet=True)
     before = (tmp_path / "out" / "result.json").read_bytes()
     with pytest.raises(UserError, match="holds a finished run: name another folder"):
-        run(make_recipe(bert, data, tmp_path / "out", epochs=1), quiet=True)
+        train(make_recipe(bert, data, tmp_path / "out", epochs=1), quiet=True)
     assert (tmp_path / "out" / "result.json").read_bytes() == before
     assert [path.name for path in (tmp_path / "notes").iterdir()] == ["mine.txt"]
 
@@ -216,17 +218,17 @@ def test_two_runs_cannot_share_a_folder(bert, data, tmp_path, monkeypatch):
     recipe = make_recipe(bert, data, tmp_path / "out", resume=True)
 
     def second_run(*_):
-        run(recipe, quiet=True)
+        train(recipe, quiet=True)
 
     monkeypatch.setattr(training._Trainer, "training_step", second_run)
     with pytest.raises(UserError, match="another run is writing to"):
-        run(recipe, quiet=True)
+        train(recipe, quiet=True)
 
 
 def test_wrong_use_leaves_no_folder_behind(bert, data, tmp_path):
     for keys in ({"targets": "nothing"}, {"shape": "3,3"}, {"data": tmp_path}, {"model": tmp_path / "no"}):
         with pytest.raises(UserError):
-            run(make_recipe(**{"model": bert, "data": data, "output": tmp_path / "out", **keys}), quiet=True)
+            train(make_recipe(**{"model": bert, "data": data, "output": tmp_path / "out", **keys}), quiet=True)
     assert not (tmp_path / "out").exists()
 
 
@@ -234,7 +236,7 @@ def test_regression_from_a_file(llama, tmp_path):
     rows = [{"text": row["sentence"], "score": 0.5 + 3 * row["label"]} for row in sentiment_rows(96, seed=1)]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     keys = {"task": "file", "train": str(path), "validation": str(path), "label_column": "score", "method": "lora"}
-    record = run(
+    record = train(
         make_recipe(llama, None, tmp_path / "out", **keys, epochs=12, learning_rate=1e-2, head_learning_rate=1e-2),
         quiet=True,
     )
@@ -254,7 +256,7 @@ def test_classes_with_names_and_pairs_from_a_csv_file(bert, tmp_path):
     path = str(tmp_path / "rows.csv")
     columns = {"text_column": "premise", "text_pair_column": "hypothesis", "label_column": "answer"}
     recipe = make_recipe(bert, None, tmp_path / "out", task="file", train=path, validation=path, **columns, epochs=1)
-    record = run(recipe, quiet=True)
+    record = train(recipe, quiet=True)
     assert set(record.metrics) == {"accuracy", "f1_macro"}
     row = next(FinishedRun.load(str(tmp_path / "out")).predict(tmp_path / "rows.csv"))
     assert row["prediction"] in ("yes", "no")
@@ -271,7 +273,7 @@ def test_named_tasks(task, bert, tmp_path):
         row["label"] = row["label"] * 2.5 if name == "stsb" else row["label"]
     for split in ("train", "validation"):
         write_jsonl(tmp_path / "data" / name / f"{split}.jsonl", rows)
-    record = run(make_recipe(bert, tmp_path / "data", tmp_path / "out", task=task, epochs=1), quiet=True)
+    record = train(make_recipe(bert, tmp_path / "data", tmp_path / "out", task=task, epochs=1), quiet=True)
     expected = {"mrpc": {"f1", "accuracy"}, "stsb": {"spearman", "pearson"}, "cola": {"matthews", "accuracy"}}
     assert set(record.metrics) == expected.get(name, {"accuracy"})
 
@@ -314,17 +316,19 @@ def test_other_architectures(name, data, tmp_path):
     tokenizer = make_tokenizer()
     tokenizer.eos_token = "[SEP]"
     tokenizer.save_pretrained(tmp_path / "model")
-    record = run(make_recipe(tmp_path / "model", data, tmp_path / "out", epochs=1), quiet=True)
+    record = train(make_recipe(tmp_path / "model", data, tmp_path / "out", epochs=1), quiet=True)
     finished = FinishedRun.load(str(tmp_path / "out"))
-    assert finished.base.head == head
-    assert finished.evaluate() == (record.metrics, record.validation_loss)
+    assert finished.objective.base.head == head
+    evaluation = finished.evaluate()
+    assert (evaluation.metrics, evaluation.validation_loss) == (record.metrics, record.validation_loss)
 
 
 def test_evaluate_gives_the_recorded_metrics_and_predict_the_same_labels(bert, data, tmp_path):
     recipe = make_recipe(bert, data, tmp_path / "out", learning_rate=0.02)
-    record = run(recipe, quiet=True)
+    record = train(recipe, quiet=True)
     finished = FinishedRun.load(str(tmp_path / "out"))
-    assert finished.evaluate() == (record.metrics, record.validation_loss)
+    evaluation = finished.evaluate()
+    assert (evaluation.metrics, evaluation.validation_loss) == (record.metrics, record.validation_loss)
     validation = load_data(recipe)[2]
     predictions = [row["prediction"] for row in finished.predict(data / "sst2" / "validation.jsonl")]
     right = [prediction == label for prediction, label in zip(predictions, validation.labels, strict=True)]
@@ -352,7 +356,7 @@ def test_the_heads_rate_does_not_depend_on_how_weights_are_grouped(groups, bert,
     monkeypatch.setattr(training._Trainer, "training_step", first_step)
     recipe = make_recipe(bert, data, tmp_path / "out", learning_rate=0.01, head_learning_rate=0.002)
     with pytest.raises(KeyboardInterrupt):
-        run(recipe, quiet=True)
+        train(recipe, quiet=True)
     assert {rate for name, rate in rates.items() if "ttlora_" in name} == {0.01}
     assert {rate for name, rate in rates.items() if "ttlora_" not in name} == {0.002}
     assert sum("ttlora_" not in name for name in rates) == 4
@@ -361,9 +365,9 @@ def test_the_heads_rate_does_not_depend_on_how_weights_are_grouped(groups, bert,
 def test_a_rate_for_a_head_that_is_not_there(llama, data, tmp_path):
     keys = {"scoring": "prompt", "head_learning_rate": 1e-3}
     with pytest.raises(
-        UserError, match=r"--head-learning-rate is 0\.001, and .* has no head for this task: leave it out"
+        UserError, match=r"`head_learning_rate` is 0\.001, and .* has no head for this task: leave it out"
     ):
-        run(make_recipe(llama, data, tmp_path / "out", **keys), quiet=True)
+        train(make_recipe(llama, data, tmp_path / "out", **keys), quiet=True)
     assert not (tmp_path / "out").exists()
 
 
@@ -372,5 +376,5 @@ def test_peak_memory_is_that_of_the_run_alone(bert, data, tmp_path):
     large = torch.ones(100_000_000)
     before = memory.peak_memory_bytes()
     del large
-    record = run(make_recipe(bert, data, tmp_path / "out", epochs=1), quiet=True)
+    record = train(make_recipe(bert, data, tmp_path / "out", epochs=1), quiet=True)
     assert 50_000_000 < record.peak_memory_bytes < before - 200_000_000

@@ -4,9 +4,9 @@ from dataclasses import asdict, replace
 import pytest
 
 from ttlora.errors import UserError
-from ttlora.finetune.named_tasks import NAMED
+from ttlora.finetune.named_tasks import NAMED, find_task
 from ttlora.finetune.recipe import Recipe
-from ttlora.finetune.tasks import Task, columns_of, fill, find_task
+from ttlora.finetune.tasks import Task, columns_of, fill
 
 FILES = {"train": "t", "validation": "v"}
 
@@ -59,15 +59,15 @@ def test_templates():
     [
         ("glue/sst", {}, "no task is called 'glue/sst': did you mean glue/sst2?"),
         ("sst2", {}, "did you mean glue/sst2?"),
-        ("file", {"train": "t"}, "--task file needs --validation"),
-        ("file", {"train": "t", "validation": "v", "data": "d"}, "--data goes with a named task"),
+        ("file", {"train": "t"}, "`task` file needs `validation`"),
+        ("file", {"train": "t", "validation": "v", "data": "d"}, "`data` goes with a named task"),
         ("file", {"train": "t", "validation": "v", "text_column": "label"}, "have to differ"),
-        ("glue/sst2", {"train": "t"}, "--train goes with --task file"),
-        ("glue/sst2", {"label_column": "y"}, "--label-column goes with --task file"),
-        ("glue/sst2", {"prompt": "{sentence}"}, "--prompt goes with --task file"),
+        ("glue/sst2", {"train": "t"}, "`train` goes with `task` file"),
+        ("glue/sst2", {"label_column": "y"}, "`label_column` goes with `task` file"),
+        ("glue/sst2", {"prompt": "{sentence}"}, "`prompt` goes with `task` file"),
         ("glue/stsb", {"scoring": "prompt"}, "glue/stsb has numbers as labels, which no prompt can ask for"),
-        ("file", {**FILES, "label_kind": "choice"}, "--choice-columns and --label-kind choice go together"),
-        ("file", {**FILES, "choice_columns": "a,b"}, "--choice-columns and --label-kind choice go together"),
+        ("file", {**FILES, "label_kind": "choice"}, "`choice_columns` and `label_kind` choice go together"),
+        ("file", {**FILES, "choice_columns": "a,b"}, "`choice_columns` and `label_kind` choice go together"),
         (
             "file",
             {**FILES, "label_kind": "choice", "choice_columns": "text,b"},
@@ -75,19 +75,19 @@ def test_templates():
         ),
         ("file", {**FILES, "label_kind": "text", "text_pair_column": "b"}, "use one text column"),
         ("file", {**FILES, "label_kind": "regression", "scoring": "prompt"}, "numbers are labels that no prompt"),
-        ("file", {**FILES, "prompt": "{text} It was"}, "--prompt has no use here: it goes with --scoring prompt"),
-        ("file", {**FILES, "answers": "0=a 1=b"}, "--answers has no use here"),
+        ("file", {**FILES, "prompt": "{text} It was"}, "`prompt` has no use here: it goes with `scoring` prompt"),
+        ("file", {**FILES, "answers": "0=a 1=b"}, "`answers` has no use here"),
         ("file", {**FILES, "scoring": "prompt", "prompt": "Well?"}, "names no column in braces"),
         ("file", {**FILES, "scoring": "prompt", "prompt": "{} Well?"}, "braces without a column's name"),
-        ("file", {**FILES, "scoring": "prompt", "prompt": "{text Well?"}, "--prompt: .*expected '}'"),
+        ("file", {**FILES, "scoring": "prompt", "prompt": "{text Well?"}, "`prompt`: .*expected '}'"),
         (
             "file",
             {**FILES, "scoring": "prompt", "prompt": "{text:>9}"},
-            "--prompt: '{text:>9}' formats 'text', and a col",
+            "`prompt`: '{text:>9}' formats 'text', and a col",
         ),
-        ("file", {**FILES, "scoring": "prompt", "prompt": "{text!r}"}, "--prompt: '{text!r}' formats 'text'"),
-        ("file", {**FILES, "text_column": "a}"}, "--text-column: 'a}': Single '}'"),
-        ("file", {**FILES, "text_pair_column": "{a"}, "--text-pair-column: '{a'"),
+        ("file", {**FILES, "scoring": "prompt", "prompt": "{text!r}"}, "`prompt`: '{text!r}' formats 'text'"),
+        ("file", {**FILES, "text_column": "a}"}, "`text_column`: 'a}': Single '}'"),
+        ("file", {**FILES, "text_pair_column": "{a"}, "`text_pair_column`: '{a'"),
     ],
 )
 def test_what_does_not_go_together_is_refused(task, keys, complaint):
@@ -145,7 +145,7 @@ def test_a_saved_task_is_read_again():
         ({"answers": {"0": 1}}, "answers of '0' is 1"),
         ({"validation": "output"}, "validation is 'output', which is no split"),
         ({"hub": ["a", "b"], "validation": "../train"}, "which is no split"),
-        ({"colour": 1}, "unknown key 'colour'"),
+        ({"colour": 1}, "unknown key colour"),
         ({"name": "\ud83d"}, r"it holds \\ud83d, which is half a character"),
     ],
 )
@@ -156,5 +156,5 @@ def test_a_damaged_task_is_refused(change, complaint):
 
 @pytest.mark.parametrize("content", [None, [], "x", 5, {}, {"name": "a"}, {"texts": ["a"]}])
 def test_what_is_no_task_is_refused(content):
-    with pytest.raises(ValueError, match="it h"):
+    with pytest.raises(ValueError, match=r"it (has no|is .* names with values)"):
         Task.from_dict(content)

@@ -67,7 +67,7 @@ def test_nothing_there(tmp_path):
     with pytest.raises(UserError, match=r"all 1 runs in .* failed, the first \(boft, glue/rte\) with: out of memory"):
         find_runs([tmp_path])
     (tmp_path / "result.json").write_text("[]")
-    with pytest.raises(UserError, match=r"no result record in .* can be read: .* it holds a list"):
+    with pytest.raises(UserError, match=r"no result record in .* can be read: .* it is \[\]"):
         find_runs([tmp_path])
 
 

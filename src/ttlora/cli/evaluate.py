@@ -11,21 +11,21 @@ def evaluate(directory: str, *, model: str | None = None, json: bool = False) ->
         model: Where the base model is now, if it has moved since.
         json: Print one JSON object.
     """
-    from ttlora.finetune.finished import FinishedRun
+    from ttlora.finetune import finished
 
-    run = FinishedRun.load(directory, model)
-    metrics, loss = run.evaluate()
+    evaluation = finished.evaluate(directory, model)
+    record = evaluation.record
     if json:
         content = {
-            "method": run.record.method,
-            "task": run.record.task,
-            "metrics": metrics,
-            "primary_metric": run.record.primary_metric,
-            "validation_loss": loss,
+            "method": record.method,
+            "task": record.task,
+            "metrics": evaluation.metrics,
+            "primary_metric": record.primary_metric,
+            "validation_loss": evaluation.validation_loss,
         }
         print(json_format.dumps(content, indent=2))
         return
-    for name, value in metrics.items():
-        recorded = run.record.metrics.get(name)
+    for name, value in evaluation.metrics.items():
+        recorded = record.metrics.get(name)
         print(f"{name} {value:.4f}" + ("" if recorded == value else f" (result.json: {recorded})"))
-    print(f"validation loss {loss:.4f}")
+    print(f"validation loss {evaluation.validation_loss:.4f}")

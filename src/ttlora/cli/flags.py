@@ -7,7 +7,7 @@ import re
 import sys
 import typing
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -129,8 +129,12 @@ def with_flags(message: str, function: Callable[..., Any], positional: str | Non
         function: The command's function.
         positional: The parameter that is given without a flag.
     """
-    names = {flag.key: flag.name for flag in _flags_of(function, positional)}
-    return re.sub(r"`(\w+)`", lambda found: names.get(found[1], found[0]), message)
+    return _with_names(message, _flags_of(function, positional))
+
+
+def _with_names(text: str, flags: Iterable[_Flag]) -> str:
+    names = {flag.key: flag.name for flag in flags}
+    return re.sub(r"`(\w+)`", lambda found: names.get(found[1], found[0]), text)
 
 
 def _flags_of(function: Callable[..., Any], positional: str | None) -> Iterator[_Flag]:
@@ -244,7 +248,7 @@ def _print_help(name: str, function: Callable[..., Any], flags: Sequence[_Flag],
         parser.add_argument(CONFIG, help="YAML file with keys named as the flags; flags override it")
         parser.add_argument(PRINT_CONFIG, action="store_true", help="print all of this as YAML for --config, and exit")
     for flag in flags:
-        text = _help_of(flag).replace("%", "%%")
+        text = _with_names(_help_of(flag), flags).replace("%", "%%")
         if flag.hint is bool:
             parser.add_argument(flag.name, action="store_true", help=text)
         else:

@@ -28,9 +28,9 @@ def predict(
         json: Print one JSON object; without --output it holds the rows.
     """
     target = None if output is None else _require_free(output)
-    from ttlora.finetune.finished import FinishedRun
+    from ttlora.finetune import finished
 
-    rows = list(FinishedRun.load(directory, model).predict(Path(input)))
+    rows = finished.predict(directory, Path(input), model)
     # JSON has a way to write what stdout cannot show, and Python another one
     plain = target is None and codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8"
     lines = [json_format.dumps(row, ensure_ascii=plain, default=str) for row in rows]

@@ -25,12 +25,12 @@ def train(*, json: bool = False, **recipe: Any) -> int:
         The exit status.
     """
     asked = Recipe(**recipe)
-    from ttlora.finetune.run import run
+    from ttlora.finetune.run import train as fine_tune
 
     output = Path(os.path.expanduser(asked.output))
     finished = asked.resume and (output / "result.json").exists()
     try:
-        record = run(asked)
+        record = fine_tune(asked)
     except KeyboardInterrupt:
         print(_after_interrupt(output), file=sys.stderr)
         return 130

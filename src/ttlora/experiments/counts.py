@@ -14,8 +14,9 @@ from ttlora.experiments.printed import PUBLISHED, Printed, find_printed
 from ttlora.experiments.runs import PlannedRun
 from ttlora.finetune.base import Base, head_of
 from ttlora.finetune.methods import count_parameters, find_method
+from ttlora.finetune.named_tasks import find_task
 from ttlora.finetune.recipe import Recipe
-from ttlora.finetune.tasks import Task, find_task
+from ttlora.finetune.tasks import Task
 from ttlora.plan.skeleton import build_skeleton
 
 LORA_R = 8
@@ -97,7 +98,7 @@ def count_trained(base: Base, recipe: Recipe) -> tuple[int, int]:
     Raises:
         UserError: The method does not fit the model.
     """
-    return count_parameters(find_method(recipe.method).adapt(base, recipe), base.head)
+    return count_parameters(find_method(recipe.method).adapt(base, recipe).model, base.head)
 
 
 def _count(run: PlannedRun) -> Count:

@@ -14,8 +14,8 @@ from ttlora.errors import UserError
 from ttlora.experiments.comparison import Comparison, Entry
 from ttlora.finetune.methods import OPEN_KEYS, Method, find_method
 from ttlora.finetune.methods.peft_method import PeftMethod
+from ttlora.finetune.named_tasks import find_task
 from ttlora.finetune.recipe import Recipe
-from ttlora.finetune.tasks import find_task
 from ttlora.tuners.bottleneck import BottleneckConfig
 
 MOST_RUNS = 100_000

@@ -15,7 +15,7 @@ from transformers.utils import logging
 from ttlora.errors import RunError, UserError, one_line
 from ttlora.experiments.folder import failure_file, write_failure
 from ttlora.experiments.runs import PlannedRun
-from ttlora.finetune.run import run as fine_tune
+from ttlora.finetune.run import train
 
 
 def carry_out(run: PlannedRun, log: Path, threads: int) -> None:
@@ -31,7 +31,7 @@ def carry_out(run: PlannedRun, log: Path, threads: int) -> None:
     torch.set_num_threads(threads)
     failure_file(run).unlink(missing_ok=True)
     try:
-        fine_tune(replace(run.recipe, resume=(run.folder / "recipe.yaml").exists()))
+        train(replace(run.recipe, resume=(run.folder / "recipe.yaml").exists()))
     except (UserError, RunError) as error:
         write_failure(run, one_line(error))
     except Exception as error:

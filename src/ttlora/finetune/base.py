@@ -27,14 +27,18 @@ class Base:
         tokenizer: Its tokenizer; it has a padding token.
         head: Names of the modules that make up the task's head and train whole: all behind the encoder, a pooler
             among them; a causal model that answers with words has none.
-        virtual_tokens: Places that a method puts in front of every row.
     """
 
     name: str
     model: Any
     tokenizer: Any
     head: tuple[str, ...]
-    virtual_tokens: int = 0
+
+    @property
+    def virtual_tokens(self) -> int:
+        """How many places of every row a learned prompt takes."""
+        configs = getattr(self.model, "peft_config", {}).values()
+        return sum(config.num_virtual_tokens for config in configs if config.is_prompt_learning)
 
     @property
     def task_type(self) -> str:
@@ -111,12 +115,12 @@ def load_base(
         if not (folder / "config.json").is_file():
             raise UserError(f"model folder {name} holds no config.json")
     elif folder.exists() or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise UserError(f"model folder {name} is not there: give its place with --model")
+        raise UserError(f"model folder {name} is not there: give its place with `model`")
     else:
         try:
             return _load(name, task, seed, dtype, weights, on_meta, local_files_only=True)
         except UserError:
-            require_on_hub("model", name, "give a local folder as --model")
+            require_on_hub("model", name, "give a local folder as `model`")
     return _load(name, task, seed, dtype, weights, on_meta)
 
 
@@ -173,7 +177,7 @@ def fit_to_task(config: Any, tokenizer: Any, task: Task) -> None:
     if task.is_causal:
         of_both_sides = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_decoder
         if of_both_sides or config.is_encoder_decoder:
-            raise ValueError(f"a {config.model_type} does not write from left to right; use --scoring head")
+            raise ValueError(f"a {config.model_type} does not write from left to right; use `scoring` head")
     elif task.kind in ("regression", "choice"):
         config.num_labels, config.problem_type = 1, "regression"
     else:

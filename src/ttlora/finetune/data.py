@@ -15,8 +15,9 @@ from typing import Any
 
 from ttlora.errors import UserError, one_line
 from ttlora.finetune.files import Row, read_rows
+from ttlora.finetune.named_tasks import find_task
 from ttlora.finetune.recipe import Recipe
-from ttlora.finetune.tasks import FILE_METRICS, Kind, Label, Task, columns_of, fill, find_task
+from ttlora.finetune.tasks import FILE_METRICS, Kind, Label, Task, columns_of, fill
 from ttlora.hub import require_on_hub
 from ttlora.utf8 import half_character
 from ttlora.values import shown
@@ -140,7 +141,7 @@ def _open_split(recipe: Recipe, task: Task, split: str) -> tuple[str, Iterable[t
         if os.path.lexists(path):
             return str(path), read_rows(path)
     raise UserError(
-        f"{folder / split}.jsonl is not there (nor .csv, .parquet): --data is the folder above {task.folder}/"
+        f"{folder / split}.jsonl is not there (nor .csv, .parquet): `data` is the folder above {task.folder}/"
     )
 
 
@@ -148,7 +149,7 @@ def _open_hub(hub: tuple[str, str], split: str) -> tuple[str, Iterable[tuple[str
     import datasets
 
     name, config = hub
-    way_out = f"give the data with --data DIR, where DIR/{config}/train.jsonl and {split}.jsonl are"
+    way_out = f"give the data with `data` DIR, where DIR/{config}/train.jsonl and {split}.jsonl are"
     require_on_hub("dataset", name, way_out)
     try:
         rows = datasets.load_dataset(name, config, split=split)
@@ -329,7 +330,7 @@ def _kind(source: str, labels: set[str]) -> Kind:
     if len(labels) > MOST_CLASSES or any("." in label for label in labels):
         raise UserError(
             f"{source}: the labels (such as {max(labels)!r}) can be classes or amounts: "
-            "say --label-kind classification or --label-kind regression"
+            "say `label_kind` classification or `label_kind` regression"
         )
     return "classification"
 
@@ -339,14 +340,14 @@ def _with_answers(task: Task) -> Task:
     if task.scoring != "prompt" or task.kind in ("choice", "generation", "text"):
         return task
     if task.kind == "regression":
-        raise UserError("--scoring prompt: the labels are numbers, which no prompt can ask for")
+        raise UserError("`scoring` prompt: the labels are numbers, which no prompt can ask for")
     labels = [str(label) for label in task.labels]
     answers = task.answers or {label: label for label in labels}
     for names, others, complaint in ((labels, answers, "have no answer"), (answers, labels, "are no labels")):
         if strange := [name for name in names if name not in others]:
-            raise UserError(f"--answers: {', '.join(strange[:10])} {complaint}: labels are {', '.join(labels[:10])}")
+            raise UserError(f"`answers`: {', '.join(strange[:10])} {complaint}: labels are {', '.join(labels[:10])}")
     if len(set(answers.values())) < len(answers):
-        raise UserError(f"--answers: two labels have the same answer ({', '.join(answers.values())})")
+        raise UserError(f"`answers`: two labels have the same answer ({', '.join(answers.values())})")
     return replace(task, answers=dict(answers))
 
 
@@ -394,7 +395,7 @@ def _draw(task: Task, train: Split, recipe: Recipe) -> Split:
     labels = [train.labels[row] for row in chosen]
     if task.kind == "classification" and len(set(labels)) == 1:
         raise UserError(
-            f"--max-train-examples {count} draws only rows of label {task.labels[int(labels[0])]!r}: take more"
+            f"`max_train_examples` {count} draws only rows of label {task.labels[int(labels[0])]!r}: take more"
         )
     return Split([train.inputs[row] for row in chosen], labels, [train.places[row] for row in chosen])
 

@@ -1,7 +1,7 @@
-"""What one does with a finished run: measure it again, and label new rows."""
+"""A finished run, loaded again: to measure it, and to label new rows."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from ttlora.errors import UserError
-from ttlora.finetune.base import Base
 from ttlora.finetune.data import Input, Prompted, Split, input_of, load_validation
 from ttlora.finetune.files import Row, read_rows
 from ttlora.finetune.folder import RunFolder
-from ttlora.finetune.measure import cpu_threads, generate, measure, predict
+from ttlora.finetune.measure import cpu_threads, generate, measure, outputs_of
 from ttlora.finetune.methods import find_method
 from ttlora.finetune.metrics import measure_tokens
+from ttlora.finetune.objectives import Objective, objective_of
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.run import require_one_process
 from ttlora.finetune.tasks import Task
@@ -24,28 +24,84 @@ from ttlora.values import shown
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """What a finished run measures on its validation rows.
+
+    Attributes:
+        record: What ``result.json`` holds.
+        metrics: Metric name to value.
+        validation_loss: The mean loss.
+    """
+
+    record: Record
+    metrics: dict[str, float]
+    validation_loss: float
+
+
+def evaluate(run: str | Path, model: str | None = None) -> Evaluation:
+    """Load the saved adapter of a finished run into its base model and measure it on the run's validation rows.
+
+    Args:
+        run: Output folder of `train`.
+        model: Where the base model is now; None: where the run's recipe says.
+
+    Raises:
+        UserError: The folder holds no finished run, or the base model or the validation rows are no longer there.
+
+    Examples:
+        >>> import ttlora
+        >>> evaluation = ttlora.evaluate("run")
+        >>> evaluation.metrics == evaluation.record.metrics
+        True
+    """
+    return FinishedRun.load(run, model).evaluate()
+
+
+def predict(run: str | Path, rows: str | Path | Iterable[Row], model: str | None = None) -> list[Row]:
+    """The rows with the predictions of a finished run.
+
+    A row gets the label as ``prediction`` and the probabilities of all labels, or a number, or what the model writes,
+    or a text's perplexity.
+
+    Args:
+        run: Output folder of `train`.
+        rows: A JSONL, CSV or Parquet file, or rows as dicts, with the text columns that the run was trained on.
+        model: Where the base model is now; None: where the run's recipe says.
+
+    Raises:
+        UserError: The folder holds no finished run, or the base model is no longer there; or the rows cannot be read,
+            lack a text, or have a column of the name that a prediction gets.
+
+    Examples:
+        >>> import ttlora
+        >>> [row] = ttlora.predict("run", [{"text": "a fine film"}])
+        >>> sorted(row)
+        ['prediction', 'probabilities', 'text']
+    """
+    return list(FinishedRun.load(run, model).predict(rows))
+
+
+@dataclass(frozen=True)
 class FinishedRun:
-    """A finished run, its trained model loaded.
+    """A finished run, its trained model loaded: for more than one call of `evaluate` and `predict`.
 
     Attributes:
         record: What ``result.json`` holds.
         recipe: How the run was trained.
-        task: The task, its labels known.
-        base: The trained model.
+        objective: How its task is put to the trained model.
     """
 
     record: Record
     recipe: Recipe
-    task: Task
-    base: Base
+    objective: Objective
 
     @classmethod
-    def load(cls, directory: str, model: str | None = None) -> "FinishedRun":
+    def load(cls, directory: str | Path, model: str | None = None) -> "FinishedRun":
         """Load a run from its output folder.
 
         Args:
             directory: The output folder.
-            model: Where the base model is now, if it is no longer where the recipe says.
+            model: Where the base model is now; None: where the recipe says.
 
         Raises:
             UserError: The folder holds no finished run, or one that is damaged, or the model is another one.
@@ -59,55 +115,55 @@ class FinishedRun:
         task = folder.read_task()
         with cpu_threads(recipe.threads):
             base = find_method(recipe.method).load(recipe.model, task, folder.adapter)
-        return cls(record, recipe, task, base)
+        return cls(record, recipe, objective_of(task, base, recipe))
 
-    def evaluate(self) -> tuple[dict[str, float], float]:
-        """The metrics and the loss on the validation rows of the recipe.
+    @property
+    def task(self) -> Task:
+        """The run's task, its labels known."""
+        return self.objective.task
 
-        Raises:
-            UserError: The validation rows are no longer there.
-        """
+    def evaluate(self) -> Evaluation:
+        """As the function `evaluate`."""
         validation = load_validation(self.recipe, self.task)
         with cpu_threads(self.recipe.threads):
-            return measure(self.base, validation, self.task, self.recipe)
+            return Evaluation(self.record, *measure(self.objective, validation))
 
-    def predict(self, path: Path) -> Iterator[Row]:
-        """The rows of a file, each with its prediction.
+    def predict(self, rows: str | Path | Iterable[Row]) -> Iterator[Row]:
+        """As the function `predict`; all rows are checked before the model goes to work."""
+        if isinstance(rows, str | Path):
+            source, placed = str(rows), read_rows(Path(rows))
+        else:
+            source, placed = "rows", ((f"row {number}", row) for number, row in enumerate(rows, 1))
+        split, given = Split([], [], []), []
+        for place, row in placed:
+            self._require_no_prediction(row, f"{source}, {place}")
+            _require_writable(row, f"{source}, {place}")
+            given.append(row)
+            split.inputs.append(input_of(self.task, row, source, place))
+            split.places.append(f"{source}, {place}")
+        if not given:
+            raise UserError(f"{source} has no rows")
+        split = replace(split, labels=[0] * len(given))
+        with cpu_threads(self.recipe.threads):
+            if self.task.kind == "generation":
+                written = generate(self.objective, split)
+                return ({**row, "prediction": answer} for row, answer in zip(given, written, strict=True))
+            outputs = outputs_of(self.objective, split)
+        if broken := [place for place, output in zip(split.places, outputs, strict=True) if np.isnan(output).any()]:
+            raise UserError(f"{broken[0]}: the model answers with what is no number (NaN): its weights are no good")
+        return (
+            {**row, **self._prediction(each, output)}
+            for row, each, output in zip(given, split.inputs, outputs, strict=True)
+        )
 
-        That is the label and the probabilities of all, a number, what was generated, or a text's perplexity.
-
-        Args:
-            path: JSONL, CSV or Parquet with the task's text columns; a label column is not needed.
-
-        Raises:
-            UserError: The rows cannot be read, lack a text, or have a column of the name that a prediction gets.
-        """
-        rows: list[Row] = []
-        split = Split([], [], [])
+    def _require_no_prediction(self, row: Row, place: str) -> None:
         added = {
             "classification": ("prediction", "probabilities"),
             "choice": ("prediction", "probabilities"),
             "text": ("perplexity",),
         }.get(str(self.task.kind), ("prediction",))
-        for place, row in read_rows(path):
-            if taken := [name for name in added if name in row]:
-                raise UserError(f"{path}, {place}: column {taken[0]!r} is there already: rename it")
-            _require_writable(row, f"{path}, {place}")
-            rows.append(row)
-            split.inputs.append(input_of(self.task, row, str(path), place))
-            split.places.append(f"{path}, {place}")
-        split = replace(split, labels=[0] * len(rows))
-        with cpu_threads(self.recipe.threads):
-            if self.task.kind == "generation":
-                written = generate(self.base, split, self.recipe)
-                return ({**row, "prediction": answer} for row, answer in zip(rows, written, strict=True))
-            outputs = predict(self.base, split, self.task, self.recipe)
-        if broken := [place for place, output in zip(split.places, outputs, strict=True) if np.isnan(output).any()]:
-            raise UserError(f"{broken[0]}: the model answers with what is no number (NaN): its weights are no good")
-        return (
-            {**row, **self._prediction(given, output)}
-            for row, given, output in zip(rows, split.inputs, outputs, strict=True)
-        )
+        if taken := [name for name in added if name in row]:
+            raise UserError(f"{place}: column {taken[0]!r} is there already: rename it")
 
     def _prediction(self, given: Input, output: Any) -> Row:
         if self.task.kind == "regression":

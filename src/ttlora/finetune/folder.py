@@ -118,6 +118,7 @@ class RunFolder:
         self.recipe = self.path / "recipe.yaml"
         self.log = self.path / "log.jsonl"
         self.checkpoints = self.path / "checkpoints"
+        self.progress = self.checkpoints / "progress.json"
         self.rows = self.checkpoints / "rows.json"
         self.result = self.path / "result.json"
         self.so_far = self.path / "so_far.json"
@@ -148,7 +149,7 @@ class RunFolder:
             raise UserError(f"output folder {self.path} holds a finished run: name another folder")
         if not recipe.resume:
             raise UserError(
-                f"output folder {self.path} holds an unfinished run: add --resume to go on with it, or name another"
+                f"output folder {self.path} holds an unfinished run: set `resume` to go on with it, or name another"
             )
         started = Recipe.read(self.recipe).as_dict()
         for key, value in recipe.as_dict().items():

@@ -1,4 +1,4 @@
-"""What a model says to rows, and how good that is."""
+"""A trained model's outputs for rows, and the metrics of these."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -9,12 +9,9 @@ import numpy as np
 import torch
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
-from ttlora.errors import UserError
-from ttlora.finetune.base import Base
 from ttlora.finetune.data import Prompted, Split
 from ttlora.finetune.metrics import TEXT_METRICS, measure_metrics, measure_texts, measure_tokens
-from ttlora.finetune.objectives import Objective, Rows, objective_of, prompt_ids
-from ttlora.finetune.recipe import Recipe
+from ttlora.finetune.objectives import HeadObjective, LikelihoodObjective, Objective, Rows
 from ttlora.finetune.tasks import Task
 
 
@@ -25,18 +22,17 @@ class TaskTrainer(Trainer):
     counts, where Trainer takes the mean of the batches' means.
 
     Args:
-        objective: How the task is put to the model.
-        model: The model.
+        objective: How the task is put to its model.
         arguments: As for `Trainer`.
         keywords: As for `Trainer`.
     """
 
-    def __init__(self, objective: Objective, model: Any, arguments: TrainingArguments, **keywords: Any) -> None:
+    def __init__(self, objective: Objective, arguments: TrainingArguments, **keywords: Any) -> None:
         self.objective = objective
         # Where one process sees several GPUs, Trainer would put the model into DataParallel, whose replicas get rows of
         # a batch that are divided without regard to the choices and answers of one row.
         arguments._n_gpu = min(arguments.n_gpu, 1)
-        super().__init__(model, arguments, data_collator=objective.collate, **keywords)
+        super().__init__(objective.base.model, arguments, data_collator=objective.collate, **keywords)
         self.model_accepts_loss_kwargs = True
         self.measured_loss, self.measured_items = 0.0, 0
 
@@ -82,49 +78,43 @@ def by_length(rows: Rows) -> list[int]:
     return sorted(range(len(rows)), key=length)
 
 
-def measure(base: Base, split: Split, task: Task, recipe: Recipe) -> tuple[dict[str, float], float]:
+def measure(objective: Objective, split: Split) -> tuple[dict[str, float], float]:
     """The task's metrics and the mean loss on a split."""
-    objective = objective_of(task, base, recipe.max_length)
+    task = objective.task
     rows, _ = objective.encode(split)
-    output = _predict(base, objective, [rows[index] for index in by_length(rows)], recipe, metrics_of(task))
+    output = _predict(objective, [rows[index] for index in by_length(rows)], metrics_of(task))
     values = {name.removeprefix("test_"): value for name, value in output.metrics.items()}
     if generated := [name for name in task.metrics if name in TEXT_METRICS]:
         answers = [given.answers[0] for given in split.inputs if isinstance(given, Prompted)]
-        values |= measure_texts(generated, answers, generate(base, split, recipe))
+        values |= measure_texts(generated, answers, generate(objective, split))
     return {name: values[name] for name in task.metrics}, values["loss"]
 
 
-def predict(base: Base, split: Split, task: Task, recipe: Recipe) -> np.ndarray:
+def outputs_of(objective: Objective, split: Split) -> np.ndarray:
     """The model's outputs, one row an input: probabilities of classes, choices or answers, or a number.
 
     Args:
-        base: A trained model.
+        objective: How the task is put to a trained model.
         split: What is put to it; labels are not looked at.
-        task: The task that it was trained on.
-        recipe: Says how many tokens a row may have, and how many rows a batch has.
     """
-    objective = objective_of(task, base, recipe.max_length)
     rows, _ = objective.encode(split)
     order = by_length(rows)
-    outputs = torch.from_numpy(_predict(base, objective, [rows[row] for row in order], recipe, None).predictions)
-    if task.kind == "classification" and not task.is_causal:
+    outputs = torch.from_numpy(_predict(objective, [rows[row] for row in order], None).predictions)
+    if isinstance(objective, HeadObjective) and objective.task.kind == "classification":
         outputs = outputs.softmax(-1)
     return outputs[np.argsort(order)].numpy()
 
 
-def generate(base: Base, split: Split, recipe: Recipe) -> list[str]:
+def generate(objective: Objective, split: Split) -> list[str]:
     """What a causal model writes after each prompt, always taking the likeliest token.
 
     Args:
-        base: A trained model.
+        objective: How the task is put to a trained model.
         split: Prompts; answers are not looked at.
-        recipe: Says how many tokens prompt and answer may have, and how many rows a batch has.
     """
-    tokenizer, longest = base.tokenizer, longest_prompt(base, recipe)
-    prompts = []
-    for given, place in zip(split.inputs, split.places, strict=True):
-        ids = prompt_ids(given, base, place)
-        prompts.append([*ids[:1], *ids[len(ids) - longest + 1 :]] if len(ids) > longest else ids)
+    assert isinstance(objective, LikelihoodObjective)
+    base, tokenizer, recipe = objective.base, objective.tokenizer, objective.recipe
+    prompts = objective.prompts(split)
     written = [""] * len(prompts)
     model = base.model.eval()
     # PEFT drops the positions of rows with virtual tokens, so that padding would change them
@@ -144,21 +134,6 @@ def generate(base: Base, split: Split, recipe: Recipe) -> list[str]:
         for index, answer in zip(chosen, answers, strict=True):
             written[index] = answer.strip()
     return written
-
-
-def longest_prompt(base: Base, recipe: Recipe) -> int:
-    """How many tokens a prompt may have, so that the model has room for the answer too.
-
-    Raises:
-        UserError: There is no room for a prompt.
-    """
-    room = base.longest_input(recipe.max_length + recipe.max_new_tokens) - recipe.max_new_tokens
-    if room < 1:
-        raise UserError(
-            f"--max-new-tokens is {recipe.max_new_tokens}, and model {base.name} takes {room + recipe.max_new_tokens} "
-            "tokens, prompt and answer together: lower it"
-        )
-    return room
 
 
 def _batches(lengths: Sequence[int], size: int, like_lengths: bool) -> Iterator[list[int]]:
@@ -186,19 +161,19 @@ def metrics_of(task: Task) -> Callable[[EvalPrediction], dict[str, float]]:
     return compute
 
 
-def computing(base: Base, recipe: Recipe) -> dict[str, Any]:
+def computing(objective: Objective) -> dict[str, Any]:
     """Trainer's settings that say how a model computes, alike in training and in measuring."""
     return {
-        "per_device_eval_batch_size": recipe.batch_size,
+        "per_device_eval_batch_size": objective.recipe.batch_size,
         "use_cpu": not torch.accelerator.is_available(),
-        "bf16": base.model.dtype == torch.bfloat16,
+        "bf16": objective.base.model.dtype == torch.bfloat16,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "label_names": ["labels"],
         # the objective makes of a batch what the model takes
         "remove_unused_columns": False,
         "disable_tqdm": True,
         "report_to": [],
-        "seed": recipe.seed,
+        "seed": objective.recipe.seed,
     }
 
 
@@ -213,12 +188,8 @@ def cpu_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _predict(base: Base, objective: Objective, rows: Rows, recipe: Recipe, compute_metrics: Any) -> Any:
+def _predict(objective: Objective, rows: Rows, compute_metrics: Any) -> Any:
     with tempfile.TemporaryDirectory() as folder:  # Trainer makes its output folder, even where it writes nothing
-        trainer = TaskTrainer(
-            objective,
-            base.model,
-            TrainingArguments(folder, **computing(base, recipe)),
-            compute_metrics=compute_metrics,
-        )
+        arguments = TrainingArguments(folder, **computing(objective))
+        trainer = TaskTrainer(objective, arguments, compute_metrics=compute_metrics)
         return trainer.predict(rows)

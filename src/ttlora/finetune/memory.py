@@ -51,5 +51,5 @@ def telling_of_memory() -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         if out_of_memory(error):
-            raise RunError("out of memory: lower --batch-size or --max-length") from None
+            raise RunError("out of memory: lower `batch_size` or `max_length`") from None
         raise

@@ -1,13 +1,19 @@
-"""The tasks of GLUE (Wang et al. 2018) and SuperGLUE (Wang et al. 2019), in the fields of the hub's configs.
+"""The tasks that a recipe can name: those of GLUE (Wang et al. 2018) and SuperGLUE (Wang et al. 2019), and ``file``.
 
-Metrics are the paper's, the primary one first. The prompts, for causal models that answer without a head, are ours.
+The columns are those of the data sets on the hub. Metrics are the paper's, the primary one first. The prompts, for
+causal models that answer without a head, are ours.
 """
 
+import string
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
-from ttlora.finetune.tasks import Task
+from ttlora.errors import UserError
+from ttlora.finetune.recipe import Recipe
+from ttlora.finetune.tasks import FILE_METRICS, Task, columns_of
 
+FILE_KEYS = ("train", "validation", "text_column", "text_pair_column", "label_column", "label_kind", "choice_columns")
 YES = {"0": "No", "1": "Yes"}
 
 
@@ -133,3 +139,83 @@ NAMED: Mapping[str, Task] = {
         ),
     )
 }
+
+
+def find_task(recipe: Recipe) -> Task:
+    """The task that a recipe names, with the recipe's columns if it is ``file``.
+
+    Raises:
+        UserError: There is no such task, or the recipe's keys do not go with it.
+    """
+    if recipe.task == "file":
+        return _file_task(recipe)
+    if recipe.task not in NAMED:
+        close = get_close_matches(recipe.task, [*NAMED, "file"], n=1, cutoff=0.4)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UserError(f"no task is called {recipe.task!r}: {hint}there are {', '.join(NAMED)} and file")
+    for name in (*FILE_KEYS, "prompt", "answers"):
+        if getattr(recipe, name) is not None:
+            raise UserError(f"`{name}` goes with `task` file; {recipe.task} has its own")
+    task = NAMED[recipe.task]
+    if recipe.scoring == "prompt" and task.prompt is None:
+        raise UserError(f"`scoring` prompt: {recipe.task} has numbers as labels, which no prompt can ask for")
+    return task
+
+
+def _file_task(recipe: Recipe) -> Task:
+    if recipe.data is not None:
+        raise UserError("`data` goes with a named task; `task` file takes `train` and `validation`")
+    for name in ("train", "validation"):
+        if getattr(recipe, name) is None:
+            raise UserError(f"`task` file needs `{name}`, a JSONL, CSV or Parquet file")
+    texts = (recipe.text_column or "text", *([recipe.text_pair_column] if recipe.text_pair_column else []))
+    label_column = recipe.label_column or "label"
+    kind = recipe.label_kind
+    choices = tuple(recipe.choice_columns or ())
+    if (kind == "choice") != bool(choices):
+        raise UserError("`choice_columns` and `label_kind` choice go together: one is missing")
+    for name, text in zip(("text_column", "text_pair_column"), texts, strict=False):
+        _require_template(name, text)
+    used = [*texts, *choices, *([] if kind == "text" else [label_column])]
+    if len(set(used)) < len(used):
+        raise UserError(f"text, choice and label columns have to differ: they are {', '.join(used)}")
+    if kind in ("choice", "generation", "text") and len(texts) > 1:
+        raise UserError(f"`text_pair_column` {texts[1]} does not go with `label_kind` {kind}: use one text column")
+    if recipe.scoring == "prompt" and kind == "regression":
+        raise UserError("`scoring` prompt: numbers are labels that no prompt can ask for")
+    causal = recipe.scoring == "prompt" or kind in ("generation", "text")
+    for name in ("prompt", "answers"):
+        allowed = causal and kind != "text" and (name == "prompt" or kind not in ("generation", "choice"))
+        if getattr(recipe, name) is not None and not allowed:
+            raise UserError(f"`{name}` has no use here: it goes with `scoring` prompt")
+    return Task(
+        "file",
+        texts,
+        label_column,
+        kind,
+        FILE_METRICS[kind or "classification"],
+        choices=choices,
+        prompt=_file_prompt(recipe, texts) if causal else None,
+        answers=dict(recipe.answers) if isinstance(recipe.answers, dict) else {},
+    )
+
+
+def _file_prompt(recipe: Recipe, texts: tuple[str, ...]) -> str:
+    """The prompt that the recipe names, or the texts with "Answer:" where labels are to follow."""
+    if recipe.prompt is not None:
+        _require_template("prompt", recipe.prompt)
+        if recipe.prompt not in columns_of(recipe.prompt):
+            return recipe.prompt
+        raise UserError(f'`prompt` {recipe.prompt!r} names no column in braces, as in "{{{texts[0]}}} Answer:"')
+    together = "\n".join(f"{{{column}}}" for column in texts)
+    return together if recipe.label_kind in ("generation", "text", "choice") else f"{together}\nAnswer:"
+
+
+def _require_template(name: str, template: str) -> None:
+    try:
+        columns_of(template)
+    except ValueError as error:
+        raise UserError(f"`{name}`: {error}") from None
+    for _, column, form, conversion in string.Formatter().parse(template):
+        if form or conversion:
+            raise UserError(f"`{name}`: {template!r} formats {column!r}, and a column is always written as it is")

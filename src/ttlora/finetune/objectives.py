@@ -1,4 +1,4 @@
-"""How a task is put to a model: a row in tokens, the loss, and what an output says."""
+"""How a task is put to a model: rows as token ids, the loss, and the outputs."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ttlora.errors import UserError, one_line
 from ttlora.finetune.base import Base
 from ttlora.finetune.data import Input, Prompted, Split
+from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
 
 IGNORED = -100
@@ -37,12 +38,12 @@ class Objective(ABC):
     Args:
         task: The task, its labels known.
         base: The model and its tokenizer.
-        max_length: Most tokens a row.
+        recipe: Says how many tokens a row may have, how many rows a batch has, and what the seed is.
     """
 
-    def __init__(self, task: Task, base: Base, max_length: int) -> None:
-        self.task, self.base, self.tokenizer = task, base, base.tokenizer
-        self.max_length = base.longest_input(max_length)
+    def __init__(self, task: Task, base: Base, recipe: Recipe) -> None:
+        self.task, self.base, self.tokenizer, self.recipe = task, base, base.tokenizer, recipe
+        self.max_length = base.longest_input(recipe.max_length)
 
     @abstractmethod
     def encode(self, split: Split) -> tuple[Rows, int]:
@@ -92,7 +93,7 @@ class Objective(ABC):
         return dict(self.tokenizer.pad(rows, padding_side=side, return_tensors="pt"))
 
 
-class Head(Objective):
+class HeadObjective(Objective):
     """A head with one output for each class, or one for a number: the model's own loss."""
 
     def encode(self, split: Split) -> tuple[Rows, int]:
@@ -110,7 +111,7 @@ class Head(Objective):
         return Computed(output.loss, output.logits)
 
 
-class ChoiceHead(Objective):
+class ChoiceObjective(Objective):
     """A head with one output, which scores each choice: cross-entropy over the choices of a row."""
 
     def encode(self, split: Split) -> tuple[Rows, int]:
@@ -142,12 +143,26 @@ class ChoiceHead(Objective):
         return Computed(F.cross_entropy(scores, labels), scores.softmax(-1))
 
 
-class Likelihood(Objective):
+class LikelihoodObjective(Objective):
     """A causal model's likelihood of each answer after a prompt; what it learns is the right one, token by token.
 
     An answer's score is the mean log-likelihood of its tokens, as in MeZO (Malladi et al. 2023), whose protocol LoRETTA
     follows. Texts without a prompt are answers of their own.
     """
+
+    def __init__(self, task: Task, base: Base, recipe: Recipe) -> None:
+        super().__init__(task, base, recipe)
+        if task.kind == "generation" and self.longest_prompt < 1:
+            raise UserError(
+                f"`max_new_tokens` is {recipe.max_new_tokens}, and model {base.name} takes "
+                f"{self.longest_prompt + recipe.max_new_tokens} tokens, prompt and answer together: lower it"
+            )
+
+    @property
+    def longest_prompt(self) -> int:
+        """How many tokens a prompt may have, so that the model has room for the answer that it writes."""
+        answer = self.recipe.max_new_tokens
+        return self.base.longest_input(self.recipe.max_length + answer) - answer
 
     def encode(self, split: Split) -> tuple[Rows, int]:
         """Every answer after the prompt, whose beginning is cut where it is too long."""
@@ -209,6 +224,15 @@ class Likelihood(Objective):
             )
         return ids, [IGNORED if at < start else token for at, token in enumerate(ids)], surplus > 0
 
+    def prompts(self, split: Split) -> list[list[int]]:
+        """The token ids of the prompts after which the model writes; of a long one the beginning is cut."""
+        prompts = []
+        for given, place in zip(split.inputs, split.places, strict=True):
+            ids = prompt_ids(given, self.base, place)
+            surplus = max(len(ids) - self.longest_prompt, 0)
+            prompts.append([*ids[:1], *ids[surplus + 1 :]])
+        return prompts
+
     def collate(self, rows: Rows) -> dict[str, Tensor]:
         """Pad the answers of all rows, one after the other, at their end."""
         ids, targets, counts = [], [], []
@@ -253,11 +277,15 @@ class Likelihood(Objective):
         return Computed(loss, _by_row(-sums / tokens.clamp(min=1), batch["counts"]).softmax(-1))
 
 
-def objective_of(task: Task, base: Base, max_length: int) -> Objective:
-    """How a task is put to a model."""
+def objective_of(task: Task, base: Base, recipe: Recipe) -> Objective:
+    """How a task is put to a model.
+
+    Raises:
+        UserError: The model has no room for the answers that the recipe asks for.
+    """
     if task.is_causal:
-        return Likelihood(task, base, max_length)
-    return ChoiceHead(task, base, max_length) if task.kind == "choice" else Head(task, base, max_length)
+        return LikelihoodObjective(task, base, recipe)
+    return ChoiceObjective(task, base, recipe) if task.kind == "choice" else HeadObjective(task, base, recipe)
 
 
 def require_known(ids: Sequence[int], base: Base, place: str) -> None:

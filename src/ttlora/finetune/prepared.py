@@ -1,17 +1,14 @@
-"""What runs on one model and one task have in common: made once, it serves them all."""
+"""The base model and the rows that several runs share, read once for all of them."""
 
 import copy
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ttlora.errors import UserError
 from ttlora.finetune.base import Base, load_base
 from ttlora.finetune.data import Split, load_data
-from ttlora.finetune.measure import longest_prompt
-from ttlora.finetune.methods import Method, in_head, virtual_tokens
+from ttlora.finetune.methods import Method, in_head
 from ttlora.finetune.objectives import Objective, Rows, objective_of
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
@@ -30,13 +27,6 @@ class Encoded:
     training: Rows
     validation: Rows
     cut: tuple[int, int]
-
-    @classmethod
-    def of(cls, objective: Objective, training: Split, validation: Split) -> "Encoded":
-        """The rows as an objective puts them to its model."""
-        rows, cut = objective.encode_for_training(training)
-        validation_rows, validation_cut = objective.encode(validation)
-        return cls(rows, validation_rows, (cut, validation_cut))
 
 
 @dataclass(frozen=True)
@@ -70,18 +60,18 @@ class TaskData:
         Raises:
             UserError: The model is not there, or the recipe does not fit it.
         """
-        base = adapted(load_base(recipe.model, self.task, on_meta=True), method, recipe)
-        return replace(self, encoded=self.encode(base, recipe))
+        base = method.adapt(load_base(recipe.model, self.task, on_meta=True), recipe)
+        return replace(self, encoded=self.encode(objective_of(self.task, base, recipe)))
 
-    def encode(self, base: Base, recipe: Recipe) -> Encoded:
-        """The rows as token ids of a model.
+    def encode(self, objective: Objective) -> Encoded:
+        """The rows as token ids, as an objective puts them to its model.
 
         Raises:
-            UserError: The model can do nothing with a row, or has no room for the answers that the recipe asks for.
+            UserError: The model can do nothing with a row.
         """
-        if self.task.kind == "generation":
-            longest_prompt(base, recipe)
-        return Encoded.of(objective_of(self.task, base, recipe.max_length), self.training, self.validation)
+        rows, cut = objective.encode_for_training(self.training)
+        validation_rows, validation_cut = objective.encode(self.validation)
+        return Encoded(rows, validation_rows, (cut, validation_cut))
 
 
 @dataclass(frozen=True)
@@ -115,22 +105,12 @@ class Prepared:
         model = copy.deepcopy(self.base.model, {id(weight): weight for weight in shared})
         return replace(self.base, model=model)
 
-    def trains_shared(self, parameters: Iterable[nn.Parameter]) -> bool:
-        """Whether a run would train weights that are shared."""
-        own = {id(weight) for weight in self.base.model.parameters()}
-        return any(weight.requires_grad and id(weight) in own for weight in parameters)
-
-
-def adapted(base: Base, method: Method, recipe: Recipe) -> Base:
-    """A base model with what trains in it.
-
-    Raises:
-        UserError: The recipe does not fit the model.
-    """
-    if recipe.head_learning_rate is not None and not base.head:
-        raise UserError(
-            f"--head-learning-rate is {recipe.head_learning_rate:g}, and {base.name} has no head for this task: leave "
-            "it out; --learning-rate is that of the adapter"
-        )
-    model = method.adapt(base, recipe)
-    return replace(base, model=model, virtual_tokens=virtual_tokens(model))
+    def adapt(self, method: Method, recipe: Recipe) -> Base:
+        """A copy with what trains in it; it shares the weights that do not train."""
+        shared = {id(weight) for weight in self.base.model.parameters()}
+        for whole in (False, True):
+            torch.set_rng_state(self.random_state)
+            base = method.adapt(self.copy_base(whole), recipe)
+            if not any(weight.requires_grad and id(weight) in shared for weight in base.model.parameters()):
+                break
+        return base

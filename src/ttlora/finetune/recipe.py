@@ -36,7 +36,7 @@ class Recipe:
 
     Args:
         model: Base model: a local folder, or a name on the Hugging Face hub.
-        task: A named task, such as glue/sst2; or file, with --train and --validation.
+        task: A named task, such as glue/sst2; or file, with `train` and `validation`.
         output: Folder for the adapter, the result record, the recipe and the log.
         method: What is trained: tt-lora, lora, head (only the task's head), full (the whole model), or another; a wrong
             name prints them all.
@@ -126,9 +126,9 @@ class Recipe:
         if isinstance(self.settings, str):
             self._set("settings", _read_settings(self.settings))
         if isinstance(self.answers, str):
-            self._set("answers", _pairs("--answers", self.answers))
+            self._set("answers", _pairs("`answers`", self.answers))
         if isinstance(self.r, str):
-            ranks = _integers("--r", self.r)
+            ranks = _integers("`r`", self.r)
             self._set("r", ranks[0] if self.r.strip().isdecimal() else ranks)
         if isinstance(self.shape, str) and self.shape != "auto":
             self._set("shape", parse_shape(self.shape))
@@ -139,18 +139,18 @@ class Recipe:
             elif isinstance(value, dict):
                 named = {str(key) if is_whole(key) else key: part for key, part in value.items()}
                 if len(named) < len(value):
-                    raise UserError(f"{_flag(name)} has a name twice, as a number and as text: {shown(value)}")
+                    raise UserError(f"{_argument(name)} has a name twice, as a number and as text: {shown(value)}")
                 self._set(name, value := named)
-            if problem := complaint(_flag(name), value, hint):
+            if problem := complaint(_argument(name), value, hint):
                 raise UserError(problem)
             self._require_text(name, value)
         for name, most in _COUNTS.items():
             count = getattr(self, name)
             if count is not None and not 1 <= count <= most:
-                raise UserError(f"{_flag(name)} is {shown(count)}, and has to be at least 1, and at most {most}")
+                raise UserError(f"{_argument(name)} is {shown(count)}, and has to be at least 1, and at most {most}")
         for rank in self.r if isinstance(self.r, list) else [self.r]:
             if isinstance(rank, int) and not 1 <= rank <= MOST:
-                raise UserError(f"--r is {shown(rank)}: a rank is at least 1, and at most {MOST}")
+                raise UserError(f"`r` is {shown(rank)}: a rank is at least 1, and at most {MOST}")
         for name in ("learning_rate", "head_learning_rate"):
             self._require(name, lambda value: value > 0, "a number above 0")
         self._require("weight_decay", lambda value: value >= 0, "a number from 0 on")
@@ -206,20 +206,24 @@ class Recipe:
         value = getattr(self, name)
         # a whole number can be larger than any other
         if value is not None and not (abs(value) <= sys.float_info.max and holds(value)):
-            raise UserError(f"{_flag(name)} is {shown(value)}, and has to be {wanted}")
+            raise UserError(f"{_argument(name)} is {shown(value)}, and has to be {wanted}")
 
     def _require_text(self, name: str, value: Any) -> None:
         """Refuse text that is empty, and text that neither a file nor a tokenizer can hold."""
         parts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else [value]
         if value == [] or (name == "answers" and value == {}):
-            raise UserError(f"{_flag(name)} is empty")
+            raise UserError(f"{_argument(name)} is empty")
         for text in (part for part in parts if isinstance(part, str)):
             if not text.strip() and name != "settings":
-                raise UserError(f"{_flag(name)} is empty" if text is value else f"{_flag(name)} holds an empty text")
+                raise UserError(
+                    f"{_argument(name)} is empty" if text is value else f"{_argument(name)} holds an empty text"
+                )
             if half := half_character(text):
-                raise UserError(f"{_flag(name)} is {shown(text)}, which is no UTF-8 text: {half} is half a character")
+                raise UserError(
+                    f"{_argument(name)} is {shown(text)}, which is no UTF-8 text: {half} is half a character"
+                )
             if "\0" in text:
-                raise UserError(f"{_flag(name)} is {shown(text)}: no text here can hold a character of code 0")
+                raise UserError(f"{_argument(name)} is {shown(text)}: no text here can hold a character of code 0")
 
 
 def parse_shape(text: str) -> Shape:
@@ -231,14 +235,14 @@ def parse_shape(text: str) -> Shape:
     if text == "auto":
         return "auto"
     if "=" not in text:
-        return _integers("--shape", text)
+        return _integers("`shape`", text)
     shapes: dict[str, list[int]] = {}
     for part in text.split():
         module, separator, dims = part.partition("=")
         if not module or not separator or module in shapes:
             problem = f"{module!r} is there twice" if module in shapes else f"cannot read {part!r}"
-            raise UserError(f"--shape is {text!r}: {problem} (wanted: q_proj=64,64 v_proj=16,64)")
-        shapes[module] = _integers("--shape", dims)
+            raise UserError(f"`shape` is {text!r}: {problem} (wanted: q_proj=64,64 v_proj=16,64)")
+        shapes[module] = _integers("`shape`", dims)
     return shapes
 
 
@@ -252,11 +256,11 @@ def _read_settings(text: str) -> dict[str, Any]:
                 raise ValueError("it is no mapping")
             return content
         settings: dict[str, Any] = {}
-        for name, value in _pairs("--settings", text).items():
+        for name, value in _pairs("`settings`", text).items():
             settings[name] = parse(value)
         return settings
     except ValueError as error:
-        raise UserError(f"--settings is {shown(text)}: cannot read {shown(value)}: {error}") from None
+        raise UserError(f"`settings` is {shown(text)}: cannot read {shown(value)}: {error}") from None
 
 
 def _pairs(flag: str, text: str) -> dict[str, str]:
@@ -289,5 +293,5 @@ def _hints() -> dict[str, Any]:
     return typing.get_type_hints(Recipe)
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def _argument(name: str) -> str:
+    return f"`{name}`"

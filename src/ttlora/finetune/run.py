@@ -1,4 +1,4 @@
-"""One run, from a recipe to an adapter folder and a result record."""
+"""One run: from a recipe to an adapter folder and a result record."""
 
 import gc
 import importlib.metadata
@@ -17,16 +17,17 @@ from ttlora.finetune.measure import cpu_threads, measure
 from ttlora.finetune.memory import peak_memory_bytes, reset_peak_memory, telling_of_memory
 from ttlora.finetune.methods import Method, count_parameters, find_method
 from ttlora.finetune.metrics import TEXT_METRICS
-from ttlora.finetune.prepared import Encoded, Prepared, TaskData, adapted
+from ttlora.finetune.objectives import Objective, objective_of
+from ttlora.finetune.prepared import Encoded, Prepared, TaskData
 from ttlora.finetune.progress import ProgressReport
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
-from ttlora.finetune.training import Trained, find_trained, train
+from ttlora.finetune.training import Trained, find_trained, fit
 from ttlora.record import Record
 from ttlora.whole_files import writing
 
 
-def run(recipe: Recipe, quiet: bool = False) -> Record:
+def train(recipe: Recipe, quiet: bool = False) -> Record:
     """Fine-tune as the recipe says, and measure what was saved.
 
     The weights of the lowest validation loss are saved, loaded into a fresh base model, and measured there.
@@ -36,11 +37,25 @@ def run(recipe: Recipe, quiet: bool = False) -> Record:
         quiet: Report nothing on the way.
 
     Returns:
-        What ``result.json`` in the output folder holds.
+        The result record, as it stands in ``result.json`` in the output folder.
 
     Raises:
         UserError: The recipe cannot be carried out; nothing was written.
         RunError: The training failed.
+
+    Examples:
+        >>> import ttlora
+        >>> recipe = ttlora.Recipe(
+        ...     model="model",
+        ...     task="file",
+        ...     train="train.jsonl",
+        ...     validation="validation.jsonl",
+        ...     output="reviews",
+        ...     epochs=2,
+        ... )
+        >>> record = ttlora.train(recipe, quiet=True)
+        >>> record.primary_metric, record.epochs
+        ('accuracy', 2)
     """
     require_one_process()
     method = find_method(recipe.method)
@@ -52,32 +67,32 @@ def run(recipe: Recipe, quiet: bool = False) -> Record:
     reset_peak_memory()
     with telling_of_memory(), writing(folder.path), cpu_threads(recipe.threads):
         data = TaskData.read(recipe)
-        base = load_base(recipe.model, data.task, recipe.seed, method.base_dtype)
-        base = adapted(base, method, recipe)
+        base = method.adapt(load_base(recipe.model, data.task, recipe.seed, method.base_dtype), recipe)
+        objective = objective_of(data.task, base, recipe)
         # before anything is written: a row that the model can do nothing with ends the run
-        rows = data.encode(base, recipe)
+        rows = data.encode(objective)
         claimed = folder.claim(recipe, data.task, data.training, data.validation)
         with claimed, ProgressReport(_shown_metric(data.task), quiet) as report:
             if folder.result.exists():
                 return _result_of_finished(folder)
             trained = find_trained(folder)
             if trained is None or not trained.ended:
-                _announce(report, base, data, recipe)
-                _tell_cut(report, rows, base.longest_input(recipe.max_length))
-                trained = train(base, method, data.task, rows, recipe, folder, report)
+                _announce(report, objective, rows)
+                trained = fit(objective, method, rows, recipe, folder, report)
             if trained.epochs < recipe.epochs:
                 report.say(
                     f"stopped: no lower validation loss for {recipe.patience} epochs; kept epoch {trained.best_epoch}"
                 )
-            del base
+            # the fresh base model takes its place
+            del base, objective
             gc.collect()
             return _finish(recipe, method, folder, data, trained)
 
 
-def run_epoch(recipe: Recipe, prepared: Prepared) -> Record:
-    """Go on with a run for one epoch, from the last one that is whole; after the last of all, finish it as `run` does.
+def train_epoch(recipe: Recipe, prepared: Prepared) -> Record:
+    """Go on with a run for one epoch after the last whole one; after the last of all, finish it as `train` does.
 
-    The run comes to the same numbers as with `run`.
+    The run comes to the same numbers as with `train`.
 
     Args:
         recipe: What to do; its model, task and seed are those that were prepared.
@@ -100,26 +115,18 @@ def run_epoch(recipe: Recipe, prepared: Prepared) -> Record:
     with telling_of_memory(), writing(folder.path), cpu_threads(recipe.threads), claimed:
         trained = find_trained(folder)
         if trained is None or not trained.ended:
-            base = _adapted_copy(prepared, method, recipe)
-            rows = data.encoded or data.encode(base, recipe)
+            base = prepared.adapt(method, recipe)
+            objective = objective_of(data.task, base, recipe)
             report = ProgressReport(_shown_metric(data.task), quiet=True)
-            trained = train(base, method, data.task, rows, recipe, folder, report, epochs=1)
+            rows = data.encoded or data.encode(objective)
+            trained = fit(objective, method, rows, recipe, folder, report, most=1)
         if trained.ended:
             return _finish(recipe, method, folder, data, trained, prepared.copy_base(whole=True))
-        folder.write_adapter(method, trained.checkpoint, getattr(torch, str(recipe.adapter_dtype)), data.task)
+        _save(recipe, method, folder, data, trained)
         metrics = {name: trained.metrics[name] for name in data.task.metrics if name in trained.metrics}
         record = _record(recipe, folder, base, metrics, trained.loss, trained)
         record.write(folder.so_far)
         return record
-
-
-def _adapted_copy(prepared: Prepared, method: Method, recipe: Recipe) -> Base:
-    for whole in (False, True):
-        torch.set_rng_state(prepared.random_state)
-        base = adapted(prepared.copy_base(whole), method, recipe)
-        if not prepared.trains_shared(base.model.parameters()):
-            break
-    return base
 
 
 def require_one_process() -> None:
@@ -147,7 +154,8 @@ def _shown_metric(task: Task) -> str:
     return next(name for name in task.metrics if name not in TEXT_METRICS)
 
 
-def _announce(report: ProgressReport, base: Base, data: TaskData, recipe: Recipe) -> None:
+def _announce(report: ProgressReport, objective: Objective, rows: Encoded) -> None:
+    base, recipe, longest = objective.base, objective.recipe, objective.max_length
     outside, head = count_parameters(base.model, base.head)
     # PEFT keeps the untrained head beside the one that trains
     weights = (weight for name, weight in base.model.named_parameters() if ".original_module." not in name)
@@ -157,18 +165,20 @@ def _announce(report: ProgressReport, base: Base, data: TaskData, recipe: Recipe
         f"head, {frozen:,} are frozen"
     )
     report.say(
-        f"task {data.task.name}: {len(data.training):,} training rows, {len(data.validation):,} validation rows, "
-        f"at most {base.longest_input(recipe.max_length)} tokens each"
+        f"task {objective.task.name}: {len(rows.training):,} training rows, {len(rows.validation):,} validation rows, "
+        f"at most {longest} tokens each"
     )
-
-
-def _tell_cut(report: ProgressReport, rows: Encoded, longest: int) -> None:
     training, validation = rows.cut
     if training or validation:
         report.say(
             f"{training:,} training rows and {validation:,} validation rows are longer than {longest} tokens and were "
-            "cut (--max-length)"
+            "cut (max_length)"
         )
+
+
+def _save(recipe: Recipe, method: Method, folder: RunFolder, data: TaskData, trained: Trained) -> None:
+    dtype = getattr(torch, str(recipe.adapter_dtype))
+    folder.write_adapter(method, folder.checkpoints / trained.best, dtype, data.task)
 
 
 def _finish(
@@ -180,9 +190,9 @@ def _finish(
     untrained: Base | None = None,
 ) -> Record:
     """Save the weights that were kept, and measure what was saved, in a base model that is at hand or read anew."""
-    folder.write_adapter(method, trained.checkpoint, getattr(torch, str(recipe.adapter_dtype)), data.task)
+    _save(recipe, method, folder, data, trained)
     fresh = method.load(recipe.model, data.task, folder.adapter, untrained)
-    metrics, loss = measure(fresh, data.validation, data.task, recipe)
+    metrics, loss = measure(objective_of(data.task, fresh, recipe), data.validation)
     record = _record(recipe, folder, fresh, metrics, loss, trained)
     record.write(folder.result)
     folder.so_far.unlink(missing_ok=True)

@@ -4,39 +4,38 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState, TrainingArguments
-from transformers.trainer_callback import ExportableState, PrinterCallback
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 
-from ttlora.errors import RunError
-from ttlora.finetune.base import Base
+from ttlora.errors import RunError, UserError, one_line
 from ttlora.finetune.folder import RunFolder
 from ttlora.finetune.measure import TaskTrainer, by_length, computing, metrics_of
 from ttlora.finetune.methods import Method, in_head
-from ttlora.finetune.objectives import objective_of
+from ttlora.finetune.objectives import Objective
 from ttlora.finetune.prepared import Encoded
 from ttlora.finetune.progress import ProgressReport
 from ttlora.finetune.recipe import Recipe
-from ttlora.finetune.tasks import Task
-from ttlora.whole_files import write_text
+from ttlora.values import from_fields
+from ttlora.whole_files import write_json, write_text
 
 LOGS_PER_EPOCH = 20
 # Prompts and methods with few parameters learn at rates at which the dense layers of a head would be lost.
 HIGHEST_HEAD_RATE = 1e-3
-COMPLETE = "complete"
+CHECKPOINT = "checkpoint-"  # as Trainer calls them
 MEASURED = "validation_"
 
 
 @dataclass(frozen=True)
 class Trained:
-    """How far a training is.
+    """How far a training is. This is the content of ``progress.json`` beside the checkpoints.
 
     Attributes:
-        checkpoint: Folder with the weights of the lowest validation loss.
+        last: Name of the last whole checkpoint.
+        best: Name of the checkpoint with the weights of the lowest validation loss.
         best_epoch: Their epoch, from 1.
         epochs: Epochs trained.
         seconds: Duration over all resumed parts.
@@ -46,61 +45,62 @@ class Trained:
         ended: Whether there is nothing left to train.
     """
 
-    checkpoint: Path
+    last: str
+    best: str
     best_epoch: int
     epochs: int
     seconds: float
     step_seconds: float
     loss: float
-    metrics: Mapping[str, float]
+    metrics: dict[str, float]
     ended: bool
 
 
 def find_trained(folder: RunFolder) -> Trained | None:
-    """The training in a folder, as its last whole checkpoint tells it; None: there is no checkpoint."""
-    checkpoint = _last_checkpoint(folder)
-    if checkpoint is None:
+    """How far the training in a folder is; None: no epoch of it is whole.
+
+    Raises:
+        UserError: The file that says so is damaged, or an earlier version of ttlora has begun the training.
+    """
+    path = folder.progress
+    if not path.exists():
+        if next(folder.checkpoints.glob(f"{CHECKPOINT}*/complete"), None) is not None:
+            raise UserError(
+                f"an earlier version of ttlora has begun the training in {folder.path}: end it with that version, or "
+                f"remove {folder.checkpoints} to begin again with the first epoch"
+            )
         return None
-    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    best = next(
-        entry for entry in state.log_history if entry["step"] == state.best_global_step and "eval_loss" in entry
-    )
-    measured = {name: value for name, value in _renamed(best).items() if name.startswith(MEASURED)}
-    clock = state.stateful_callbacks["_Clock"]["attributes"]
-    steps_per_epoch = state.max_steps // state.num_train_epochs
-    return Trained(
-        checkpoint=folder.checkpoints / f"checkpoint-{state.best_global_step}",
-        best_epoch=state.best_global_step // steps_per_epoch,
-        epochs=state.global_step // steps_per_epoch,
-        seconds=clock["seconds"],
-        step_seconds=clock["step_seconds"] / state.global_step,
-        loss=measured.pop(f"{MEASURED}loss"),
-        metrics={name.removeprefix(MEASURED): value for name, value in measured.items()},
-        ended=state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"],
-    )
+    try:
+        trained = from_fields(Trained, json.loads(path.read_text("utf-8")))
+        for name in (trained.last, trained.best):
+            if not (folder.checkpoints / name).is_dir():
+                raise ValueError(f"{name} is not there")
+        return trained
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged: {one_line(error)}; remove {folder.checkpoints} to begin again with the first epoch"
+        ) from None
 
 
-def train(
-    base: Base,
+def fit(
+    objective: Objective,
     method: Method,
-    task: Task,
     rows: Encoded,
     recipe: Recipe,
     folder: RunFolder,
     report: ProgressReport,
-    epochs: int | None = None,
+    most: int | None = None,
 ) -> Trained:
     """Train an adapted model, from the folder's last whole checkpoint if there is one.
 
     Args:
-        base: The adapted model.
+        objective: How the task is put to the adapted model.
         method: Saves what trains.
-        task: Says what is measured after every epoch.
         rows: Rows to train on, and those whose loss decides when to stop and which weights are kept.
         recipe: The recipe, completed.
         folder: Takes checkpoints and the log.
         report: Told of every step.
-        epochs: Go on for so many epochs at most; None: to the end.
+        most: Go on for so many epochs at most; None: to the end.
 
     Returns:
         How far the training is.
@@ -108,7 +108,7 @@ def train(
     Raises:
         RunError: The loss is no longer finite.
     """
-    objective = objective_of(task, base, recipe.max_length)
+    before = find_trained(folder)
     steps_per_epoch = math.ceil(len(rows.training) / recipe.batch_size)
     arguments = TrainingArguments(
         str(folder.checkpoints),
@@ -126,36 +126,38 @@ def train(
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         restore_callback_states_from_checkpoint=True,
-        **computing(base, recipe),
+        **computing(objective),
     )
     trainer = _Trainer(
         objective,
-        base.model,
         arguments,
         train_dataset=rows.training,
         eval_dataset=[rows.validation[index] for index in by_length(rows.validation)],
-        compute_metrics=metrics_of(task),
-        callbacks=[_Patience(recipe.patience), _Clock(), _Log(folder.log), report, _Checkpoints(), _Pause(epochs)],
+        compute_metrics=metrics_of(objective.task),
+        callbacks=[
+            _Patience(recipe.patience),
+            _Log(folder.log),
+            report,
+            _Progress(folder, before, steps_per_epoch),
+            _Pause(most),
+        ],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.method, trainer.recipe, trainer.head = method, recipe, base.head
-    checkpoint = _last_checkpoint(folder)
-    if checkpoint is not None:
-        report.say(f"going on after epoch {_step(checkpoint) // steps_per_epoch}")
+    trainer.method = method
+    if before is not None:
+        report.say(f"going on after epoch {before.epochs}")
     elif recipe.resume:
         report.say("nothing to go on from: starting with the first epoch")
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.train(resume_from_checkpoint=None if before is None else str(folder.checkpoints / before.last))
     trained = find_trained(folder)
     assert trained is not None, "every epoch ends with a checkpoint"
     return trained
 
 
 class _Trainer(TaskTrainer):
-    """Trainer whose checkpoints hold what trains alone, and whose head may have a learning rate of its own."""
+    """Trainer whose checkpoints hold only what trains, and whose head may have a learning rate of its own."""
 
     method: Method
-    recipe: Recipe
-    head: tuple[str, ...]
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
@@ -167,8 +169,8 @@ class _Trainer(TaskTrainer):
             return self.optimizer
         optimizer = super().create_optimizer(model)
         trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
-        heads = {id(weight) for name, weight in trained.items() if in_head(name, self.head)}
-        rate = self.recipe.head_learning_rate
+        heads = {id(weight) for name, weight in trained.items() if in_head(name, self.objective.base.head)}
+        rate = self.objective.recipe.head_learning_rate
         if rate is None and len(heads) < len(trained):
             rate = min(optimizer.defaults["lr"], HIGHEST_HEAD_RATE)
         if rate is not None:
@@ -186,28 +188,6 @@ class _Patience(EarlyStoppingCallback):
         pass
 
 
-class _Clock(TrainerCallback, ExportableState):
-    """How long the training and its steps take; what earlier parts took comes back with the checkpoint."""
-
-    def __init__(self) -> None:
-        self.seconds = self.step_seconds = 0.0
-        self.now = self.step_began = time.perf_counter()
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.now = time.perf_counter()
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.step_began = time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.step_seconds += time.perf_counter() - self.step_began
-
-    def state(self) -> dict[str, Any]:
-        before, self.now = self.now, time.perf_counter()
-        self.seconds += self.now - before
-        return {"args": {}, "attributes": {"seconds": self.seconds, "step_seconds": self.step_seconds}}
-
-
 class _Log(TrainerCallback):
     """Writes the log, and ends a run whose loss is no longer finite."""
 
@@ -223,23 +203,56 @@ class _Log(TrainerCallback):
                 kind = "training" if name == "loss" else "validation"
                 raise RunError(
                     f"the {kind} loss is {logs[name]} at step {state.global_step}: start again with a lower "
-                    f"--learning-rate than {args.learning_rate:g}, and another --output"
+                    f"`learning_rate` than {args.learning_rate:g}, and another `output`"
                 )
         lines = [json.dumps(_renamed(entry)) + "\n" for entry in state.log_history if "train_runtime" not in entry]
         write_text(self.path, "".join(lines))
 
 
-class _Checkpoints(TrainerCallback):
-    """Marks a checkpoint as whole once all of it is written, and drops those that are no longer needed."""
+class _Progress(TrainerCallback):
+    """Writes down how far the training is once a checkpoint is whole, and drops those that are no longer needed."""
+
+    def __init__(self, folder: RunFolder, before: Trained | None, steps_per_epoch: int) -> None:
+        self.folder, self.trained, self.steps_per_epoch = folder, before, steps_per_epoch
+        self.seconds = 0.0 if before is None else before.seconds
+        self.step_seconds = 0.0 if before is None else before.step_seconds * before.epochs * steps_per_epoch
+        self.now = self.step_began = time.perf_counter()
+        self.measured: dict[str, float] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.now = time.perf_counter()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.step_began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.step_seconds += time.perf_counter() - self.step_began
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
+        self.measured = {
+            name.removeprefix(MEASURED): value for name, value in _renamed(metrics).items() if name.startswith(MEASURED)
+        }
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        folder = Path(args.output_dir)
-        (folder / f"checkpoint-{state.global_step}" / COMPLETE).touch()
-        needed = {f"checkpoint-{step}" for step in (state.global_step, state.best_global_step)}
-        for old in folder.glob("checkpoint-*"):
-            if old.name not in needed:
-                # the mark goes first, so that a half-deleted checkpoint is never taken for a whole one
-                (old / COMPLETE).unlink(missing_ok=True)
+        before, self.now = self.now, time.perf_counter()
+        self.seconds += self.now - before
+        checkpoint, epoch = f"{CHECKPOINT}{state.global_step}", state.global_step // self.steps_per_epoch
+        loss = self.measured["loss"]
+        best = self.trained
+        if best is None or loss < best.loss:
+            metrics = {name: value for name, value in self.measured.items() if name != "loss"}
+            best = Trained(checkpoint, checkpoint, epoch, epoch, 0.0, 0.0, loss, metrics, ended=False)
+        self.trained = replace(
+            best,
+            last=checkpoint,
+            epochs=epoch,
+            seconds=self.seconds,
+            step_seconds=self.step_seconds / state.global_step,
+            ended=control.should_training_stop,
+        )
+        write_json(self.folder.progress, asdict(self.trained))
+        for old in self.folder.checkpoints.glob(f"{CHECKPOINT}*"):
+            if old.name not in (self.trained.last, self.trained.best):
                 shutil.rmtree(old)
 
 
@@ -253,15 +266,6 @@ class _Pause(TrainerCallback):
         if self.left is not None:
             self.left -= 1
             control.should_training_stop |= self.left <= 0
-
-
-def _last_checkpoint(folder: RunFolder) -> Path | None:
-    whole = [mark.parent for mark in folder.checkpoints.glob(f"checkpoint-*/{COMPLETE}")]
-    return max(whole, key=_step, default=None)
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
 
 
 def _renamed(entry: dict[str, float]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from ttlora.finetune import run as run_module
 from ttlora.finetune.methods import find_method
 from ttlora.finetune.prepared import TaskData
 from ttlora.finetune.recipe import Recipe
-from ttlora.finetune.run import run
+from ttlora.finetune.run import train
 from ttlora.record import Record
 
 
@@ -48,7 +48,7 @@ def test_steps_are_epochs_and_come_to_what_train_comes_to(make, tmp_path):
     assert [result["done"] for result in results] == [False, False, True]
     assert [result[LOSS] for result in results] == sorted((result[LOSS] for result in results), reverse=True)
     assert trial.state == "done"
-    other = run(replace(trial.recipe, output=str(tmp_path / "other"), threads=1), quiet=True)
+    other = train(replace(trial.recipe, output=str(tmp_path / "other"), threads=1), quiet=True)
     mine, theirs = without_speed(trial.record), without_speed(other)
     for key in ("output", "threads"):
         del mine["recipe"][key], theirs["recipe"][key]

@@ -13,8 +13,8 @@ from ttlora.experiments.keys import recipe_keys, require_known, require_type
 from ttlora.experiments.search.domains import SEARCHABLE, Domain, read_domain
 from ttlora.experiments.search.presets import PRESETS, Preset, auto_space
 from ttlora.finetune.methods import find_method
+from ttlora.finetune.named_tasks import find_task
 from ttlora.finetune.recipe import Recipe
-from ttlora.finetune.tasks import find_task
 from ttlora.plan.budget import parse_bytes
 from ttlora.strict_yaml import read_mapping
 

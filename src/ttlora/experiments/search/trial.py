@@ -17,7 +17,7 @@ from ttlora.experiments.search.folder import Trial
 from ttlora.finetune.methods import find_method
 from ttlora.finetune.prepared import Prepared, TaskData
 from ttlora.finetune.recipe import Recipe
-from ttlora.finetune.run import run_epoch
+from ttlora.finetune.run import train_epoch
 from ttlora.finetune.training import find_trained
 
 EPOCH, LOSS, SCORE, FAILED = "epoch", "validation_loss", "score", "failed"  # with what it has failed, or ""
@@ -86,7 +86,7 @@ class EpochByEpoch(tune.Trainable):
             recipe = self.trial.recipe
             if self.prepared is None:
                 self.prepared = Prepared.load(recipe, find_method(recipe.method), self.data)
-            run_epoch(replace(recipe, resume=True), self.prepared)
+            train_epoch(replace(recipe, resume=True), self.prepared)
         measured = validations(self.trial)[: min(epoch, so_far)]
         best = min(measured, key=lambda entry: entry[LOSS])
         score = next(best[key] for name in self.data.task.metrics if (key := f"validation_{name}") in best)

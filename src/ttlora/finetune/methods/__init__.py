@@ -12,12 +12,12 @@ from ttlora.errors import UserError
 from ttlora.finetune.methods.method import OPEN_KEYS, Method, count_parameters, in_head
 from ttlora.finetune.methods.own_weights import BitFit, Full, Head
 from ttlora.finetune.methods.peft_method import PeftMethod
-from ttlora.finetune.methods.prompts import PromptMethod, virtual_tokens
+from ttlora.finetune.methods.prompts import PromptMethod
 from ttlora.tuners.bottleneck import BottleneckConfig
 from ttlora.tuners.loretta_rep import LorettaRepConfig
 from ttlora.tuners.tt_lora import TTLoraConfig
 
-__all__ = ["METHODS", "OPEN_KEYS", "Method", "count_parameters", "find_method", "in_head", "virtual_tokens"]
+__all__ = ["METHODS", "OPEN_KEYS", "Method", "count_parameters", "find_method", "in_head"]
 
 _SAVED: dict[str, Any] = {"adapter_dtype": "bfloat16"}
 _IN_MODULES: dict[str, Any] = {**_SAVED, "learning_rate": 1e-3, "targets": None, "settings": {}}

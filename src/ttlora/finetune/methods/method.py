@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -42,12 +42,25 @@ class Method(ABC):
         """
         for key in OPEN_KEYS:
             if key not in self.defaults and getattr(recipe, key) is not None:
-                raise UserError(f"--{key} means nothing to method {recipe.method}: leave it out")
+                raise UserError(f"`{key}` means nothing to method {recipe.method}: leave it out")
         return recipe.with_defaults(self.defaults)
 
-    @abstractmethod
-    def adapt(self, base: Base, recipe: Recipe) -> Any:
+    def adapt(self, base: Base, recipe: Recipe) -> Base:
         """The base model with all that trains requiring gradients, in float32, and nothing else.
+
+        Raises:
+            UserError: The recipe does not fit the model.
+        """
+        if recipe.head_learning_rate is not None and not base.head:
+            raise UserError(
+                f"`head_learning_rate` is {recipe.head_learning_rate:g}, and {base.name} has no head for this task: "
+                "leave it out; `learning_rate` is that of the adapter"
+            )
+        return replace(base, model=self._adapt(base, recipe))
+
+    @abstractmethod
+    def _adapt(self, base: Base, recipe: Recipe) -> Any:
+        """The model that trains.
 
         Raises:
             UserError: The recipe does not fit the model.

@@ -22,7 +22,7 @@ class Full(Method):
     files: ClassVar[Mapping[str, str]] = {"config.json": "config.json", "model.safetensors": "model.safetensors"}
     base_dtype: ClassVar[torch.dtype | None] = torch.float32
 
-    def adapt(self, base: Base, recipe: Recipe) -> Any:
+    def _adapt(self, base: Base, recipe: Recipe) -> Any:
         """The model as it is: all of it trains."""
         return base.model
 
@@ -42,7 +42,7 @@ class _Some(Method):
     def _trains(self, name: str, base: Base) -> bool:
         """Whether the weight of that name is one of them."""
 
-    def adapt(self, base: Base, recipe: Recipe) -> Any:
+    def _adapt(self, base: Base, recipe: Recipe) -> Any:
         """Freeze all others."""
         for name, weight in base.model.named_parameters():
             weight.requires_grad_(self._trains(name, base))
@@ -68,11 +68,11 @@ class Head(_Some):
 
     files: ClassVar[Mapping[str, str]] = {"model.safetensors": "head.safetensors"}
 
-    def adapt(self, base: Base, recipe: Recipe) -> Any:
+    def _adapt(self, base: Base, recipe: Recipe) -> Any:
         """Freeze all but the head."""
         if not base.head:
             raise UserError(f"method {recipe.method} trains a head, and {base.name} has none for this task")
-        return super().adapt(base, recipe)
+        return super()._adapt(base, recipe)
 
     def _trains(self, name: str, base: Base) -> bool:
         return in_head(name, base.head)
@@ -83,11 +83,11 @@ class BitFit(_Some):
 
     files: ClassVar[Mapping[str, str]] = {"model.safetensors": "biases.safetensors"}
 
-    def adapt(self, base: Base, recipe: Recipe) -> Any:
+    def _adapt(self, base: Base, recipe: Recipe) -> Any:
         """Freeze all but the biases and the head."""
         if not any(_is_bias(name) and not in_head(name, base.head) for name, _ in base.model.named_parameters()):
             raise UserError(f"method {recipe.method} trains biases, and {base.name} has none: use another method")
-        return super().adapt(base, recipe)
+        return super()._adapt(base, recipe)
 
     def _trains(self, name: str, base: Base) -> bool:
         return _is_bias(name) or in_head(name, base.head)

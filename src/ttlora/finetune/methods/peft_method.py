@@ -52,19 +52,19 @@ class PeftMethod(Method):
         known = {field.name for field in fields(self.config) if field.init} - NOT_SETTINGS - own_keys.keys()
         for name in settings:
             if name in own_keys and own_keys[name] in self.defaults:
-                raise UserError(f"--settings names {name}, which has a flag of its own: use --{own_keys[name]}")
+                raise UserError(f"`settings` names {name}, which has a key of its own: use `{own_keys[name]}`")
             if name not in known:
                 close = get_close_matches(name, known, n=1)
                 hint = f"did you mean {close[0]}? " if close else ""
                 raise UserError(
-                    f"--settings names {name!r}, which is no setting of method {recipe.method}: {hint}"
+                    f"`settings` names {name!r}, which is no setting of method {recipe.method}: {hint}"
                     f"there are {', '.join(sorted(known))}"
                 )
         if isinstance(completed.r, list) and self.config is not TTLoraConfig:
-            raise UserError(f"--r is {completed.r}: method {recipe.method} takes one rank")
+            raise UserError(f"`r` is {completed.r}: method {recipe.method} takes one rank")
         return replace(completed, settings=settings or None)
 
-    def adapt(self, base: Base, recipe: Recipe) -> Any:
+    def _adapt(self, base: Base, recipe: Recipe) -> Any:
         """Put the adapter into the targets; PEFT makes the copy of the head that trains."""
         try:
             config = self._make_config(base, recipe)
@@ -76,7 +76,7 @@ class PeftMethod(Method):
         except UserError:
             raise
         except Exception as error:  # values of a wrong type, and models of a wrong kind, make PEFT stumble in any way
-            hint = "; name them with --targets" if "target_modules" in str(error) and recipe.targets is None else ""
+            hint = "; name them with `targets`" if "target_modules" in str(error) and recipe.targets is None else ""
             raise UserError(
                 f"method {recipe.method} does not fit model {recipe.model}: {one_line(error)}{hint}"
             ) from None

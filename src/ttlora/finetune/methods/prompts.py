@@ -30,30 +30,30 @@ class PromptMethod(PeftMethod):
 
     files: ClassVar[Mapping[str, str]] = {CONFIG: CONFIG, PROMPT: WEIGHTS}
 
-    def adapt(self, base: Base, recipe: Recipe) -> Any:
+    def _adapt(self, base: Base, recipe: Recipe) -> Any:
         """Put the prompt in front of the model; PEFT makes the copy of the head that trains."""
-        model = super().adapt(base, recipe)
+        model = super()._adapt(base, recipe)
         # a model without weights is there to be counted alone
         if base.model.device.type != "meta":
-            self._require_runnable(base, recipe, virtual_tokens(model))
+            self._require_runnable(replace(base, model=model), recipe)
         return model
 
-    def _require_runnable(self, base: Base, recipe: Recipe, count: int) -> None:
+    def _require_runnable(self, base: Base, recipe: Recipe) -> None:
         if base.model.config.is_encoder_decoder:
             raise UserError(
                 f"method {recipe.method} does not fit models of an encoder and a decoder, as {recipe.model} is: "
                 "use another method"
             )
-        if self.config is PrefixTuningConfig and not _takes_keys_and_values(base.model):
+        if self.config is PrefixTuningConfig and not _takes_keys_and_values(base.model.get_base_model()):
             raise UserError(
                 f"method {recipe.method} puts keys and values in front of a row, which models of type "
                 f"{base.model.config.model_type} do not take: use prompt or p-tuning"
             )
-        left = replace(base, virtual_tokens=count).longest_input(recipe.max_length)
+        count, left = base.virtual_tokens, base.longest_input(recipe.max_length)
         if left < 1:
             raise UserError(
-                f"num_virtual_tokens is {count}, and model {recipe.model} takes {count + left} tokens with the row's "
-                "own: set fewer with --settings num_virtual_tokens=..."
+                f"num_virtual_tokens in `settings` is {count}, and model {recipe.model} takes {count + left} tokens "
+                "with the row's own: set fewer"
             )
 
     def save(self, model: Any, folder: Path) -> None:
@@ -81,13 +81,7 @@ class PromptMethod(PeftMethod):
         encoder.embedding = nn.Embedding(*prompt.shape).requires_grad_(False)
         model.peft_config["default"].inference_mode = True
         set_peft_model_state_dict(model, weights)
-        return replace(base, virtual_tokens=virtual_tokens(model))
-
-
-def virtual_tokens(model: Any) -> int:
-    """How many places of every row an adapted model needs for a learned prompt."""
-    configs = getattr(model, "peft_config", {}).values()
-    return sum(config.num_virtual_tokens for config in configs if config.is_prompt_learning)
+        return base
 
 
 def _takes_keys_and_values(model: Any) -> bool:
