@@ -22,7 +22,8 @@ def load(train, validation, **keys):
     paths = {}
     for name, content in (("train", train), ("validation", validation)):
         paths[name] = str(content)
-    return load_data(Recipe(model="m", task="file", output="o", **paths, **keys))
+    data = load_data(Recipe(model="m", task="file", output="o", **paths, **keys))
+    return data.task, data.training, data.validation
 
 
 def write(path: Path, rows: list[dict]) -> Path:
@@ -84,7 +85,8 @@ def test_two_texts_and_other_column_names(tmp_path):
 
 def test_named_task_comes_from_its_folder(data):
     recipe = Recipe(model="m", task="glue/sst2", output="o", data=str(data))
-    task, train, validation = load_data(recipe)
+    data = load_data(recipe)
+    task, train, validation = data.task, data.training, data.validation
     assert (len(train), len(validation), task.labels) == (48, 24, (0, 1))
     assert load_validation(recipe, task) == validation
 
@@ -93,14 +95,14 @@ def test_named_task_in_csv(tmp_path):
     (tmp_path / "rte").mkdir()
     for split in ("train", "validation"):
         write(tmp_path / "rte" / f"{split}.csv", [{"sentence1": "a", "sentence2": "b", "label": n} for n in (0, 1)])
-    _, train, _ = load_data(Recipe(model="m", task="glue/rte", output="o", data=str(tmp_path)))
+    train = load_data(Recipe(model="m", task="glue/rte", output="o", data=str(tmp_path))).training
     assert train.inputs == [("a", "b"), ("a", "b")]
 
 
 def test_drawn_rows_depend_on_the_seed_alone(data):
     def texts(count, seed):
         recipe = Recipe(model="m", task="glue/sst2", output="o", data=str(data), max_train_examples=count, seed=seed)
-        return load_data(recipe)[1].inputs
+        return load_data(recipe).training.inputs
 
     assert len(texts(10, 1)) == 10
     assert texts(10, 1) == texts(10, 1) != texts(10, 2)

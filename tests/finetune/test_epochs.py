@@ -4,8 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ttlora.finetune.data import load_data
 from ttlora.finetune.methods import find_method
-from ttlora.finetune.prepared import Prepared, TaskData
+from ttlora.finetune.prepared import Prepared
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.run import train, train_epoch
 from ttlora.record import Record
@@ -20,7 +21,7 @@ def make_recipe(model, data, output, **keys) -> Recipe:
 
 
 def prepare(recipe) -> Prepared:
-    return Prepared.load(recipe, find_method(recipe.method), TaskData.read(recipe))
+    return Prepared.load(recipe, find_method(recipe.method), load_data(recipe))
 
 
 def measured(record: Record) -> dict:

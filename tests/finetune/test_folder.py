@@ -6,9 +6,10 @@ import pytest
 from conftest import command, sentiment_rows, write_jsonl
 
 from ttlora.errors import UserError
-from ttlora.finetune import prepared, run, training
+from ttlora.finetune import run, training
 from ttlora.finetune.finished import FinishedRun
 from ttlora.finetune.folder import RunFolder, locked
+from ttlora.finetune.objectives import HeadObjective
 from ttlora.finetune.recipe import Recipe
 
 
@@ -26,9 +27,9 @@ class MetError(Exception):
 
 
 BEFORE_ANYTHING_IS_WRITTEN = {
-    "while it reads its rows": (prepared.TaskData, "read"),
+    "while it reads its rows": (run, "load_data"),
     "while it loads its model": (run, "load_base"),
-    "while it tokenises its rows": (prepared.TaskData, "encode"),
+    "while it tokenises its rows": (HeadObjective, "encode_data"),
     "just before it takes the folder": (RunFolder, "claim"),
 }
 

@@ -11,8 +11,9 @@ from transformers import LlamaForCausalLM
 
 from ttlora.errors import UserError
 from ttlora.finetune.base import Base, load_base
-from ttlora.finetune.data import Prompted, Split, load_data
+from ttlora.finetune.data import Split, load_data
 from ttlora.finetune.finished import FinishedRun
+from ttlora.finetune.inputs import Prompted
 from ttlora.finetune.objectives import IGNORED, LikelihoodObjective, objective_of, tokenise
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.run import train
@@ -147,7 +148,7 @@ def test_chats_need_a_template(llama, tmp_path):
     recipe = recipe_for(
         llama, tmp_path, lambda count, _: [{"messages": chat}] * count, text_column="messages", label_kind="generation"
     )
-    _, training, _ = load_data(recipe)
+    training = load_data(recipe).training
     assert training.inputs[0] == Prompted((chat[0],), ("was great",))
     with pytest.raises(UserError, match="the model's tokenizer has no chat template: take an instruction-tuned model"):
         train(recipe, quiet=True)
@@ -196,7 +197,7 @@ def test_an_encoder_does_not_write(bert, tmp_path):
 def test_labels_of_a_choice_by_number_column_or_text(tmp_path):
     rows = [{"what": "a", "one": "b", "two": "c", "right": right} for right in (1, "1", "two", "c", 0)]
     recipe = recipe_for("m", tmp_path, lambda *_: rows, **CHOICE)
-    assert load_data(recipe)[1].labels == [1, 1, 1, 1, 0]
+    assert load_data(recipe).training.labels == [1, 1, 1, 1, 0]
 
 
 @pytest.fixture

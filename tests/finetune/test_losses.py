@@ -86,7 +86,7 @@ def test_accumulated_batches_learn_as_one_large_batch_does(kind, llama32, tmp_pa
 
     def curve(rows_at_once: int, accumulated: int) -> list[float]:
         recipe = recipe_for(llama32, tmp_path, kind, rows_at_once)
-        task, training, _ = load_data(recipe)
+        task, training = (data := load_data(recipe)).task, data.training
         base = load_base(recipe.model, task)
         objective = objective_of(task, base, recipe)
         rows, _ = objective.encode_for_training(training)

@@ -4,7 +4,8 @@ import pytest
 from conftest import write_jsonl
 
 from ttlora.errors import UserError
-from ttlora.finetune.data import Prompted, load_data
+from ttlora.finetune.data import load_data
+from ttlora.finetune.inputs import Prompted
 from ttlora.finetune.named_tasks import NAMED
 from ttlora.finetune.recipe import Recipe
 
@@ -76,7 +77,8 @@ def load(tmp_path, name, rows, scoring="head"):
     task = NAMED[name]
     write_jsonl(tmp_path / task.folder / "train.jsonl", rows)
     write_jsonl(tmp_path / task.folder / f"{task.validation}.jsonl", rows)
-    return load_data(Recipe(model="m", task=name, output="o", data=str(tmp_path), scoring=scoring))
+    data = load_data(Recipe(model="m", task=name, output="o", data=str(tmp_path), scoring=scoring))
+    return data.task, data.training, data.validation
 
 
 def test_no_task_is_left_out():

@@ -329,7 +329,7 @@ def test_evaluate_gives_the_recorded_metrics_and_predict_the_same_labels(bert, d
     finished = FinishedRun.load(str(tmp_path / "out"))
     evaluation = finished.evaluate()
     assert (evaluation.metrics, evaluation.validation_loss) == (record.metrics, record.validation_loss)
-    validation = load_data(recipe)[2]
+    validation = load_data(recipe).validation
     predictions = [row["prediction"] for row in finished.predict(data / "sst2" / "validation.jsonl")]
     right = [prediction == label for prediction, label in zip(predictions, validation.labels, strict=True)]
     assert sum(right) / len(right) == record.metrics["accuracy"]

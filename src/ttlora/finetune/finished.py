@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from ttlora.errors import UserError
-from ttlora.finetune.data import Input, Prompted, Split, input_of, load_validation
+from ttlora.finetune.data import Split, load_validation
 from ttlora.finetune.files import Row, read_rows
 from ttlora.finetune.folder import RunFolder
+from ttlora.finetune.inputs import Input, Prompted, input_of
 from ttlora.finetune.measure import cpu_threads, generate, measure, outputs_of
 from ttlora.finetune.methods import find_method
 from ttlora.finetune.metrics import measure_tokens

@@ -12,7 +12,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from ttlora.errors import UserError, one_line
-from ttlora.finetune.data import Split
+from ttlora.finetune.data import TaskData
 from ttlora.finetune.methods import Method
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
@@ -66,20 +66,18 @@ def content_of(path: Path) -> list[str]:
     return [name for name in names if name != LOCK and not name.endswith(".tmp")]
 
 
-def require_same_rows(path: Path, task: Task, training: Split, validation: Split) -> None:
+def require_same_rows(path: Path, data: TaskData) -> None:
     """Hold rows against those with which something was started, or write them down if it starts now.
 
     Args:
         path: Where they are written down, in a folder that is there: their number and a digest.
-        task: The task, its labels known.
-        training: The rows to train on.
-        validation: The rows to measure on.
+        data: The task with its rows.
 
     Raises:
         UserError: They are other ones, or the file is damaged.
     """
-    splits = {"training": training, "validation": validation}
-    now: dict[str, Any] = {"labels": list(task.labels)}
+    splits = {"training": data.training, "validation": data.validation}
+    now: dict[str, Any] = {"labels": list(data.task.labels)}
     now |= {name: {"rows": len(split), "sha256": split.fingerprint} for name, split in splits.items()}
     try:
         before = json.loads(path.read_text("utf-8"))
@@ -160,14 +158,12 @@ class RunFolder:
                 )
 
     @contextmanager
-    def claim(self, recipe: Recipe, task: Task, training: Split, validation: Split) -> Iterator[None]:
+    def claim(self, recipe: Recipe, data: TaskData) -> Iterator[None]:
         """Make the folder, keep other runs out of it, and write down what the run is of.
 
         Args:
             recipe: The recipe, completed.
-            task: The task, its labels known.
-            training: The rows to train on.
-            validation: The rows to measure on.
+            data: The task with its rows.
 
         Raises:
             UserError: Another run is at work in it, or has been; or it holds a run that was started with another recipe
@@ -180,7 +176,7 @@ class RunFolder:
                 recipe.write(self.recipe)
             if not self.result.exists():
                 self.checkpoints.mkdir(exist_ok=True)
-                require_same_rows(self.rows, task, training, validation)
+                require_same_rows(self.rows, data)
             yield
 
     @property

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
-from ttlora.finetune.data import Prompted, Split
+from ttlora.finetune.data import Rows, Split
+from ttlora.finetune.inputs import Prompted
 from ttlora.finetune.metrics import TEXT_METRICS, measure_metrics, measure_texts, measure_tokens
-from ttlora.finetune.objectives import HeadObjective, LikelihoodObjective, Objective, Rows
+from ttlora.finetune.objectives import HeadObjective, LikelihoodObjective, Objective
 from ttlora.finetune.tasks import Task
 
 

@@ -11,13 +11,12 @@ from torch.nn import functional as F
 
 from ttlora.errors import UserError, one_line
 from ttlora.finetune.base import Base
-from ttlora.finetune.data import Input, Prompted, Split
+from ttlora.finetune.data import Encoded, Rows, Split, TaskData
+from ttlora.finetune.inputs import Input, Prompted
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
 
 IGNORED = -100
-
-Rows = list[dict[str, Any]]
 
 
 class Computed(NamedTuple):
@@ -72,6 +71,16 @@ class Objective(ABC):
     def encode_for_training(self, split: Split) -> tuple[Rows, int]:
         """As `encode`, with no more than the training needs."""
         return self.encode(split)
+
+    def encode_data(self, data: TaskData) -> Encoded:
+        """The rows of both splits as token ids.
+
+        Raises:
+            UserError: The model can do nothing with a row; the message names its place.
+        """
+        training, cut = self.encode_for_training(data.training)
+        validation, validation_cut = self.encode(data.validation)
+        return Encoded(training, validation, (cut, validation_cut))
 
     def _tokenise(self, texts: Sequence[Any], places: Iterable[str]) -> tuple[Rows, int]:
         """`tokenise`, with each row checked, and nothing in it that the model does not take."""

@@ -7,71 +7,20 @@ import torch
 from torch import Tensor
 
 from ttlora.finetune.base import Base, load_base
-from ttlora.finetune.data import Split, load_data
+from ttlora.finetune.data import TaskData
 from ttlora.finetune.methods import Method, in_head
-from ttlora.finetune.objectives import Objective, Rows, objective_of
+from ttlora.finetune.objectives import objective_of
 from ttlora.finetune.recipe import Recipe
-from ttlora.finetune.tasks import Task
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """A task's rows as token ids.
+def with_tokens(data: TaskData, recipe: Recipe, method: Method) -> TaskData:
+    """The rows with their token ids, from a model without weights.
 
-    Attributes:
-        training: Rows to train on.
-        validation: Rows that are measured after every epoch.
-        cut: How many of each were too long.
+    Raises:
+        UserError: The model is not there, or the recipe does not fit it, or it can do nothing with a row.
     """
-
-    training: Rows
-    validation: Rows
-    cut: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class TaskData:
-    """A task with its rows.
-
-    Attributes:
-        task: The task, its labels known.
-        training: Rows to train on.
-        validation: Rows that decide which weights are kept.
-        encoded: Both as token ids; None: each run makes its own.
-    """
-
-    task: Task
-    training: Split
-    validation: Split
-    encoded: Encoded | None = None
-
-    @classmethod
-    def read(cls, recipe: Recipe) -> "TaskData":
-        """Read the rows.
-
-        Raises:
-            UserError: They are not there, or something in them cannot be used.
-        """
-        return cls(*load_data(recipe))
-
-    def with_tokens(self, recipe: Recipe, method: Method) -> "TaskData":
-        """The rows with their token ids, from a model without weights.
-
-        Raises:
-            UserError: The model is not there, or the recipe does not fit it.
-        """
-        base = method.adapt(load_base(recipe.model, self.task, on_meta=True), recipe)
-        return replace(self, encoded=self.encode(objective_of(self.task, base, recipe)))
-
-    def encode(self, objective: Objective) -> Encoded:
-        """The rows as token ids, as an objective puts them to its model.
-
-        Raises:
-            UserError: The model can do nothing with a row.
-        """
-        rows, cut = objective.encode_for_training(self.training)
-        validation_rows, validation_cut = objective.encode(self.validation)
-        return Encoded(rows, validation_rows, (cut, validation_cut))
+    base = method.adapt(load_base(recipe.model, data.task, on_meta=True), recipe)
+    return replace(data, encoded=objective_of(data.task, base, recipe).encode_data(data))
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,14 @@ import torch
 
 from ttlora.errors import UserError
 from ttlora.finetune.base import Base, load_base
+from ttlora.finetune.data import Encoded, TaskData, load_data
 from ttlora.finetune.folder import RunFolder
 from ttlora.finetune.measure import cpu_threads, measure
 from ttlora.finetune.memory import peak_memory_bytes, reset_peak_memory, telling_of_memory
 from ttlora.finetune.methods import Method, count_parameters, find_method
 from ttlora.finetune.metrics import TEXT_METRICS
 from ttlora.finetune.objectives import Objective, objective_of
-from ttlora.finetune.prepared import Encoded, Prepared, TaskData
+from ttlora.finetune.prepared import Prepared
 from ttlora.finetune.progress import ProgressReport
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
@@ -66,12 +67,12 @@ def train(recipe: Recipe, quiet: bool = False) -> Record:
         return _result_of_finished(folder)
     reset_peak_memory()
     with telling_of_memory(), writing(folder.path), cpu_threads(recipe.threads):
-        data = TaskData.read(recipe)
+        data = load_data(recipe)
         base = method.adapt(load_base(recipe.model, data.task, recipe.seed, method.base_dtype), recipe)
         objective = objective_of(data.task, base, recipe)
         # before anything is written: a row that the model can do nothing with ends the run
-        rows = data.encode(objective)
-        claimed = folder.claim(recipe, data.task, data.training, data.validation)
+        rows = objective.encode_data(data)
+        claimed = folder.claim(recipe, data)
         with claimed, ProgressReport(_shown_metric(data.task), quiet) as report:
             if folder.result.exists():
                 return _result_of_finished(folder)
@@ -110,7 +111,7 @@ def train_epoch(recipe: Recipe, prepared: Prepared) -> Record:
     recipe = replace(method.complete(recipe), resume=True)
     folder = RunFolder(recipe.output)
     data = prepared.data
-    claimed = folder.claim(recipe, data.task, data.training, data.validation)
+    claimed = folder.claim(recipe, data)
     reset_peak_memory()
     with telling_of_memory(), writing(folder.path), cpu_threads(recipe.threads), claimed:
         trained = find_trained(folder)
@@ -118,7 +119,7 @@ def train_epoch(recipe: Recipe, prepared: Prepared) -> Record:
             base = prepared.adapt(method, recipe)
             objective = objective_of(data.task, base, recipe)
             report = ProgressReport(_shown_metric(data.task), quiet=True)
-            rows = data.encoded or data.encode(objective)
+            rows = data.encoded or objective.encode_data(data)
             trained = fit(objective, method, rows, recipe, folder, report, most=1)
         if trained.ended:
             return _finish(recipe, method, folder, data, trained, prepared.copy_base(whole=True))

@@ -12,11 +12,11 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 from transformers.trainer_callback import PrinterCallback
 
 from ttlora.errors import RunError, UserError, one_line
+from ttlora.finetune.data import Encoded
 from ttlora.finetune.folder import RunFolder
 from ttlora.finetune.measure import TaskTrainer, by_length, computing, metrics_of
 from ttlora.finetune.methods import Method, in_head
 from ttlora.finetune.objectives import Objective
-from ttlora.finetune.prepared import Encoded
 from ttlora.finetune.progress import ProgressReport
 from ttlora.finetune.recipe import Recipe
 from ttlora.values import from_fields

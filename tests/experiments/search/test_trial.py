@@ -9,8 +9,9 @@ import pytest
 from ttlora.experiments.search.folder import Trial
 from ttlora.experiments.search.trial import EPOCH, FAILED, LOSS, EpochByEpoch, as_config
 from ttlora.finetune import run as run_module
+from ttlora.finetune.data import load_data
 from ttlora.finetune.methods import find_method
-from ttlora.finetune.prepared import TaskData
+from ttlora.finetune.prepared import with_tokens
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.run import train
 from ttlora.record import Record
@@ -31,7 +32,7 @@ def worker(trial: Trial) -> EpochByEpoch:
     """A process's trainable, made without a process."""
     made = object.__new__(EpochByEpoch)
     recipe = trial.recipe
-    data = TaskData.read(recipe).with_tokens(recipe, find_method(recipe.method))
+    data = with_tokens(load_data(recipe), recipe, find_method(recipe.method))
     made.setup(as_config(trial), data, threads=1)
     return made
 
@@ -107,7 +108,7 @@ def test_patience_ends_a_trial(make):
 
 @pytest.mark.parametrize(
     ("keys", "reason"),
-    [({"learning_rate": 1e30}, "lower --learning-rate"), ({"shape": [3, 3]}, "[3, 3]")],
+    [({"learning_rate": 1e30}, "lower `learning_rate`"), ({"shape": [3, 3]}, "[3, 3]")],
 )
 def test_a_failed_trial_tells_why(make, keys, reason):
     trial = make("0001")

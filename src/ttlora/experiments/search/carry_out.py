@@ -6,9 +6,10 @@ from ttlora.experiments.search.search import Search
 from ttlora.experiments.search.sources import Ladder, Listed, Proposed
 from ttlora.experiments.search.trial import finished_epochs
 from ttlora.experiments.search.tuning import Share, Source, connected, run_trials
+from ttlora.finetune.data import load_data
 from ttlora.finetune.folder import require_same_rows
 from ttlora.finetune.methods import find_method
-from ttlora.finetune.prepared import TaskData
+from ttlora.finetune.prepared import with_tokens
 
 
 def carry_out(search: Search, address: str | None, retry_failed: bool) -> None:
@@ -32,11 +33,11 @@ def carry_out(search: Search, address: str | None, retry_failed: bool) -> None:
         return
     recipe = plan.recipe({})
     method = find_method(recipe.method)
-    data = TaskData.read(recipe).with_tokens(recipe, method)
+    data = with_tokens(load_data(recipe), recipe, method)
     if not search.folder.has_begun:
         # an earlier attempt that ended before its first trial binds nobody
         search.folder.rows.unlink(missing_ok=True)
-    require_same_rows(search.folder.rows, data.task, data.training, data.validation)
+    require_same_rows(search.folder.rows, data)
     finished = {trial.name: finished_epochs(trial) for trial in search.trials}
     with connected(address), Display(plan.trials, finished) as display:
         run_trials(

@@ -14,8 +14,9 @@ from transformers.utils import logging
 
 from ttlora.errors import RunError, UserError, one_line
 from ttlora.experiments.search.folder import Trial
+from ttlora.finetune.data import TaskData
 from ttlora.finetune.methods import find_method
-from ttlora.finetune.prepared import Prepared, TaskData
+from ttlora.finetune.prepared import Prepared
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.run import train_epoch
 from ttlora.finetune.training import find_trained

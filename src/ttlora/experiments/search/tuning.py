@@ -17,7 +17,7 @@ from ttlora.errors import UserError, one_line
 from ttlora.experiments.search.config import SearchPlan
 from ttlora.experiments.search.folder import SearchFolder, Trial
 from ttlora.experiments.search.trial import EPOCH, FAILED, LOSS, SCORE, EpochByEpoch, as_config
-from ttlora.finetune.prepared import TaskData
+from ttlora.finetune.data import TaskData
 
 # how Ray is told what to leave alone: the user's own values go before the first two
 OPEN_TO_USERS = {

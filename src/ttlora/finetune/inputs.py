@@ -1,0 +1,198 @@
+"""From a row to what is put to a model: each cell is checked, and what is wrong is named with its place."""
+
+import math
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+from typing import Any
+
+from ttlora.errors import UserError
+from ttlora.finetune.files import Row
+from ttlora.finetune.labels import label_name, whole_number
+from ttlora.finetune.tasks import Task, columns_of, fill
+from ttlora.utf8 import half_character
+from ttlora.values import shown
+
+Messages = tuple[dict[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """A prompt, or the messages of a chat, and the answers that may follow."""
+
+    prompt: str | Messages
+    answers: tuple[str, ...]
+
+
+# what a head reads: the texts of a row, or those of each choice
+Texts = tuple[str, ...]
+Input = Texts | tuple[Texts, ...] | Prompted
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row's cells that the task reads, and its label."""
+
+    place: str
+    cells: dict[str, Any]
+    label: Any
+
+
+def read_example(task: Task, source: str, place: str, row: Row) -> Example:
+    """The cells of a row that the task reads, and its label.
+
+    Raises:
+        UserError: One is not there, or cannot be used.
+    """
+    cells = _cells(task, row, source, place)
+    if task.kind == "text" or _chat(cells) is not None:
+        return Example(place, cells, None)
+    label = _cell(row, task.label_column, source, place)
+    if label is None or (isinstance(label, str) and not label.strip()):
+        raise UserError(f"{source}, {place} has no label: column {task.label_column!r} is empty")
+    if isinstance(label, str):
+        _whole(label, task.label_column, source, place)
+    if task.kind == "choice":
+        cells, label = _choose(task, source, place, cells, label)
+    elif not _is_scalar(label):
+        raise UserError(f"{source}, {place}: label {shown(label)} is neither text nor a number")
+    elif task.kind == "generation":
+        label = _text(label, task.label_column, source, place)
+    return Example(place, cells, str(label).lower() if isinstance(label, bool) else label)
+
+
+def input_of(task: Task, row: Row, source: str, place: str) -> Input:
+    """What is put to the model for one row without a label.
+
+    Raises:
+        UserError: A column is not there, or holds no text.
+    """
+    return make_input(task, _cells(task, row, source, place, labelled=False))
+
+
+def make_input(task: Task, cells: dict[str, Any], answer: Any = None) -> Input:
+    """What is put to the model; in a generation with the answer that is to be learned.
+
+    Args:
+        task: The task, its labels known.
+        cells: Texts by column.
+        answer: The answer.
+    """
+    if task.kind == "text":
+        return Prompted("", (fill(task.texts[0], cells),))
+    if (chat := _chat(cells)) is not None:
+        answered = chat[-1]["role"] == "assistant"
+        return Prompted(chat[:-1], (chat[-1]["content"],)) if answered else Prompted(chat, ())
+    if not task.is_causal:
+        texts = tuple(fill(template, cells) for template in task.texts)
+        return tuple((*texts, choice) for choice in cells[""]) if task.kind == "choice" else texts
+    prompt = fill(task.prompt or task.texts[0], cells)
+    if task.kind == "choice":
+        return Prompted(prompt, tuple(cells[""]))
+    if task.kind == "generation":
+        return Prompted(prompt, () if answer is None else (str(answer),))
+    return Prompted(prompt, tuple(task.answers[str(label)] for label in task.labels))
+
+
+def _cells(task: Task, row: Row, source: str, place: str, labelled: bool = True) -> dict[str, Any]:
+    """The row's texts by column; of a choice, the choices as a list of their own under the name ""."""
+    templates = [task.prompt or task.texts[0]] if task.is_causal else list(task.texts)
+    cells: dict[str, Any] = {}
+    for column in dict.fromkeys(column for template in templates for column in columns_of(template)):
+        value = _cell(row, column, source, place)
+        if task.kind == "generation" and isinstance(value, list):
+            cells[column] = _messages(value, column, source, place, labelled)
+        else:
+            text = _text(value, column, source, place)
+            cells[column] = task.wording.get(column, {}).get(text, text)
+    if task.kind == "choice":
+        cells[""] = _choices(task, row, source, place)
+    return cells
+
+
+def _cell(row: Row, column: str, source: str, place: str) -> Any:
+    if column not in row:
+        raise UserError(f"{source}, {place}: there is no column {column!r}, only {', '.join(map(str, row))}")
+    return row[column]
+
+
+def _choices(task: Task, row: Row, source: str, place: str) -> list[str]:
+    values = [_cell(row, column, source, place) for column in task.choices]
+    listed = len(task.choices) == 1 and isinstance(values[0], list)
+    texts = [_text(value, ", ".join(task.choices), source, place) for value in (values[0] if listed else values)]
+    if listed:
+        texts = list(dict.fromkeys(texts))
+    if len(texts) < 2:
+        raise UserError(
+            f"{source}, {place}: there is but one choice in {task.choices[0]!r}: a choice needs two or more"
+        )
+    return texts
+
+
+def _choose(task: Task, source: str, place: str, cells: dict[str, Any], label: Any) -> tuple[dict[str, Any], int]:
+    """The index of the right choice; where several are right, all but the first are taken out."""
+    choices = cells[""]
+    if isinstance(label, list):
+        names = {label_name(item) for item in label if _is_scalar(item)}
+        right = [choice for choice in choices if choice in names]
+        if not right or len(right) == len(choices):
+            raise UserError(f"{source}, {place}: of the choices, {len(right)} are in {task.label_column!r}")
+        choices = [choice for choice in choices if choice == right[0] or choice not in right]
+        if len(choices) < 2:
+            raise UserError(f"{source}, {place}: all choices but one are in {task.label_column!r}")
+        return {**cells, "": choices}, choices.index(right[0])
+    meant = set()
+    if _is_scalar(label):
+        name = label_name(label)
+        number = whole_number(name)
+        if number is not None and 0 <= number < len(choices):
+            meant.add(number)
+        if isinstance(label, str) or not meant:
+            meant |= {names.index(name) for names in (list(task.choices), choices) if name in names}
+    if len(meant) == 1:
+        return cells, meant.pop()
+    if meant:
+        raise UserError(
+            f"{source}, {place}: label {shown(label)} can be a choice's number, from 0 on, and a choice itself, which "
+            "is another one: write the number as a number, or the choice's column"
+        )
+    raise UserError(
+        f"{source}, {place}: label {shown(label)} names none of the {len(choices)} choices: it has to be a number from "
+        "0 on, a choice's column, or a choice itself"
+    )
+
+
+def _messages(value: list[Any], column: str, source: str, place: str, labelled: bool) -> Messages:
+    """The messages of a chat, each with its role and its content."""
+    for message in value:
+        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise UserError(
+                f"{source}, {place}: column {column!r} holds {shown(message)}, no message with role and content"
+            )
+    if not value or (labelled and (len(value) < 2 or value[-1]["role"] != "assistant")):
+        raise UserError(f"{source}, {place}: the chat in column {column!r} has to end with the assistant's answer")
+    return tuple({key: _whole(message[key], column, source, place) for key in ("role", "content")} for message in value)
+
+
+def _chat(cells: dict[str, Any]) -> Messages | None:
+    return next((value for value in cells.values() if isinstance(value, tuple)), None)
+
+
+def _text(value: Any, column: str, source: str, place: str) -> str:
+    """A cell as text: text to the letter, and what has one spelling as it is spelt."""
+    if not (_is_scalar(value) or isinstance(value, Decimal | date)):
+        raise UserError(f"{source}, {place}: column {column!r} holds no text but {shown(value)}")
+    if isinstance(value, bool):
+        return str(value).lower()
+    return _whole(str(value), column, source, place)
+
+
+def _whole(text: str, column: str, source: str, place: str) -> str:
+    """The text, if it holds no half of a character, which no tokenizer takes."""
+    if half := half_character(text):
+        raise UserError(f"{source}, {place}: column {column!r} holds {half}, which is half a character: mend the text")
+    return text
+
+
+def _is_scalar(value: object) -> bool:
+    return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
