@@ -43,7 +43,7 @@ def test_a_search_from_beginning_to_end(bert, data, tmp_path, capsys):
     for trial in told["trials"]:
         folder = output / "trials" / trial["trial"]
         assert (folder / "result.json").exists() == (trial["state"] != "failed")
-        assert "lower --learning-rate" in trial["error"] if trial["state"] == "failed" else trial["error"] is None
+        assert "lower `learning_rate`" in trial["error"] if trial["state"] == "failed" else trial["error"] is None
         if trial["state"] == "stopped":
             assert Record.read(folder / "result.json").epochs < 3
         assert (folder / "adapter" / "adapter_config.json").exists() == (trial["state"] != "failed")

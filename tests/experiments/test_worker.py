@@ -50,7 +50,7 @@ def test_runs_end_with_a_record_or_with_their_error(prepare):
     assert (record.method, record.epochs, record.recipe["threads"]) == ("lora", 2, None)
     (count,) = count_all(runs[:1])
     assert (count.adapter, count.head) == (record.adapter_parameters, record.head_parameters)
-    assert "start again with a lower --learning-rate" in folder.error(runs[1])
+    assert "start again with a lower `learning_rate`" in folder.error(runs[1])
     log = folder.log(runs[0]).read_text()
     assert "epoch 2/2  training loss" in log
     assert "go on" not in log
@@ -71,7 +71,7 @@ def test_run_that_was_stopped_goes_on(prepare):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training._Trainer, "training_step", stop)
         with folder.claim([run]), pytest.raises(KeyboardInterrupt):
-            run_module.run(run.recipe, quiet=True)
+            run_module.train(run.recipe, quiet=True)
     assert folder.state(run) == "unfinished"
     with folder.claim([run]):
         do_runs(folder, [run], 1, 1, Silent())
@@ -112,7 +112,7 @@ def test_errors_are_one_line(error, message, prepare, here, tmp_path, monkeypatc
     def fail(recipe):
         raise error
 
-    monkeypatch.setattr(worker, "fine_tune", fail)
+    monkeypatch.setattr(worker, "train", fail)
     _, (run,) = prepare("[lora]")
     worker.carry_out(run, tmp_path / "log", 1)
     written = json.loads((run.folder / "failed.json").read_text())["error"]

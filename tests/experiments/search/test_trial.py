@@ -60,7 +60,7 @@ def test_what_was_trained_is_remembered_and_not_trained_again(make, monkeypatch)
     trial = make("0001")
     first = worker(trial)
     expected = [first.step(), first.step()]
-    monkeypatch.setattr(run_module, "train", pytest.fail)
+    monkeypatch.setattr(run_module, "fit", pytest.fail)
     again = worker(trial)
     assert [again.step(), again.step()] == expected
 
