@@ -1,22 +1,60 @@
 """Fine-tune transformers with adapters of tens of kilobytes: tensor-train methods for Hugging Face PEFT.
 
-Importing it registers the methods with PEFT, so that saved adapters load with PEFT's own functions.
+Importing it registers the methods with PEFT, so that saved adapters load with PEFT's own functions. What else it gives
+is imported when it is used.
 """
 
+import importlib
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 from ttlora.tuners.bottleneck import BottleneckConfig, BottleneckModel
 from ttlora.tuners.loretta_rep import LorettaRepConfig, LorettaRepModel
 from ttlora.tuners.tt_lora import TTLoraConfig, TTLoraModel
+
+if TYPE_CHECKING:
+    from ttlora.finetune.finished import evaluate, predict
+    from ttlora.finetune.recipe import Recipe
+    from ttlora.finetune.run import train
 
 __all__ = [
     "BottleneckConfig",
     "BottleneckModel",
     "LorettaRepConfig",
     "LorettaRepModel",
+    "Recipe",
     "TTLoraConfig",
     "TTLoraModel",
     "__version__",
+    "evaluate",
+    "predict",
+    "train",
 ]
 
 __version__ = version("ttlora")
+
+_IMPORTED_WHEN_USED = {
+    "Recipe": "ttlora.finetune.recipe",
+    "evaluate": "ttlora.finetune.finished",
+    "predict": "ttlora.finetune.finished",
+    "train": "ttlora.finetune.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _IMPORTED_WHEN_USED:
+        raise AttributeError(f"module 'ttlora' has no attribute {name!r}")
+    try:
+        value = getattr(importlib.import_module(_IMPORTED_WHEN_USED[name]), name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"ttlora.{name} needs {error.name}, which the core alone does not bring: "
+            "python -m pip install 'ttlora[train]'",
+            name=error.name,
+        ) from None
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
