@@ -10,11 +10,12 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, Training
 from ttlora.finetune.base import load_base
 from ttlora.finetune.data import Split, load_data
 from ttlora.finetune.finished import FinishedRun
-from ttlora.finetune.measure import TaskTrainer, computing, outputs_of
+from ttlora.finetune.measure import outputs_of
 from ttlora.finetune.objectives import objective_of
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.run import train
 from ttlora.finetune.tasks import Task
+from ttlora.finetune.trainer import TaskTrainer, computing
 
 KINDS = {
     "classes": {"text_column": "text"},

@@ -17,10 +17,10 @@ from transformers import (
 )
 
 from ttlora.errors import RunError, UserError
-from ttlora.finetune import memory, training
+from ttlora.finetune import machine, training
 from ttlora.finetune.data import load_data
 from ttlora.finetune.finished import FinishedRun
-from ttlora.finetune.measure import cpu_threads
+from ttlora.finetune.machine import cpu_threads
 from ttlora.finetune.methods import METHODS
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.run import train
@@ -371,10 +371,10 @@ def test_a_rate_for_a_head_that_is_not_there(llama, data, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.skipif(not memory.STATUS.exists(), reason="elsewhere the peak is that of the whole process")
+@pytest.mark.skipif(not machine.STATUS.exists(), reason="elsewhere the peak is that of the whole process")
 def test_peak_memory_is_that_of_the_run_alone(bert, data, tmp_path):
     large = torch.ones(100_000_000)
-    before = memory.peak_memory_bytes()
+    before = machine.peak_memory_bytes()
     del large
     record = train(make_recipe(bert, data, tmp_path / "out", epochs=1), quiet=True)
     assert 50_000_000 < record.peak_memory_bytes < before - 200_000_000

@@ -83,7 +83,7 @@ def _carry_out(
     from ttlora.experiments.display import Display
     from ttlora.experiments.processes import do_runs
     from ttlora.experiments.runs import require_inputs
-    from ttlora.finetune.run import require_one_process
+    from ttlora.finetune.machine import require_one_process
 
     require_one_process()
     states = ("unfinished", "waiting", "failed") if retry_failed else ("unfinished", "waiting")

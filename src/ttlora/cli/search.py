@@ -69,7 +69,7 @@ def search(
     folder.require_usable(resume)
     from ttlora.experiments.search.carry_out import carry_out
     from ttlora.experiments.search.search import Search
-    from ttlora.finetune.run import require_one_process
+    from ttlora.finetune.machine import require_one_process
 
     require_one_process()
     with folder.claim(resume):

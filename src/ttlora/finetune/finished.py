@@ -13,12 +13,12 @@ from ttlora.finetune.data import Split, load_validation
 from ttlora.finetune.files import Row, read_rows
 from ttlora.finetune.folder import RunFolder
 from ttlora.finetune.inputs import Input, Prompted, input_of
-from ttlora.finetune.measure import cpu_threads, generate, measure, outputs_of
+from ttlora.finetune.machine import cpu_threads, require_one_process
+from ttlora.finetune.measure import generate, measure, outputs_of
 from ttlora.finetune.methods import find_method
 from ttlora.finetune.metrics import measure_tokens
 from ttlora.finetune.objectives import Objective, objective_of
 from ttlora.finetune.recipe import Recipe
-from ttlora.finetune.run import require_one_process
 from ttlora.finetune.tasks import Task
 from ttlora.record import Record
 from ttlora.values import shown

@@ -2,7 +2,6 @@
 
 import gc
 import importlib.metadata
-import os
 import platform
 import shutil
 from dataclasses import replace
@@ -10,12 +9,17 @@ from pathlib import Path
 
 import torch
 
-from ttlora.errors import UserError
 from ttlora.finetune.base import Base, load_base
 from ttlora.finetune.data import Encoded, TaskData, load_data
 from ttlora.finetune.folder import RunFolder
-from ttlora.finetune.measure import cpu_threads, measure
-from ttlora.finetune.memory import peak_memory_bytes, reset_peak_memory, telling_of_memory
+from ttlora.finetune.machine import (
+    cpu_threads,
+    peak_memory_bytes,
+    require_one_process,
+    reset_peak_memory,
+    telling_of_memory,
+)
+from ttlora.finetune.measure import measure
 from ttlora.finetune.methods import Method, count_parameters, find_method
 from ttlora.finetune.metrics import TEXT_METRICS
 from ttlora.finetune.objectives import Objective, objective_of
@@ -128,20 +132,6 @@ def train_epoch(recipe: Recipe, prepared: Prepared) -> Record:
         record = _record(recipe, folder, base, metrics, trained.loss, trained)
         record.write(folder.so_far)
         return record
-
-
-def require_one_process() -> None:
-    """Refuse to share work with other processes, as torchrun and accelerate launch start them.
-
-    Raises:
-        UserError: There are others.
-    """
-    processes = os.environ.get("WORLD_SIZE") or "1"
-    if processes != "1":
-        raise UserError(
-            f"{processes} processes were started for one task (WORLD_SIZE={processes}), which is not possible yet: "
-            "start one, without torchrun or accelerate launch"
-        )
 
 
 def _result_of_finished(folder: RunFolder) -> Record:

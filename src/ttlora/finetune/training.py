@@ -14,11 +14,11 @@ from transformers.trainer_callback import PrinterCallback
 from ttlora.errors import RunError, UserError, one_line
 from ttlora.finetune.data import Encoded
 from ttlora.finetune.folder import RunFolder
-from ttlora.finetune.measure import TaskTrainer, by_length, computing, metrics_of
 from ttlora.finetune.methods import Method, in_head
 from ttlora.finetune.objectives import Objective
 from ttlora.finetune.progress import ProgressReport
 from ttlora.finetune.recipe import Recipe
+from ttlora.finetune.trainer import TaskTrainer, by_length, computing, metrics_of
 from ttlora.values import from_fields
 from ttlora.whole_files import write_json, write_text
 

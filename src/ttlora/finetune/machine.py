@@ -1,5 +1,6 @@
-"""How much memory a run takes at most, and what is said where it does not suffice."""
+"""What a run takes of its machine: processes, CPU threads and memory."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -7,9 +8,34 @@ from pathlib import Path
 
 import torch
 
-from ttlora.errors import RunError, out_of_memory
+from ttlora.errors import RunError, UserError, out_of_memory
 
 STATUS = Path("/proc/self/status")
+
+
+def require_one_process() -> None:
+    """Refuse to share work with other processes, as torchrun and accelerate launch start them.
+
+    Raises:
+        UserError: There are others.
+    """
+    processes = os.environ.get("WORLD_SIZE") or "1"
+    if processes != "1":
+        raise UserError(
+            f"{processes} processes were started for one task (WORLD_SIZE={processes}), which is not possible yet: "
+            "start one, without torchrun or accelerate launch"
+        )
+
+
+@contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Compute with so many CPU threads; None: as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def reset_peak_memory() -> None:
