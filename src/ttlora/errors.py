@@ -1,4 +1,4 @@
-"""The errors whose message is one line for the user, and how errors of others go into one line."""
+"""Errors whose message is one line for the user, and how the errors of libraries are put into one line."""
 
 import errno
 import os
@@ -8,7 +8,7 @@ LONGEST_LINE = 1000
 
 
 class UserError(Exception):
-    """Something that the user asked for cannot be done as asked.
+    """The request cannot be carried out: a value is wrong, or something that it names is missing or in use.
 
     The message is one line that names the wrong value and the way out. Arguments stand in it in backticks, as in
     "`batch_size` is 0"; the command line shows them as flags, without a traceback, and exits with status 2.
@@ -16,19 +16,19 @@ class UserError(Exception):
 
 
 class RunError(Exception):
-    """Something that began as asked could not be brought to its end.
+    """The work has begun and failed: the training diverged, memory or disk space ran out.
 
     The message is one line. The command line prints it without a traceback and exits with status 1.
     """
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, in one line; its class where it says nothing."""
+    """An error's message in one line; the name of its class if it has no message."""
     return printable(str(error)) or type(error).__name__
 
 
 def printable(text: str, longest: int = LONGEST_LINE) -> str:
-    """Text as one line without what a terminal would obey, cut where it is very long.
+    """Text as one line, without control characters, cut if it is very long.
 
     Args:
         text: Text, which may come from a file.
@@ -40,7 +40,7 @@ def printable(text: str, longest: int = LONGEST_LINE) -> str:
 
 
 def system_error(error: BaseException) -> OSError | None:
-    """The error of the operating system that an error stands for; None if it stands for no such error.
+    """The error of the operating system behind an error; None if there is none.
 
     Libraries in Rust and C++ tell of a full disk in errors of their own.
     """
@@ -58,7 +58,7 @@ def system_error(error: BaseException) -> OSError | None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error tells of too little memory: on a GPU it has a class of its own, elsewhere only a text."""
+    """Whether an error means too little memory, of a GPU or of the machine."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)
         and ("can't allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError")

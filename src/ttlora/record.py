@@ -1,4 +1,4 @@
-"""The result record: what one run measured. A run writes it; experiments and reports read it."""
+"""The result record: the measurements of one run. A run writes it; experiments and reports read it."""
 
 import json
 import typing
@@ -118,7 +118,7 @@ class Record:
 
 
 def _finite(text: str) -> float:
-    """A number from JSON, which Python reads more of than there are."""
+    """A finite number from JSON, in which Python also reads NaN and Infinity."""
     value = float(text)
     if not is_number(value):
         raise ValueError(f"it holds {text}, which is no finite number")

@@ -1,15 +1,15 @@
-"""Text in UTF-8: what files of users hold of it, and what of a text has no form in it."""
+"""Text in UTF-8: files of users, and text that UTF-8 cannot encode."""
 
 import codecs
 from pathlib import Path
 
 
 def read_utf8(path: Path) -> str:
-    """The text of a file, without the mark that some programs put at its beginning.
+    """The text of a file, without a byte order mark.
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is no UTF-8; the message names the line.
+        ValueError: The file is not UTF-8; the message names the line.
     """
     content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     try:
@@ -22,7 +22,7 @@ def read_utf8(path: Path) -> str:
 
 
 def half_character(text: str) -> str | None:
-    """The first half of a character without its other half, as an escape, which UTF-8 has no form for; None: none.
+    """The first lone surrogate of a text, as an escape; None: there is none, and UTF-8 can encode the text.
 
     Such halves stand in JSON that was cut within an emoji, and for bytes of a command line that are no UTF-8.
     """

@@ -1,4 +1,4 @@
-"""Whether a value has the type that it has to have, what is wrong with it if not, and how values are shown.
+"""Check values against types, say in plain words what is wrong with one, and show values in messages.
 
 pydantic would be one more package for the install of the core, whose configs need these checks too, and its messages do
 not say what to do.
@@ -21,7 +21,7 @@ _REPR.maxstring = _REPR.maxlong = _REPR.maxother = 80
 
 
 def complaint(name: str, value: Any, hint: Any) -> str | None:
-    """What is wrong with a value, in words: "epochs is 'three', and has to be a whole number"; None: nothing.
+    """Say what is wrong with a value, as "epochs is 'three', and has to be a whole number"; None: nothing is wrong.
 
     Whole numbers are numbers; true and false are none, and nothing but text is text: what YAML made of a word is no
     longer known.
@@ -43,14 +43,14 @@ def complaint(name: str, value: Any, hint: Any) -> str | None:
 
 
 def from_fields(kind: type[T], content: object) -> T:
-    """A dataclass from the values of its fields, as JSON has them: with lists in the place of tuples.
+    """Build a dataclass from the values of its fields as JSON holds them, with lists for tuples.
 
     Args:
         kind: The dataclass.
         content: Field names with values.
 
     Raises:
-        ValueError: It is something else, lacks a field, has another one, or has a value of another type.
+        ValueError: The content is no mapping, lacks a field, has an unknown one, or has a value of a wrong type.
     """
     if not isinstance(content, dict):
         raise ValueError(f"it is {shown(content)}, and has to be names with values")
@@ -103,7 +103,7 @@ def is_whole(value: object) -> TypeGuard[int]:
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether a value is a finite number, and no whole number larger than any of those with a fraction."""
+    """Whether a value is a finite number that a float can hold."""
     return (is_whole(value) or isinstance(value, float)) and abs(value) <= sys.float_info.max
 
 
@@ -115,7 +115,7 @@ def kinds(hint: Any) -> tuple[Any, ...]:
 
 
 def wanted(hint: Any) -> str:
-    """What values a type has, in words."""
+    """The values of a type in plain words, such as "a whole number"."""
     words = {
         int: "a whole number",
         float: "a number",

@@ -16,7 +16,7 @@ HALF_WRITTEN = (".ttlora-", ".tmp")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text in place of what the file holds; half characters are escaped as JSON does it.
+    """Replace a file's content by UTF-8 text; lone surrogates are written as JSON escapes.
 
     Raises:
         RunError: The file cannot be written.
@@ -44,7 +44,7 @@ def write_json(path: Path, content: Any) -> None:
 
 @contextmanager
 def writing(output: Path, temporary: Path | None = None) -> Iterator[None]:
-    """Turn what the system and the libraries say of an output that cannot be written into one line.
+    """Turn errors of the system and of libraries about an output that cannot be written into one line.
 
     Args:
         output: The file or folder that the user named.

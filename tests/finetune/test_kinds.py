@@ -14,10 +14,11 @@ from ttlora.finetune.base import Base, load_base
 from ttlora.finetune.data import Split, load_data
 from ttlora.finetune.finished import FinishedRun
 from ttlora.finetune.inputs import Prompted
-from ttlora.finetune.objectives import IGNORED, LikelihoodObjective, objective_of, tokenise
+from ttlora.finetune.objectives import IGNORED, LikelihoodObjective, objective_of
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.run import train
 from ttlora.finetune.tasks import Task
+from ttlora.finetune.tokens import tokenise
 
 KEYS = {"epochs": 2, "batch_size": 8, "learning_rate": 0.02, "threads": 1, "max_length": 24}
 

@@ -52,7 +52,7 @@ class Base:
 
     @property
     def vocabulary(self) -> int:
-        """For how many tokens the model has embeddings."""
+        """The number of tokens that the model has embeddings for."""
         return int(self.model.get_input_embeddings().weight.shape[0])
 
 
@@ -72,7 +72,7 @@ POSITION_TABLES = (
 
 
 def _position_limits(model: Any) -> Iterator[int]:
-    """How many tokens each table of positions in a model has room for."""
+    """The number of tokens that each table of positions in a model has room for."""
     config = model.config.get_text_config()
     if (longest := getattr(config, "max_seq_len", None)) is not None:
         yield longest  # MPT makes its table anew in each forward
@@ -97,7 +97,7 @@ def load_base(
     weights: Path | None = None,
     on_meta: bool = False,
 ) -> Base:
-    """Load a base model with a head of as many outputs as the task has classes, one for numbers and choices, or none.
+    """Load a base model with the head that the task needs: one output per class, a single output, or no head.
 
     Args:
         name: A local folder, or a name on the hub; what the hub's cache holds is not asked for again.
@@ -108,7 +108,7 @@ def load_base(
         on_meta: Read no weights: the model is there for its sizes alone.
 
     Raises:
-        UserError: There is no such model, or it is none for the task.
+        UserError: There is no such model, or it cannot do the task.
     """
     folder = Path(name)
     if folder.is_dir():
@@ -164,7 +164,7 @@ def _load(
 
 
 def fit_to_task(config: Any, tokenizer: Any, task: Task) -> None:
-    """Give a model's config the task's labels, and both of them a token that pads.
+    """Set the task's labels in a model's config, and a padding token in the config and the tokenizer.
 
     Args:
         config: The model's config.
@@ -172,7 +172,7 @@ def fit_to_task(config: Any, tokenizer: Any, task: Task) -> None:
         task: The task, its labels known.
 
     Raises:
-        ValueError: The model or its tokenizer is none for the task.
+        ValueError: The model or its tokenizer cannot do the task.
     """
     if task.is_causal:
         of_both_sides = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_decoder
@@ -194,7 +194,7 @@ def fit_to_task(config: Any, tokenizer: Any, task: Task) -> None:
 
 
 def _find_head(name: str, model: Any, report: dict[str, Any], task: Task) -> tuple[str, ...]:
-    """The modules behind the encoder; what else the checkpoint does not hold cannot be made up for."""
+    """The modules of the head; weights that the checkpoint lacks elsewhere are refused."""
     head = head_of(model, task.is_causal)
     new = tuple(f"{module}." for module in head)
     for key in sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]):

@@ -95,7 +95,7 @@ def _read_csv(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _next_record(reader: Any) -> list[str] | None:
-    """The next record that is no empty line, with fields of any length; None at the end."""
+    """The next record that is not an empty line, with fields of any length; None at the end."""
     # the limit is the whole process's, and others may count on it
     limit = csv.field_size_limit(LONGEST_FIELD)
     try:
@@ -123,7 +123,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _columns(path: Path, names: list[str]) -> list[str]:
-    """The names of a file's columns, which have to differ."""
+    """The names of a file's columns, after checking that they differ."""
     if (name := _twice(names)) is not None:
         raise UserError(f"{path} has two columns called {name!r}: rename one, or take it out")
     if "\0" in "".join(names):
@@ -132,10 +132,10 @@ def _columns(path: Path, names: list[str]) -> list[str]:
 
 
 class _KeyTwiceError(ValueError):
-    """An object of JSON has two values for one key."""
+    """A JSON object has two values for one key."""
 
 
 def _twice(names: Iterable[str]) -> str | None:
-    """The first name that was there before."""
+    """The first name that occurs a second time; None: all names differ."""
     seen: set[str] = set()
     return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]

@@ -25,14 +25,14 @@ LOCK = ".lock"
 
 @contextmanager
 def locked(path: Path, in_use: str) -> Iterator[None]:
-    """Make a folder, and keep others who do the same out of it.
+    """Make a folder and lock it against other processes that call this.
 
     Args:
         path: The folder.
-        in_use: The complaint if somebody else is at work in it.
+        in_use: The message of the error if another process holds the lock.
 
     Raises:
-        UserError: Somebody is, or the folder cannot be made.
+        UserError: Another process holds the lock, or the folder cannot be made.
     """
     # the system lets go of the lock when the process ends, however it ends
     lock = FileLock(path / LOCK, blocking=False)
@@ -54,7 +54,7 @@ def locked(path: Path, in_use: str) -> Iterator[None]:
 
 
 def content_of(path: Path) -> list[str]:
-    """What an output folder holds, apart from the lock and from files that are half written.
+    """The names in an output folder, without the lock and without half-written files.
 
     Raises:
         UserError: It is a file, or cannot be made or read.
@@ -67,14 +67,14 @@ def content_of(path: Path) -> list[str]:
 
 
 def require_same_rows(path: Path, data: TaskData) -> None:
-    """Hold rows against those with which something was started, or write them down if it starts now.
+    """Refuse rows that differ from those that a run or a search began with; at its beginning, write them down.
 
     Args:
-        path: Where they are written down, in a folder that is there: their number and a digest.
+        path: The file that holds their number and a digest, in a folder that exists.
         data: The task with its rows.
 
     Raises:
-        UserError: They are other ones, or the file is damaged.
+        UserError: The rows differ, or the file is damaged.
     """
     splits = {"training": data.training, "validation": data.validation}
     now: dict[str, Any] = {"labels": list(data.task.labels)}
@@ -122,7 +122,7 @@ class RunFolder:
         self.so_far = self.path / "so_far.json"
 
     def require_usable(self, recipe: Recipe) -> None:
-        """Refuse a folder that holds something else than the run to be resumed.
+        """Refuse a folder that holds anything but the run that the recipe resumes.
 
         Raises:
             UserError: Another run is at work in the folder, or it holds something else, or its run had another recipe;
@@ -159,7 +159,7 @@ class RunFolder:
 
     @contextmanager
     def claim(self, recipe: Recipe, data: TaskData) -> Iterator[None]:
-        """Make the folder, keep other runs out of it, and write down what the run is of.
+        """Make the folder, lock it against other runs, and write down the recipe and the rows.
 
         Args:
             recipe: The recipe, completed.
@@ -181,7 +181,7 @@ class RunFolder:
 
     @property
     def peak_memory_so_far(self) -> int:
-        """The most memory that the run has taken in the epochs before, where it goes on epoch by epoch."""
+        """The peak memory of the epochs so far, for a run that is trained epoch by epoch."""
         try:
             return Record.read(self.so_far).peak_memory_bytes
         except (OSError, ValueError):
@@ -220,7 +220,7 @@ class RunFolder:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def read_task(self) -> Task:
-        """The task of the adapter, its labels known.
+        """The task of the adapter, with its labels.
 
         Raises:
             UserError: The file is not there, or is damaged.

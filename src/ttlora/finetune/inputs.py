@@ -1,4 +1,4 @@
-"""From a row to what is put to a model: each cell is checked, and what is wrong is named with its place."""
+"""From a row to the model's input: each cell is checked, and a wrong one is named with its place."""
 
 import math
 from dataclasses import dataclass
@@ -62,7 +62,7 @@ def read_example(task: Task, source: str, place: str, row: Row) -> Example:
 
 
 def input_of(task: Task, row: Row, source: str, place: str) -> Input:
-    """What is put to the model for one row without a label.
+    """The model's input for a row without a label.
 
     Raises:
         UserError: A column is not there, or holds no text.
@@ -71,7 +71,7 @@ def input_of(task: Task, row: Row, source: str, place: str) -> Input:
 
 
 def make_input(task: Task, cells: dict[str, Any], answer: Any = None) -> Input:
-    """What is put to the model; in a generation with the answer that is to be learned.
+    """The model's input; for a generation it holds the answer that is to be learned.
 
     Args:
         task: The task, its labels known.
@@ -95,7 +95,7 @@ def make_input(task: Task, cells: dict[str, Any], answer: Any = None) -> Input:
 
 
 def _cells(task: Task, row: Row, source: str, place: str, labelled: bool = True) -> dict[str, Any]:
-    """The row's texts by column; of a choice, the choices as a list of their own under the name ""."""
+    """The row's texts by column; the choices of a choice task are a list under the name ""."""
     templates = [task.prompt or task.texts[0]] if task.is_causal else list(task.texts)
     cells: dict[str, Any] = {}
     for column in dict.fromkeys(column for template in templates for column in columns_of(template)):
@@ -179,7 +179,7 @@ def _chat(cells: dict[str, Any]) -> Messages | None:
 
 
 def _text(value: Any, column: str, source: str, place: str) -> str:
-    """A cell as text: text to the letter, and what has one spelling as it is spelt."""
+    """A cell as text: text stays as it is; numbers, dates and true or false are spelt as usual."""
     if not (_is_scalar(value) or isinstance(value, Decimal | date)):
         raise UserError(f"{source}, {place}: column {column!r} holds no text but {shown(value)}")
     if isinstance(value, bool):
@@ -188,7 +188,7 @@ def _text(value: Any, column: str, source: str, place: str) -> str:
 
 
 def _whole(text: str, column: str, source: str, place: str) -> str:
-    """The text, if it holds no half of a character, which no tokenizer takes."""
+    """The text, after checking that it holds no half of a character, which no tokenizer takes."""
     if half := half_character(text):
         raise UserError(f"{source}, {place}: column {column!r} holds {half}, which is half a character: mend the text")
     return text

@@ -11,7 +11,7 @@ MOST_CLASSES = 100
 
 
 def label_name(label: Label) -> str:
-    """The name of the class that a label stands for: the label as text, whatever the type that its file gives it.
+    """The name of the class that a label stands for: the label as text, whatever its type in the file.
 
     The text 1, the number 1 and the number 1.0 are one class, as are the text true and JSON's true. The texts 007, 1.0
     and 1 are three: they are written differently.
@@ -45,7 +45,7 @@ def with_labels(task: Task, source: str, labels: list[Label]) -> Task:
 
 
 def _kind(source: str, labels: set[str]) -> Kind:
-    """Classes or numbers, seen from the distinct labels as they are written."""
+    """Whether the labels are classes or numbers, judged by how the distinct ones are written."""
     numbers = [_number(label) for label in labels]
     if None in numbers:
         return "classification"
@@ -121,7 +121,7 @@ def encode_labels(
 
 
 def _number(value: Label) -> float | None:
-    """The number that a label is or spells, if it is finite."""
+    """The finite number that a label is or spells; None: it is none."""
     try:
         number = float(value)
     except (ValueError, OverflowError):
@@ -130,7 +130,7 @@ def _number(value: Label) -> float | None:
 
 
 def whole_number(name: str) -> int | None:
-    """The whole number that is written so and not otherwise: 7 for "7", and none for "007" and "7.0"."""
+    """The whole number in its usual spelling: 7 for "7", and None for "007" and "7.0"."""
     try:
         number = int(name)
     except ValueError:

@@ -14,7 +14,7 @@ STATUS = Path("/proc/self/status")
 
 
 def require_one_process() -> None:
-    """Refuse to share work with other processes, as torchrun and accelerate launch start them.
+    """Refuse to run as one of several processes, which torchrun and accelerate launch start.
 
     Raises:
         UserError: There are others.
@@ -29,7 +29,7 @@ def require_one_process() -> None:
 
 @contextmanager
 def cpu_threads(count: int | None) -> Iterator[None]:
-    """Compute with so many CPU threads; None: as many as before."""
+    """Compute with this number of CPU threads in the block; None: do not change it."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -39,7 +39,7 @@ def cpu_threads(count: int | None) -> Iterator[None]:
 
 
 def reset_peak_memory() -> None:
-    """Let `peak_memory_bytes` count from now on, where the system can: on CUDA and on Linux."""
+    """Start the count of `peak_memory_bytes` anew, which CUDA and Linux can do."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     elif STATUS.exists():
@@ -49,7 +49,7 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory_bytes() -> int:
-    """The most memory in use since `reset_peak_memory`: on the accelerator if there is one, or else of the process."""
+    """The peak memory since `reset_peak_memory`: on the GPU if there is one, else of the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     if STATUS.exists():
@@ -68,7 +68,7 @@ def peak_memory_bytes() -> int:
 
 @contextmanager
 def telling_of_memory() -> Iterator[None]:
-    """Turn the many ways to run out of memory into one line.
+    """Turn each of the errors that mean too little memory into one line.
 
     Raises:
         RunError: There is too little memory.

@@ -74,7 +74,7 @@ def generate(objective: Objective, split: Split) -> list[str]:
 
 
 def _batches(lengths: Sequence[int], size: int, like_lengths: bool) -> Iterator[list[int]]:
-    """The indices of rows by their length, in batches; with `like_lengths` each has rows of one length."""
+    """The indices of rows, sorted by length, in batches; with `like_lengths` a batch has rows of one length."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
         if len(batch) == size or (batch and like_lengths and lengths[batch[0]] != lengths[index]):

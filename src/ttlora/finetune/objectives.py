@@ -9,18 +9,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ttlora.errors import UserError, one_line
+from ttlora.errors import UserError
 from ttlora.finetune.base import Base
 from ttlora.finetune.data import Encoded, Rows, Split, TaskData
-from ttlora.finetune.inputs import Input, Prompted
+from ttlora.finetune.inputs import Prompted
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
+from ttlora.finetune.tokens import prompt_ids, prompt_text, require_known, tokenise
 
 IGNORED = -100
 
 
 class Computed(NamedTuple):
-    """What a model says to a batch.
+    """A model's loss and outputs for a batch.
 
     Attributes:
         loss: The mean loss over what `Objective.items` counts.
@@ -61,15 +62,15 @@ class Objective(ABC):
         """The mean loss of a batch, and its outputs."""
 
     def items(self, batch: dict[str, Tensor]) -> int:
-        """Over how many items the loss of a batch is a mean: its rows.
+        """The number of items that the loss of a batch is the mean of: here its rows.
 
-        The loss over several batches is the mean over the items of all, not over the batches: it is the same however
-        the rows are divided into batches.
+        The loss of several batches is the mean over all their items, so it does not depend on how the rows are divided
+        into batches.
         """
         return len(batch["labels"])
 
     def encode_for_training(self, split: Split) -> tuple[Rows, int]:
-        """As `encode`, with no more than the training needs."""
+        """As `encode`, but with only what the training needs."""
         return self.encode(split)
 
     def encode_data(self, data: TaskData) -> Encoded:
@@ -83,7 +84,7 @@ class Objective(ABC):
         return Encoded(training, validation, (cut, validation_cut))
 
     def _tokenise(self, texts: Sequence[Any], places: Iterable[str]) -> tuple[Rows, int]:
-        """`tokenise`, with each row checked, and nothing in it that the model does not take."""
+        """`tokenise`, then check each row, and drop what the model's forward does not take."""
         rows, cut = tokenise(texts, self.tokenizer, self.max_length)
         for row, place in zip(rows, places, strict=True):
             require_known(row["input_ids"], self.base, place)
@@ -111,7 +112,7 @@ class HeadObjective(Objective):
         return [{**row, "labels": label} for row, label in zip(rows, split.labels, strict=True)], cut
 
     def collate(self, rows: Rows) -> dict[str, Tensor]:
-        """Pad."""
+        """Pad the rows."""
         return self._pad(rows)
 
     def compute(self, model: Any, batch: dict[str, Tensor]) -> Computed:
@@ -153,7 +154,7 @@ class ChoiceObjective(Objective):
 
 
 class LikelihoodObjective(Objective):
-    """A causal model's likelihood of each answer after a prompt; what it learns is the right one, token by token.
+    """A causal model's likelihood of each answer after a prompt; it learns the tokens of the right answer.
 
     An answer's score is the mean log-likelihood of its tokens, as in MeZO (Malladi et al. 2023), whose protocol LoRETTA
     follows. Texts without a prompt are answers of their own.
@@ -260,14 +261,15 @@ class LikelihoodObjective(Objective):
         }
 
     def items(self, batch: dict[str, Tensor]) -> int:
-        """The tokens of the right answers, but for those with which a row begins: nothing foretells them."""
+        """The number of tokens in the right answers, without the first token of a row, which is not predicted."""
         tokens = (batch["targets"][:, 1:] != IGNORED).sum(1)
         return int(tokens[_right(batch)].sum())
 
     def compute(self, model: Any, batch: dict[str, Tensor]) -> Computed:
         """The mean loss of the right answers' tokens; for each row the answers' probabilities.
 
-        Where there is but one answer, the outputs are its summed loss, its tokens, and how many were foreseen.
+        Where there is one answer, the outputs are its summed loss, its number of tokens, and how many of them the model
+        ranked first.
         """
         ids, targets = batch["input_ids"], batch["targets"][:, 1:]
         # virtual tokens of a prompt that is learned come first
@@ -297,95 +299,6 @@ def objective_of(task: Task, base: Base, recipe: Recipe) -> Objective:
     return ChoiceObjective(task, base, recipe) if task.kind == "choice" else HeadObjective(task, base, recipe)
 
 
-def require_known(ids: Sequence[int], base: Base, place: str) -> None:
-    """Check that a row has token ids, and that the model has an embedding for each.
-
-    Args:
-        ids: The row's token ids.
-        base: The model and its tokenizer.
-        place: Where the row stands.
-
-    Raises:
-        UserError: There are none, or one has no embedding; the message names the row.
-    """
-    if not ids:
-        raise UserError(
-            f"{place}: the tokenizer of model {base.name} makes no token of the row's text, so there is nothing to put "
-            "to the model: take the row out, or give it a text"
-        )
-    if (highest := max(ids)) >= base.vocabulary:
-        token = base.tokenizer.convert_ids_to_tokens(highest)
-        raise UserError(
-            f"{place}: the tokenizer gives {token!r} the number {highest}, and model {base.name} has embeddings for "
-            f"the numbers below {base.vocabulary}: take the tokenizer that was made for the model, or resize the "
-            "model's embeddings (resize_token_embeddings) and save it"
-        )
-
-
-def tokenise(texts: Sequence[Any], tokenizer: Any, max_length: int) -> tuple[Rows, int]:
-    """The rows as token ids, without padding, and how many of them had to be cut.
-
-    Args:
-        texts: One or two texts a row.
-        tokenizer: The model's tokenizer.
-        max_length: Most tokens a row; the longest text of a row is cut first.
-    """
-    columns = [list(column) for column in zip(*texts, strict=True)]
-    encoded = tokenizer(*columns, truncation=True, max_length=max_length)
-    rows = [{name: values[row] for name, values in encoded.items()} for row in range(len(texts))]
-    full = [index for index, row in enumerate(rows) if len(row["input_ids"]) >= max_length]
-    whole = tokenizer(*([column[index] for index in full] for column in columns))["input_ids"] if full else []
-    return rows, sum(len(ids) > max_length for ids in whole)
-
-
-def prompt_text(prompt: Any, tokenizer: Any, place: str) -> str:
-    """A prompt as text; the messages of a chat through the tokenizer's template.
-
-    Args:
-        prompt: A text, or messages.
-        tokenizer: The model's tokenizer.
-        place: Where the row stands, for messages.
-
-    Raises:
-        UserError: The tokenizer has no template for chats, or its template refuses this one.
-    """
-    if isinstance(prompt, str):
-        return prompt
-    if tokenizer.chat_template is None:
-        raise UserError(
-            "the rows hold chats, and the model's tokenizer has no chat template: take an instruction-tuned model, or "
-            "rows with a prompt and an answer column"
-        )
-    try:
-        return str(tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True))
-    except Exception as error:  # a template is a program of its own, which may fail in any way
-        raise UserError(
-            f"{place}: the chat template of the model's tokenizer refuses the chat: {one_line(error)}"
-        ) from None
-
-
-def prompt_ids(given: Input, base: Base, place: str) -> list[int]:
-    """The token ids of a prompt after which a model writes.
-
-    Args:
-        given: A prompt; its answers are not looked at.
-        base: The model and its tokenizer.
-        place: Where the row stands.
-
-    Raises:
-        UserError: There are none, or one has no embedding; the message names the row.
-    """
-    assert isinstance(given, Prompted)
-    tokenizer = base.tokenizer
-    text = prompt_text(given.prompt, tokenizer, place)
-    ids: list[int] = tokenizer(text, add_special_tokens=isinstance(given.prompt, str))["input_ids"]
-    if len(ids) > 1 and ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id):
-        # some tokenizers close what they are given, after which nothing would follow
-        ids = ids[:-1]
-    require_known(ids, base, place)
-    return ids
-
-
 def _right(batch: dict[str, Tensor]) -> Tensor:
     """Where the right answer of each row stands among the answers of all rows."""
     counts = batch["counts"]
@@ -393,7 +306,7 @@ def _right(batch: dict[str, Tensor]) -> Tensor:
 
 
 def _by_row(scores: Tensor, counts: Tensor) -> Tensor:
-    """Scores of all choices, one after the other, as one row for each count; what a row lacks is minus infinity."""
+    """The scores of all choices as one row for each count; rows with fewer choices are filled with minus infinity."""
     most = int(counts.max())
     rows = scores.new_full((len(counts), most), float("-inf"))
     rows[torch.arange(most, device=counts.device) < counts[:, None]] = scores

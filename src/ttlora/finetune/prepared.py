@@ -25,7 +25,7 @@ def with_tokens(data: TaskData, recipe: Recipe, method: Method) -> TaskData:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A base model and a task's data, ready for runs that differ in method and settings alone.
+    """A base model and a task's data, for runs that differ only in method and settings.
 
     Attributes:
         data: The task with its rows.
@@ -48,7 +48,7 @@ class Prepared:
         return cls(data, base, torch.get_rng_state())
 
     def copy_base(self, whole: bool) -> Base:
-        """The base model for one run: modules and head of its own, and the weights too if `whole`, else shared ones."""
+        """The base model for one run: its modules and its head are copies, and if `whole` its other weights too."""
         named = self.base.model.named_parameters(remove_duplicate=False)
         shared = [] if whole else [weight for name, weight in named if not in_head(name, self.base.head)]
         model = copy.deepcopy(self.base.model, {id(weight): weight for weight in shared})

@@ -1,4 +1,4 @@
-"""What a person sees of a run, on stderr: a bar with loss and speed in a terminal, and one line an epoch."""
+"""What a run prints on stderr: in a terminal a bar with loss and speed, and one line for each epoch."""
 
 import time
 from types import TracebackType

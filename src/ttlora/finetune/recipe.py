@@ -1,4 +1,4 @@
-"""The recipe: all that a fine-tune depends on. Its fields are the flags, the YAML keys and the Python arguments."""
+"""The recipe: all settings of a fine-tune. Its fields are the flags, the YAML keys and the Python arguments."""
 
 import os
 import shlex
@@ -15,7 +15,7 @@ from ttlora.strict_yaml import parse, read_mapping, write_yaml
 from ttlora.utf8 import half_character
 from ttlora.values import complaint, is_whole, shown
 
-# what counts of rows and tokens have a place for, and more than anybody waits for
+# more than any count of rows, tokens or epochs that anybody waits for; PyTorch stores them in 32 bits
 MOST = 2**31 - 1
 
 Shape = Literal["auto"] | list[int] | dict[str, list[int]]
@@ -32,7 +32,7 @@ _COUNTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A fine-tune, whole. Where a default is None, the method or the task has its own.
+    """All settings of a fine-tune. Where a default is None, the method or the task decides.
 
     Args:
         model: Base model: a local folder, or a name on the Hugging Face hub.
@@ -77,7 +77,7 @@ class Recipe:
         resume: Go on with the run in OUTPUT where it stopped.
 
     Raises:
-        UserError: A value cannot be meant.
+        UserError: A value has a wrong type, or is out of range.
     """
 
     model: str
@@ -160,7 +160,7 @@ class Recipe:
         self._require("seed", lambda value: 0 <= value < 2**32, "from 0 to 4294967295")
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> Self:
-        """The recipe with `defaults` in the place of what it leaves open, and with absolute paths."""
+        """The recipe with `defaults` for the keys that are None, and with absolute paths."""
         filled = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         for name in _PATHS[1:]:
             if (path := getattr(self, name)) is not None:
@@ -171,7 +171,7 @@ class Recipe:
         return replace(self, **filled)
 
     def as_dict(self) -> dict[str, Any]:
-        """The recipe as plain values, ready for YAML or JSON; whether a run was resumed is no part of it."""
+        """The recipe as plain values for YAML or JSON, without `resume`."""
         return {name: value for name, value in asdict(self).items() if name != "resume"}
 
     def write(self, path: Path) -> None:
@@ -230,7 +230,7 @@ def parse_shape(text: str) -> Shape:
     """The shape that a text names: "auto", dims as "16,24,24,16", or by module as "q_proj=64,64 v_proj=16,64".
 
     Raises:
-        UserError: The text is none of these.
+        UserError: The text has another form.
     """
     if text == "auto":
         return "auto"

@@ -141,7 +141,7 @@ def _result_of_finished(folder: RunFolder) -> Record:
 
 
 def _shown_metric(task: Task) -> str:
-    """The metric that an epoch's line shows: the primary one, but that nothing is generated after every epoch."""
+    """The metric of an epoch's line: the first that needs no generated texts, which would take too long."""
     return next(name for name in task.metrics if name not in TEXT_METRICS)
 
 
@@ -180,7 +180,7 @@ def _finish(
     trained: Trained,
     untrained: Base | None = None,
 ) -> Record:
-    """Save the weights that were kept, and measure what was saved, in a base model that is at hand or read anew."""
+    """Save the best weights, load them into `untrained` or a fresh base model, and measure them."""
     _save(recipe, method, folder, data, trained)
     fresh = method.load(recipe.model, data.task, folder.adapter, untrained)
     metrics, loss = measure(objective_of(data.task, fresh, recipe), data.validation)

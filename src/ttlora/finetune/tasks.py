@@ -28,7 +28,7 @@ METRICS: Mapping[Kind, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Task:
-    """What one row means.
+    """What the columns of a row mean, and how predictions are judged.
 
     Attributes:
         name: Name on the command line.
@@ -62,10 +62,10 @@ class Task:
 
     @classmethod
     def from_dict(cls, content: object) -> Self:
-        """The task of a finished run, its labels known, as ``task.json`` has it.
+        """The task that a finished run has written to ``task.json``.
 
         Raises:
-            ValueError: It is none; the message says what is wrong.
+            ValueError: The content is not a task; the message says why.
         """
         task = from_fields(cls, content)
         if half := half_character(json.dumps(content, ensure_ascii=False)):

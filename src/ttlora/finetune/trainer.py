@@ -39,7 +39,7 @@ class TaskTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: int | None = None
     ) -> Any:
-        """The objective's loss; of one of several accumulated batches, its share in the mean over their items."""
+        """The objective's loss; for one of several accumulated batches, its share in the mean over all their items."""
         loss, outputs = self.objective.compute(model, inputs)
         if num_items_in_batch is not None and self.current_gradient_accumulation_steps > 1:
             loss = loss * (self.objective.items(inputs) / num_items_in_batch)
@@ -66,7 +66,7 @@ class TaskTrainer(Trainer):
 
 
 def by_length(rows: Rows) -> list[int]:
-    """The order in which rows of like lengths are beside each other, so that batches need little padding."""
+    """The indices of the rows, sorted by length, so that batches need little padding."""
 
     def length(index: int) -> int:
         ids = rows[index]["input_ids"]
@@ -76,7 +76,7 @@ def by_length(rows: Rows) -> list[int]:
 
 
 def metrics_of(task: Task) -> Callable[[EvalPrediction], dict[str, float]]:
-    """What turns a model's outputs into the task's metrics; those of generated texts are not among them."""
+    """The function that computes the task's metrics from a model's outputs, but not those of generated texts."""
 
     def compute(outputs: EvalPrediction) -> dict[str, float]:
         values = outputs.predictions

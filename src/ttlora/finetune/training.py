@@ -1,4 +1,4 @@
-"""Trainer, set up so that a run killed at any moment goes on from its last whole checkpoint to the same end."""
+"""The training loop: a run that is killed at any moment goes on from its last whole checkpoint to the same end."""
 
 import json
 import math
@@ -31,7 +31,7 @@ MEASURED = "validation_"
 
 @dataclass(frozen=True)
 class Trained:
-    """How far a training is. This is the content of ``progress.json`` beside the checkpoints.
+    """How far a training has come: the content of ``progress.json`` beside the checkpoints.
 
     Attributes:
         last: Name of the last whole checkpoint.
@@ -57,7 +57,7 @@ class Trained:
 
 
 def find_trained(folder: RunFolder) -> Trained | None:
-    """How far the training in a folder is; None: no epoch of it is whole.
+    """How far the training in a folder has come; None: it has not finished an epoch.
 
     Raises:
         UserError: The file that says so is damaged, or an earlier version of ttlora has begun the training.
@@ -257,7 +257,7 @@ class _Progress(TrainerCallback):
 
 
 class _Pause(TrainerCallback):
-    """Leaves a training after some epochs; the checkpoint, which is there by then, does not say that it has ended."""
+    """Stops a training after some epochs; its last checkpoint does not say that it has ended."""
 
     def __init__(self, epochs: int | None) -> None:
         self.left = epochs

@@ -11,7 +11,7 @@ from ttlora.errors import UserError
 
 
 def cast_weights(source: Path, target: Path, dtype: torch.dtype) -> None:
-    """Write `source`'s tensors to `target`, the floating ones as `dtype`."""
+    """Write `source`'s tensors to `target`, floating-point ones as `dtype`."""
     tensors = load_file(source)
     save_file(
         {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()},

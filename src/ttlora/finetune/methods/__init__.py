@@ -1,4 +1,4 @@
-"""Methods by name: what of a model trains, and how it is saved and read again."""
+"""Methods by name: which weights of a model train, and how they are saved and loaded."""
 
 from collections.abc import Mapping
 from dataclasses import fields

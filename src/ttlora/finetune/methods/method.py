@@ -1,4 +1,4 @@
-"""What a method is: which weights of a model train, and how they are saved and read again."""
+"""The interface of a method: which weights of a model train, and how they are saved and loaded."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ class Method(ABC):
     base_dtype: ClassVar[torch.dtype | None] = None
 
     def complete(self, recipe: Recipe) -> Recipe:
-        """The recipe with the method's own values where it leaves a key open.
+        """The recipe with the method's defaults for the keys that are None.
 
         Raises:
             UserError: The recipe sets a key that the method does not read.
@@ -46,7 +46,7 @@ class Method(ABC):
         return recipe.with_defaults(self.defaults)
 
     def adapt(self, base: Base, recipe: Recipe) -> Base:
-        """The base model with all that trains requiring gradients, in float32, and nothing else.
+        """The base model in which only the method's weights require gradients, and are float32.
 
         Raises:
             UserError: The recipe does not fit the model.
@@ -60,7 +60,7 @@ class Method(ABC):
 
     @abstractmethod
     def _adapt(self, base: Base, recipe: Recipe) -> Any:
-        """The model that trains.
+        """The model with the method's weights in it.
 
         Raises:
             UserError: The recipe does not fit the model.
@@ -68,7 +68,7 @@ class Method(ABC):
 
     @abstractmethod
     def save(self, model: Any, folder: Path) -> None:
-        """Save what trains, in the number format it trains in, so that Trainer can go on from `folder`."""
+        """Save the weights that train, in their number format, so that Trainer can go on from `folder`."""
 
     @abstractmethod
     def load(self, name: str, task: Task, folder: Path, base: Base | None = None) -> Base:
@@ -86,7 +86,7 @@ class Method(ABC):
 
 
 def count_parameters(model: nn.Module, head: Sequence[str]) -> tuple[int, int]:
-    """How many parameters train outside the head and in it.
+    """The number of parameters that train outside the head, and in it.
 
     Args:
         model: An adapted model.
@@ -103,14 +103,14 @@ def count_parameters(model: nn.Module, head: Sequence[str]) -> tuple[int, int]:
 
 
 def in_head(parameter: str, head: Sequence[str]) -> bool:
-    """Whether a parameter, named as in the adapted model, is the head's."""
+    """Whether a parameter of the adapted model belongs to the head."""
     # a model with learned prompts is wrapped once, one with a tuner twice
     wrapped = [f"{prefix}{module}." for module in head for prefix in ("", "base_model.", "base_model.model.")]
     return parameter.startswith(tuple(wrapped))
 
 
 def in_float32(model: Any) -> Any:
-    """The model with what trains in float32: in 16 bits Adam's small steps would be lost."""
+    """The model with its trainable weights in float32: in 16 bits Adam's small steps would be lost."""
     for weight in model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()

@@ -1,4 +1,4 @@
-"""Methods that train weights which the model has: all of them, its biases, or its head alone."""
+"""Methods that train weights of the model itself: all of them, its biases, or only its head."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ class Full(Method):
     base_dtype: ClassVar[torch.dtype | None] = torch.float32
 
     def _adapt(self, base: Base, recipe: Recipe) -> Any:
-        """The model as it is: all of it trains."""
+        """Leave the model as it is: all its weights train."""
         return base.model
 
     def save(self, model: Any, folder: Path) -> None:

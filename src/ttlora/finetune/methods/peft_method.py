@@ -41,7 +41,7 @@ class PeftMethod(Method):
     files: ClassVar[Mapping[str, str]] = {CONFIG: CONFIG, WEIGHTS: WEIGHTS}
 
     def complete(self, recipe: Recipe) -> Recipe:
-        """The recipe with the method's own values where it leaves a key or a setting open.
+        """The recipe with the method's defaults for keys and settings that are not set.
 
         Raises:
             UserError: The recipe sets a key that the method does not read, or something that is no setting.
@@ -123,7 +123,7 @@ class PeftMethod(Method):
 
 
 def _require_excluded(base: Base, excluded: Any) -> None:
-    """Refuse modules to leave out that are none.
+    """Refuse `exclude_modules` that match no module.
 
     Raises:
         ValueError: The regular expression, or a name of a list, fits no module.
@@ -136,16 +136,16 @@ def _require_excluded(base: Base, excluded: Any) -> None:
 
 
 def _patterns(config: PeftConfig) -> dict[str, list[str]]:
-    """The names that have a shape, a rank or an α of their own, by what it is."""
+    """The module names of each ``*_pattern`` field of a config, by the field's name without ``_pattern``."""
     found = {field.name: getattr(config, field.name) for field in fields(config) if field.name.endswith("_pattern")}
     return {name.removesuffix("_pattern"): [*names] for name, names in found.items() if isinstance(names, dict)}
 
 
 def _require_used(patterns: Mapping[str, list[str]], model: Any) -> None:
-    """Refuse names that are no adapted module's.
+    """Refuse patterns that match no adapted module.
 
     Raises:
-        ValueError: A name is none's.
+        ValueError: A pattern matches none.
     """
     tuner = model.base_model
     adapted = [*getattr(tuner, "targeted_module_names", ()), *getattr(tuner, "targeted_parameter_names", ())]

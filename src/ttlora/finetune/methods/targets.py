@@ -13,7 +13,7 @@ from ttlora.tuners.tt_lora import DEFAULT_TARGET_MODULES, TTLoraConfig, names_of
 
 
 def find_targets(base: Base, targets: Sequence[str] | str | None, config: PeftConfig) -> Any:
-    """The modules to adapt, each of which is there; None: as PEFT decides.
+    """The names of the modules to adapt, after checking that the model has them; None: PEFT decides.
 
     Args:
         base: The model.
