@@ -10,7 +10,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from ttlora import TTLoraConfig
-from ttlora.plan.architectures import BUILT_IN
+from ttlora.models.architectures import BUILT_IN
 
 TT, VERA = "TT-LoRA r=5", "VeRA r=256"
 

@@ -15,7 +15,7 @@ from measuring import Bar, Row, compare, in_turn, parse, publish
 from peft import PeftConfig, get_peft_model
 from transformers import PreTrainedModel
 
-from ttlora.plan.skeleton import build_skeleton
+from ttlora.models.skeleton import build_skeleton
 
 LAYERS = 4
 

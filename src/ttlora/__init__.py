@@ -13,9 +13,15 @@ from ttlora.tuners.loretta_rep import LorettaRepConfig, LorettaRepModel
 from ttlora.tuners.tt_lora import TTLoraConfig, TTLoraModel
 
 if TYPE_CHECKING:
+    from ttlora.adapters.convert import import_lora
+    from ttlora.adapters.export import export
+    from ttlora.adapters.inspect import inspect
+    from ttlora.adapters.round import round
     from ttlora.finetune.finished import evaluate, predict
+    from ttlora.finetune.merge import merge
     from ttlora.finetune.recipe import Recipe
     from ttlora.finetune.run import train
+    from ttlora.planner.plan import plan
 
 __all__ = [
     "BottleneckConfig",
@@ -27,7 +33,13 @@ __all__ = [
     "TTLoraModel",
     "__version__",
     "evaluate",
+    "export",
+    "import_lora",
+    "inspect",
+    "merge",
+    "plan",
     "predict",
+    "round",
     "train",
 ]
 
@@ -36,7 +48,13 @@ __version__ = version("ttlora")
 _IMPORTED_WHEN_USED = {
     "Recipe": "ttlora.finetune.recipe",
     "evaluate": "ttlora.finetune.finished",
+    "export": "ttlora.adapters.export",
+    "import_lora": "ttlora.adapters.convert",
+    "inspect": "ttlora.adapters.inspect",
+    "merge": "ttlora.finetune.merge",
+    "plan": "ttlora.planner.plan",
     "predict": "ttlora.finetune.finished",
+    "round": "ttlora.adapters.round",
     "train": "ttlora.finetune.run",
 }
 

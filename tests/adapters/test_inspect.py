@@ -9,8 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from ttlora import TTLoraConfig
-from ttlora.adapters.inspect import inspect_modules
-from ttlora.adapters.read import read_adapter
+from ttlora.adapters.inspect import inspect
 from ttlora.tuners.tt_lora import TTLoraLayer
 
 
@@ -33,7 +32,7 @@ def save(bert: Path, folder: Path, config: Any) -> PeftModel:
 )
 def test_norms(bert: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     model = save(bert, tmp_path, TTLoraConfig(task_type="SEQ_CLS", init_weights=False, **options))
-    reports = {report.name: report for report in inspect_modules(read_adapter(tmp_path))}
+    reports = {report.name: report for report in inspect(tmp_path).modules}
     layers = {name: layer for name, layer in model.base_model.model.named_modules() if isinstance(layer, TTLoraLayer)}
     assert reports.keys() == layers.keys()
     for name, layer in layers.items():
@@ -46,7 +45,7 @@ def test_norms(bert: Path, tmp_path: Path, options: dict[str, Any]) -> None:
 
 def test_a_fresh_adapter_has_moved_nothing(bert: Path, tmp_path: Path) -> None:
     save(bert, tmp_path, TTLoraConfig(task_type="SEQ_CLS"))
-    assert {report.norm for report in inspect_modules(read_adapter(tmp_path))} == {0.0}
+    assert {report.norm for report in inspect(tmp_path).modules} == {0.0}
 
 
 def test_cores_that_are_not_finite(bert: Path, tmp_path: Path) -> None:
@@ -54,7 +53,7 @@ def test_cores_that_are_not_finite(bert: Path, tmp_path: Path) -> None:
     query = model.get_submodule("base_model.model.bert.encoder.layer.0.attention.self.query")
     query.ttlora_cores["default"].data[3] = torch.nan
     model.save_pretrained(tmp_path)
-    norms = [report.norm for report in inspect_modules(read_adapter(tmp_path))]
+    norms = [report.norm for report in inspect(tmp_path).modules]
     assert norms[0] is not None
     assert norms[0] != norms[0]
     assert all(norm is not None and norm > 0 for norm in norms[1:])
@@ -64,7 +63,7 @@ def test_the_folder_alone_says_what_the_cores_mean(bert: Path, tmp_path: Path) -
     model = get_peft_model(AutoModel.from_pretrained(bert), TTLoraConfig(init_weights=False, target_modules=["dense"]))
     model.base_model.model.config._name_or_path = "some-one/model-that-is-gone"
     model.save_pretrained(tmp_path)
-    shapes = {report.name: report.shape for report in inspect_modules(read_adapter(tmp_path))}
+    shapes = {report.name: report.shape for report in inspect(tmp_path).modules}
     sizes = {name: (shape.out_features, shape.in_features) for name, shape in shapes.items() if shape}
     assert sizes["encoder.layer.0.attention.output.dense"] == (32, 32)
     assert sizes["encoder.layer.1.intermediate.dense"] == (48, 32)
@@ -73,6 +72,6 @@ def test_the_folder_alone_says_what_the_cores_mean(bert: Path, tmp_path: Path) -
 
 def test_other_methods_report_tensors(bert: Path, tmp_path: Path) -> None:
     save(bert, tmp_path, LoraConfig(task_type="SEQ_CLS", r=3))
-    reports = inspect_modules(read_adapter(tmp_path))
+    reports = inspect(tmp_path).modules
     assert [report.parameters for report in reports] == [3 * 64] * 4
     assert all(report.shape is None and report.norm is None for report in reports)

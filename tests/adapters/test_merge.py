@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from ttlora import TTLoraConfig
-from ttlora.adapters.base_model import load_base
+from ttlora.adapters.base_model import load_base_of
 from ttlora.adapters.merge import merge_adapter
 from ttlora.adapters.read import read_adapter
 from ttlora.adapters.round import round_adapter
@@ -42,7 +42,7 @@ def save(base: Any, folder: Path, config: Any) -> torch.Tensor:
 
 def merge(folder: Path, model: Path, output: Path) -> Any:
     adapter = read_adapter(folder)
-    base, random = load_base(adapter, str(model), local_files_only=True)
+    base, random = load_base_of(adapter, str(model), local_files_only=True)
     assert not random
     merged = merge_adapter(adapter, base)
     merged.save_pretrained(output)
@@ -125,7 +125,7 @@ def test_the_class_that_was_wrapped(bert: Path, tmp_path: Path) -> None:
 def test_weights_that_nobody_brings_along_are_named(bert: Path, tmp_path: Path) -> None:
     base = AutoModelForMaskedLM.from_pretrained(bert)
     save(base, tmp_path, TTLoraConfig(init_weights=False))
-    _, random = load_base(read_adapter(tmp_path), str(bert), local_files_only=True)
+    _, random = load_base_of(read_adapter(tmp_path), str(bert), local_files_only=True)
     assert "cls.predictions.transform.dense.weight" in random
     assert not [name for name in random if name.startswith("bert.")]
 
@@ -133,7 +133,7 @@ def test_weights_that_nobody_brings_along_are_named(bert: Path, tmp_path: Path) 
 def refused(folder: Path, model: Path, *parts: str) -> None:
     adapter = read_adapter(folder)
     with pytest.raises(UserError) as error:
-        merge_adapter(adapter, load_base(adapter, str(model), local_files_only=True)[0])
+        merge_adapter(adapter, load_base_of(adapter, str(model), local_files_only=True)[0])
     assert "\n" not in str(error.value)
     for part in parts:
         assert part in str(error.value)

@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from ttlora import TTLoraConfig
-from ttlora.adapters.base_model import load_base
+from ttlora.adapters.base_model import load_base_of
 from ttlora.adapters.merge import merge_adapter
 from ttlora.adapters.read import read_adapter
 from ttlora.errors import UserError
@@ -134,7 +134,7 @@ def rep(**options: Any) -> Any:
 
 def merged_of(folder: Path, base: Path, output: Path) -> Any:
     adapter = read_adapter(folder)
-    model, _ = load_base(adapter, str(base), local_files_only=True)
+    model, _ = load_base_of(adapter, str(base), local_files_only=True)
     merge_adapter(adapter, model).save_pretrained(output)
 
 

@@ -144,7 +144,7 @@ def test_an_update_that_is_zero(bert: Path, tmp_path: Path) -> None:
 
 def test_refusals(bert: Path, tmp_path: Path) -> None:
     adapter = save(bert, tmp_path / "tt")
-    with pytest.raises(UserError, match="--r is 5, and the adapter's largest TT-rank is 5: there is nothing to round"):
+    with pytest.raises(UserError, match="`r` is 5, and the adapter's largest TT-rank is 5: there is nothing to round"):
         round_adapter(adapter, r=5)
     get_peft_model(AutoModel.from_pretrained(bert), LoraConfig()).save_pretrained(tmp_path / "lora")
     with pytest.raises(UserError, match="is an adapter of LORA, and ttlora round takes those of TT-LoRA"):

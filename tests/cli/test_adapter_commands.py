@@ -149,7 +149,7 @@ def test_merge_into_a_model_that_has_moved(tt, llama, tmp_path, ttlora):
     file.write_text(file.read_text().replace(str(llama), str(tmp_path / "gone")))
     outcome = ttlora("merge", folder, "--output", tmp_path / "model")
     gone = tmp_path / "gone"
-    assert outcome.err == f"ttlora: error: model folder {gone} is not there: give its place with --model\n"
+    assert outcome.err == f"ttlora: error: model folder {gone} is not there: give its place as --model\n"
     assert not (tmp_path / "model").exists()
     assert ttlora("merge", folder, "--output", tmp_path / "model", "--model", llama).status == 0
 
@@ -234,9 +234,9 @@ def test_wrong_folders(command, tt, lora, tmp_path, ttlora):
 @pytest.mark.parametrize(
     ("flags", "part"),
     [
-        ((), "either --r N or --tolerance X"),
-        (("--r", 2, "--tolerance", 0.1), "either --r N or --tolerance X"),
-        (("--r", 0), "--r is 0: a rank is at least 1"),
+        ((), "either --r or --tolerance"),
+        (("--r", 2, "--tolerance", 0.1), "either --r or --tolerance"),
+        (("--r", 0), "--r is 0: a rank is a whole number from 1 on"),
         (("--r", 9), "there is nothing to round"),
         (("--tolerance", 1.5), "--tolerance is 1.5, and has to be a number between 0 and 1"),
         (("--tolerance", "nan"), "--tolerance is 'nan'"),

@@ -156,7 +156,7 @@ def test_a_quantised_base(method, adapter, base, tmp_path, ttlora):
     change(base / "config.json", quantization_config={"quant_method": method, "load_in_4bit": True})
     message = refused(ttlora, tmp_path, adapter, "--model", base)
     assert f"model {base} is stored quantised{f' by {method}' if method else ''}, and an update" in message
-    assert "give the full-precision model that it was made of with --model" in message
+    assert "give the full-precision model that it was made of as --model" in message
 
 
 def test_a_quantised_base_of_a_run(finished, bert, tmp_path, ttlora):
@@ -213,13 +213,13 @@ def test_the_revision_of_the_base(adapter, tmp_path, ttlora, monkeypatch):
     """Of a base on the hub, the one that the adapter names; of one that is given, its own."""
     asked = []
 
-    def load_base(adapter, name, fit, **options):
+    def load_base_of(adapter, name, fit, **options):
         from ttlora.errors import UserError
 
         asked.append((name, options))
         raise UserError("no")
 
-    monkeypatch.setattr("ttlora.adapters.base_model.load_base", load_base)
+    monkeypatch.setattr("ttlora.finetune.merge.load_base_of", load_base_of)
     change(adapter / "adapter_config.json", base_model_name_or_path="some/model", revision="v2")
     refused(ttlora, tmp_path, adapter)
     refused(ttlora, tmp_path, adapter, "--model", "another/model")

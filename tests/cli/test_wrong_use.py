@@ -144,7 +144,7 @@ def test_hub_that_cannot_be_reached(name, train, monkeypatch):
     """The address belongs to no one (RFC 2606), so this is what a machine without a network sees."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://hub.invalid")
-    monkeypatch.setattr("ttlora.hub.HfApi", lambda: __import__("huggingface_hub").HfApi("https://hub.invalid"))
+    monkeypatch.setattr("ttlora.models.hub.HfApi", lambda: __import__("huggingface_hub").HfApi("https://hub.invalid"))
     started = time.monotonic()
     outcome = train("--model", name)
     assert_one_line(outcome, f"the hub could not be reached for model '{name}'; give a local folder as --model")
@@ -153,7 +153,7 @@ def test_hub_that_cannot_be_reached(name, train, monkeypatch):
 
 def test_task_from_a_hub_that_cannot_be_reached(bert, tmp_path, ttlora, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("ttlora.hub.HfApi", lambda: __import__("huggingface_hub").HfApi("https://hub.invalid"))
+    monkeypatch.setattr("ttlora.models.hub.HfApi", lambda: __import__("huggingface_hub").HfApi("https://hub.invalid"))
     outcome = ttlora("train", "--model", bert, "--task", "glue/sst2", "--output", tmp_path / "out")
     assert_one_line(outcome, "the hub could not be reached for dataset 'nyu-mll/glue'", "--data DIR")
     assert not (tmp_path / "out").exists()

@@ -6,7 +6,7 @@ import inspect
 import pytest
 from conftest import sentiment_rows, write_jsonl
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModel
 
 import ttlora
 
@@ -24,8 +24,9 @@ def folder(bert, tmp_path_factory):
     files = {"train": str(path / "train.jsonl"), "validation": str(path / "validation.jsonl")}
     recipe = ttlora.Recipe(model=str(path / "model"), task="file", output=str(path / "run"), epochs=1, **files)
     ttlora.train(recipe, quiet=True)
-    model = get_peft_model(AutoModelForSequenceClassification.from_pretrained(bert), LoraConfig(task_type="SEQ_CLS"))
-    model.save_pretrained(path / "lora")
+    configs = {"lora": LoraConfig(target_modules=["query"]), "adapter": ttlora.TTLoraConfig(init_weights=False)}
+    for name, config in configs.items():
+        get_peft_model(AutoModel.from_pretrained(bert), config).save_pretrained(path / name)
     return path
 
 

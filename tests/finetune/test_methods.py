@@ -17,7 +17,7 @@ from ttlora.finetune.base import Base, load_base
 from ttlora.finetune.methods import METHODS, count_parameters, find_method
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
-from ttlora.plan.skeleton import build_skeleton
+from ttlora.models.skeleton import build_skeleton
 
 TASK = Task("file", ("text",), labels=(0, 1))
 CAUSAL = Task("file", ("text",), scoring="prompt", labels=(0, 1), prompt="{text}")

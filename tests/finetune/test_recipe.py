@@ -7,7 +7,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ttlora.errors import UserError
-from ttlora.finetune.recipe import Recipe, parse_shape
+from ttlora.finetune.recipe import Recipe
+from ttlora.text_forms import parse_shape
 
 
 def make_recipe(**keys) -> Recipe:

@@ -1,10 +1,8 @@
 """The base model of an adapter as it stood when the adapter was trained: its class, its head and its vocabulary."""
 
 from collections.abc import Callable, Mapping
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 import transformers
 from torch import nn
 from transformers import AutoConfig
@@ -14,6 +12,8 @@ from ttlora.adapters.header import TensorInfo
 from ttlora.adapters.read import Adapter
 from ttlora.adapters.tied_weights import base_name
 from ttlora.errors import UserError, one_line
+from ttlora.models.hub import why_not_loaded
+from ttlora.models.skeleton import without_weights
 
 # how PEFT saves the embeddings of added tokens
 HOW_TO_SAVE_ROWS = "save it with save_embedding_layers=True, or train it with the layer in modules_to_save"
@@ -28,7 +28,7 @@ CLASSES = {
 }
 
 
-def load_base(
+def load_base_of(
     adapter: Adapter, name: str, fit: Callable[[Any], None] | None = None, **options: Any
 ) -> tuple[Any, list[str]]:
     """The base model of an adapter, of the class it was trained in, in the number format it was saved in.
@@ -80,20 +80,6 @@ def load_base(
     return model, sorted(missing - _trained(adapter).keys())
 
 
-def why_not_loaded(error: Exception) -> str:
-    """Why transformers has not loaded a model, in one line.
-
-    Args:
-        error: What it raised.
-    """
-    if isinstance(error, UnpicklingError):
-        return "its weights are a pickle of more than tensors, which could run code"
-    reason = one_line(error)
-    if "trust_remote_code" in reason:
-        return "it comes with code of its own, which ttlora does not run"
-    return reason
-
-
 def require_mergeable(adapter: Adapter) -> None:
     """Refuse an adapter that updates no weights.
 
@@ -112,7 +98,7 @@ def _require_full_precision(name: str, config: Any) -> None:
     method = quantization.get("quant_method") if isinstance(quantization, dict) else None
     raise UserError(
         f"model {name} is stored quantised{f' by {method}' if method else ''}, and an update cannot be added to such "
-        "weights: give the full-precision model that it was made of with --model"
+        "weights: give the full-precision model that it was made of as `model`"
     )
 
 
@@ -148,9 +134,7 @@ def _fit_head(adapter: Adapter, model_class: Any, config: Any) -> None:
 
 def _misfits(trained: Mapping[str, TensorInfo], model_class: Any, config: Any) -> list[str]:
     """What has other sizes in the model, but for the number of tokens, which `_fit_vocabulary` sees to."""
-    build = getattr(model_class, "from_config", None) or model_class._from_config
-    with torch.device("meta"):
-        model = build(config)
+    model = without_weights(model_class, config)
     sizes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if key in trained}
     # where the number of rows is free, it is some number
     free = {

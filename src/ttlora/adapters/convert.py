@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,12 +11,15 @@ from peft import PeftType
 from peft.utils.other import get_pattern_key
 from torch import Tensor
 
-from ttlora.adapters.read import MODEL_PREFIX, Adapter
-from ttlora.adapters.round import TrainAdapter, approximate, require_finite, write_ranks
+from ttlora.adapters.read import MODEL_PREFIX, Adapter, read_adapter
+from ttlora.adapters.round import TrainAdapter, approximate, require_approximation, require_finite, write_ranks
+from ttlora.adapters.write import Dtype, as_dtype, write_adapter
 from ttlora.errors import UserError, printable
 from ttlora.tensor_train import TensorTrain
+from ttlora.text_forms import parse_shape
 from ttlora.tuners.tt_lora import TTLoraConfig, resolve_update
 from ttlora.tuners.tt_lora.config import write_shapes
+from ttlora.whole_files import require_free
 
 # Fields of LoraConfig that a TT-LoRA adapter has too, under the same name.
 KEPT = (
@@ -48,6 +52,48 @@ READ = (
 )
 # The other ways of PEFT to begin change the base weights.
 PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
+
+
+def import_lora(
+    lora: str | Path,
+    output: str | Path,
+    shape: str | list[int] | dict[str, list[int]] = "auto",
+    r: int | None = None,
+    tolerance: float | None = None,
+    dtype: Dtype = "float32",
+) -> TrainAdapter:
+    """Write a plain LoRA adapter as a TT-LoRA adapter.
+
+    Without `r` and `tolerance` the updates stay the same. A trained LoRA holds more than a small train can, so the
+    exact train is no smaller than it. With `r` or `tolerance` the train is smaller, and has an error, which is told.
+
+    Args:
+        lora: A folder with a saved LoRA adapter of PEFT.
+        output: Folder for the TT-LoRA adapter; empty or not there yet.
+        shape: Dims of the trains, "auto", or dims by module name; also as text, as in `Recipe`.
+        r: Largest TT-rank.
+        tolerance: Largest relative error of each update, such as 0.1.
+        dtype: Number format of the cores; errors are told with its rounding.
+
+    Returns:
+        What was written, with the error of each update.
+
+    Raises:
+        UserError: There is no such adapter, or it is a variant of LoRA that cannot be imported, or the output is in
+            use.
+
+    Examples:
+        >>> import ttlora
+        >>> imported = ttlora.import_lora("lora", "lora-as-trains")
+        >>> imported.relative_error < 1e-6
+        True
+    """
+    require_approximation(r, tolerance)
+    path = require_free(output)
+    dims = parse_shape(shape) if isinstance(shape, str) else shape
+    imported = from_lora(read_adapter(lora), dims, r, tolerance or 0.0, as_dtype(dtype))
+    write_adapter(path, imported.config, imported.tensors)
+    return imported
 
 
 def from_lora(

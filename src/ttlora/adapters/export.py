@@ -16,6 +16,7 @@ So all modules are padded with zeros to one ``r``, ``lora_alpha`` is ``r``, and 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,10 +24,12 @@ from peft import LoraConfig
 from torch import Tensor
 from torch.nn import functional as F
 
-from ttlora.adapters.read import MODEL_PREFIX, Adapter, require_tt_lora
+from ttlora.adapters.read import MODEL_PREFIX, Adapter, read_adapter, require_tt_lora
+from ttlora.adapters.write import Dtype, as_dtype, write_adapter
 from ttlora.errors import UserError
 from ttlora.tuners.tt_lora import TTLoraConfig, saved_kind, saved_update
 from ttlora.tuners.tt_lora.config import saved_sizes
+from ttlora.whole_files import require_free
 
 # Far above the rows of any vocabulary; a file of a few cores can claim any size, and factors take memory by it.
 LARGEST_SIDE = 2**24
@@ -45,6 +48,32 @@ class Lora:
     config: LoraConfig
     tensors: Mapping[str, Tensor]
     ranks: Mapping[str, int]
+
+
+def export(adapter: str | Path, output: str | Path, dtype: Dtype = "float32") -> Lora:
+    """Write a TT-LoRA adapter as a plain LoRA adapter with exactly the same update; the base model is not needed.
+
+    Args:
+        adapter: A folder with a saved TT-LoRA adapter, or the output folder of `train`.
+        output: Folder for the LoRA adapter; empty or not there yet.
+        dtype: Number format of the factors; float32 is exact.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UserError: There is no such adapter, or it holds what cannot go into a LoRA adapter, or the output is in use.
+
+    Examples:
+        >>> import ttlora
+        >>> lora = ttlora.export("adapter", "adapter-as-lora")
+        >>> lora.config.r == max(lora.ranks.values())
+        True
+    """
+    path = require_free(output)
+    lora = to_lora(read_adapter(adapter), as_dtype(dtype))
+    write_adapter(path, lora.config, lora.tensors)
+    return lora
 
 
 def to_lora(adapter: Adapter, dtype: torch.dtype = torch.float32) -> Lora:

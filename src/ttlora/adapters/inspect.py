@@ -1,10 +1,11 @@
-"""What is in an adapter: its shapes, ranks and sizes, and how far the update has moved."""
+"""What is in an adapter: its shapes, ranks and sizes, and the norm of each update."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from ttlora.adapters.header import TensorInfo
-from ttlora.adapters.read import Adapter
+from ttlora.adapters.read import Adapter, read_adapter
 from ttlora.tensor_train import TTShape
 from ttlora.tuners.tt_lora import TTLoraConfig, saved_update
 
@@ -32,17 +33,75 @@ class ModuleReport:
         return sum(info.parameters for info in self.tensors.values())
 
 
-def inspect_modules(adapter: Adapter) -> list[ModuleReport]:
-    """Report on each adapted module.
+@dataclass(frozen=True)
+class AdapterReport:
+    """What an adapter folder holds.
+
+    Attributes:
+        adapter: The checked folder.
+        modules: A report on each adapted module.
+    """
+
+    adapter: Adapter
+    modules: tuple[ModuleReport, ...]
+
+    @property
+    def method(self) -> str:
+        """The adapter's method, such as tt-lora or lora."""
+        method: str = self.adapter.config.peft_type.value.lower()
+        return "tt-lora" if method == "ttlora" else method
+
+    @property
+    def base_model(self) -> str | None:
+        """The base model that the config names; None: it names none."""
+        name: str | None = self.adapter.config.base_model_name_or_path
+        return name
+
+    @property
+    def adapter_parameters(self) -> int:
+        """Parameters of all updates."""
+        return sum(module.parameters for module in self.modules)
+
+    @property
+    def other_parameters(self) -> int:
+        """Parameters that were trained beside the updates, such as a task's head."""
+        return sum(info.parameters for info in self.adapter.others.values())
+
+    @property
+    def bytes(self) -> int:
+        """Size of the weights on disk."""
+        return self.adapter.weights_file.stat().st_size
+
+    @property
+    def dtypes(self) -> list[str]:
+        """Number formats of the updates' tensors."""
+        return sorted({info.dtype for module in self.modules for info in module.tensors.values()})
+
+
+def inspect(adapter: str | Path) -> AdapterReport:
+    """Report what an adapter folder holds: method, shapes, ranks, parameters, bytes, and the norm of each update.
 
     Norms come from the cores: the dense update is never built.
 
     Args:
-        adapter: A checked adapter folder.
+        adapter: A folder with a saved PEFT adapter, or the output folder of `train`.
+
+    Raises:
+        UserError: There is no adapter, or it is damaged.
+
+    Examples:
+        >>> import ttlora
+        >>> report = ttlora.inspect("run")
+        >>> report.method
+        'tt-lora'
+        >>> report.adapter_parameters == sum(module.parameters for module in report.modules)
+        True
     """
-    if not isinstance(adapter.config, TTLoraConfig):
-        return [ModuleReport(name, tensors) for name, tensors in adapter.modules.items()]
-    return [_inspect_train(adapter, adapter.config, name, tensors) for name, tensors in adapter.modules.items()]
+    content = read_adapter(adapter)
+    config = content.config
+    if not isinstance(config, TTLoraConfig):
+        return AdapterReport(content, tuple(ModuleReport(*module) for module in content.modules.items()))
+    return AdapterReport(content, tuple(_inspect_train(content, config, *module) for module in content.modules.items()))
 
 
 def _inspect_train(

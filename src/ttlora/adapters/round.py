@@ -4,15 +4,19 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ttlora.adapters.read import Adapter, require_tt_lora
+from ttlora.adapters.read import Adapter, read_adapter, require_tt_lora
+from ttlora.adapters.write import write_adapter
 from ttlora.errors import UserError
 from ttlora.tensor_train import TensorTrain, TTShape
 from ttlora.tuners.tt_lora import TTLoraConfig, saved_update
 from ttlora.tuners.tt_lora.config import by_pattern, saved_name
+from ttlora.values import is_number, is_whole, shown
+from ttlora.whole_files import require_free
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,50 @@ class TrainAdapter:
         return math.hypot(*(module.error for module in self.modules)) / norm if norm else 0.0
 
 
+def round(
+    adapter: str | Path, output: str | Path, r: int | None = None, tolerance: float | None = None
+) -> TrainAdapter:
+    """Write a TT-LoRA adapter at smaller TT-ranks (Oseledets 2011, Algorithm 2).
+
+    Args:
+        adapter: A folder with a saved TT-LoRA adapter, or the output folder of `train`.
+        output: Folder for the smaller adapter; empty or not there yet.
+        r: Largest TT-rank that is left.
+        tolerance: Largest relative error of each update, such as 0.01, in place of `r`.
+
+    Returns:
+        What was written, with the error of each update.
+
+    Raises:
+        UserError: There is no such adapter, or nothing to round, or the output is in use.
+
+    Examples:
+        >>> import ttlora
+        >>> smaller = ttlora.round("adapter", "adapter-of-rank-2", r=2)
+        >>> max(max(module.shape.ranks) for module in smaller.modules)
+        2
+    """
+    require_approximation(r, tolerance)
+    if (r is None) == (tolerance is None):
+        raise UserError("say how far to round: give either `r` or `tolerance`")
+    path = require_free(output)
+    rounded = round_adapter(read_adapter(adapter), r, tolerance or 0.0)
+    write_adapter(path, rounded.config, rounded.tensors)
+    return rounded
+
+
+def require_approximation(r: int | None, tolerance: float | None) -> None:
+    """Check the two values that say how near an approximation has to come.
+
+    Raises:
+        UserError: A value is out of range.
+    """
+    if r is not None and not (is_whole(r) and r >= 1):
+        raise UserError(f"`r` is {shown(r)}: a rank is a whole number from 1 on")
+    if tolerance is not None and not (is_number(tolerance) and 0 < tolerance < 1):
+        raise UserError(f"`tolerance` is {shown(tolerance)}, and has to be a number between 0 and 1, such as 0.01")
+
+
 def round_adapter(adapter: Adapter, r: int | None = None, tolerance: float = 0.0) -> TrainAdapter:
     """The adapter at smaller TT-ranks (Oseledets 2011, Algorithm 2), in the number format it was saved in.
 
@@ -84,7 +132,7 @@ def round_adapter(adapter: Adapter, r: int | None = None, tolerance: float = 0.0
         require_finite(name, trains[name])
     largest = max(max(train.shape.ranks) for train in trains.values())
     if r is not None and r >= largest:
-        raise UserError(f"--r is {r}, and the adapter's largest TT-rank is {largest}: there is nothing to round")
+        raise UserError(f"`r` is {r}, and the adapter's largest TT-rank is {largest}: there is nothing to round")
     config = copy.deepcopy(config)
     rounded = {name: train.round(_bounds(train.shape, r), tolerance) for name, train in trains.items()}
     write_ranks(config, {name: train.shape for name, train in rounded.items()})

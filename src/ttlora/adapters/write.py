@@ -1,8 +1,9 @@
-"""Write an adapter folder: whole or not at all, and over nothing."""
+"""Write an adapter folder: it appears whole or not at all, and nothing is overwritten."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 from peft import PeftConfig
@@ -11,7 +12,22 @@ from torch import Tensor
 
 from ttlora.adapters.read import CONFIG_NAME, MODEL_PREFIX, WEIGHTS_NAME
 from ttlora.errors import UserError
+from ttlora.values import complaint
 from ttlora.whole_files import whole_folder
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+def as_dtype(name: Dtype) -> torch.dtype:
+    """The number format of that name.
+
+    Raises:
+        UserError: It is not one of `Dtype`.
+    """
+    if problem := complaint("`dtype`", name, Dtype):
+        raise UserError(problem)
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def write_adapter(output: str | Path, config: PeftConfig, tensors: Mapping[str, Tensor]) -> None:

@@ -1,8 +1,9 @@
-"""How `ttlora import` and `ttlora round` write an adapter, and tell what it cost."""
+"""What `ttlora import` and `ttlora round` print of the adapter that they have written."""
 
 from __future__ import annotations
 
 import json as json_format
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,39 +13,22 @@ from rich.text import Text
 
 from ttlora.cli.inspect import common_path
 from ttlora.cli.plan import format_dims, format_size
-from ttlora.errors import UserError
 
 if TYPE_CHECKING:
     from ttlora.adapters.round import TrainAdapter
 
 
-def require_approximation(r: int | None, tolerance: float | None) -> None:
-    """Check the two flags that say how near an approximation has to come.
-
-    Raises:
-        UserError: A value is out of range.
-    """
-    if r is not None and r < 1:
-        raise UserError(f"--r is {r}: a rank is at least 1")
-    if tolerance is not None and not 0 < tolerance < 1:
-        raise UserError(f"--tolerance is {tolerance}, and has to be a number between 0 and 1, such as 0.01")
-
-
-def write_and_report(result: TrainAdapter, path: Path, json: bool) -> None:
-    """Write the adapter folder, and print the error of each module's update and of all together.
+def print_changes(result: TrainAdapter, output: str, json: bool) -> None:
+    """Print the error of each module's update and of all together.
 
     Args:
-        result: The adapter.
-        path: Its folder; empty or not there yet.
+        result: The adapter that was written.
+        output: Its folder.
         json: Print one JSON object.
-
-    Raises:
-        UserError: The folder is in use, or the adapter is not finite.
     """
     from ttlora.adapters.read import WEIGHTS_NAME
-    from ttlora.adapters.write import write_adapter
 
-    write_adapter(path, result.config, result.tensors)
+    path = Path(os.path.expanduser(output))
     size = (path / WEIGHTS_NAME).stat().st_size
     before = sum(module.parameters_before for module in result.modules)
     after = sum(module.shape.parameters for module in result.modules)

@@ -1,6 +1,8 @@
 """`ttlora export`: a TT-LoRA adapter as a plain LoRA adapter."""
 
 import json as json_format
+import os
+from pathlib import Path
 from typing import Literal
 
 from ttlora.cli.plan import format_size
@@ -29,17 +31,11 @@ def export(
     Raises:
         UserError: There is no such adapter, or it holds what cannot go into a LoRA adapter, or the output is in use.
     """
-    import torch
+    from ttlora.adapters.export import export as write_lora
+    from ttlora.adapters.read import WEIGHTS_NAME
 
-    from ttlora.adapters.export import to_lora
-    from ttlora.adapters.read import WEIGHTS_NAME, read_adapter
-    from ttlora.adapters.write import write_adapter
-    from ttlora.whole_files import require_free
-
-    path = require_free(output)
-    content = read_adapter(adapter)
-    lora = to_lora(content, getattr(torch, dtype))
-    write_adapter(path, lora.config, lora.tensors)
+    lora = write_lora(adapter, output, dtype)
+    path = Path(os.path.expanduser(output))
     size = (path / WEIGHTS_NAME).stat().st_size
     if json:
         summary = {

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from ttlora.cli.changes import require_approximation, write_and_report
+from ttlora.cli.changes import print_changes
 
 
 def import_(
@@ -34,15 +34,6 @@ def import_(
         UserError: There is no such adapter, or it is a variant of LoRA that cannot be imported, or the output is in
             use.
     """
-    require_approximation(r, tolerance)
+    from ttlora.adapters.convert import import_lora
 
-    import torch
-
-    from ttlora.adapters.convert import from_lora
-    from ttlora.adapters.read import read_adapter
-    from ttlora.finetune.recipe import parse_shape
-    from ttlora.whole_files import require_free
-
-    path = require_free(output)
-    result = from_lora(read_adapter(lora), parse_shape(shape), r, tolerance or 0.0, getattr(torch, dtype))
-    write_and_report(result, path, json)
+    print_changes(import_lora(lora, output, shape, r, tolerance, dtype), output, json)

@@ -16,8 +16,7 @@ from ttlora.cli.plan import format_dims, format_size
 
 if TYPE_CHECKING:
     from ttlora.adapters.header import TensorInfo
-    from ttlora.adapters.inspect import ModuleReport
-    from ttlora.adapters.read import Adapter
+    from ttlora.adapters.inspect import AdapterReport, ModuleReport
 
 
 def inspect(adapter: str, json: bool = False) -> None:
@@ -30,26 +29,24 @@ def inspect(adapter: str, json: bool = False) -> None:
     Raises:
         UserError: There is no adapter, or it is damaged.
     """
-    from ttlora.adapters.inspect import inspect_modules
-    from ttlora.adapters.read import read_adapter
+    from ttlora.adapters.inspect import inspect as report_on
 
-    content = read_adapter(adapter)
-    modules = inspect_modules(content)
+    report = report_on(adapter)
     if json:
-        print(json_format.dumps(_as_json(content, modules), indent=2, allow_nan=False))
+        print(json_format.dumps(_as_json(report), indent=2, allow_nan=False))
     else:
-        _print_tables(content, modules)
+        _print_tables(report)
 
 
-def _as_json(adapter: Adapter, modules: list[ModuleReport]) -> dict[str, object]:
+def _as_json(report: AdapterReport) -> dict[str, object]:
     return {
-        "folder": str(adapter.folder),
-        "method": _method(adapter),
-        "base_model": adapter.config.base_model_name_or_path,
-        "adapter_parameters": sum(module.parameters for module in modules),
-        "other_parameters": _parameters(adapter.others),
-        "bytes": _bytes(adapter),
-        "dtypes": _dtypes(adapter),
+        "folder": str(report.adapter.folder),
+        "method": report.method,
+        "base_model": report.base_model,
+        "adapter_parameters": report.adapter_parameters,
+        "other_parameters": report.other_parameters,
+        "bytes": report.bytes,
+        "dtypes": report.dtypes,
         "modules": [
             {
                 "name": module.name,
@@ -57,9 +54,9 @@ def _as_json(adapter: Adapter, modules: list[ModuleReport]) -> dict[str, object]
                 **_train_as_json(module),
                 "tensors": _tensors_as_json(module.tensors),
             }
-            for module in modules
+            for module in report.modules
         ],
-        "others": _tensors_as_json(adapter.others),
+        "others": _tensors_as_json(report.adapter.others),
     }
 
 
@@ -79,19 +76,19 @@ def _tensors_as_json(tensors: Mapping[str, TensorInfo]) -> list[dict[str, object
     return [{"name": key, "dtype": info.dtype, "shape": list(info.shape)} for key, info in tensors.items()]
 
 
-def _print_tables(adapter: Adapter, modules: list[ModuleReport]) -> None:
+def _print_tables(report: AdapterReport) -> None:
     from ttlora.adapters.read import MODEL_PREFIX
 
+    modules = report.modules
     console = Console(highlight=False)
     summary = Table.grid(padding=(0, 2))
-    summary.add_row("method", _method(adapter))
-    summary.add_row("base model", Text(adapter.config.base_model_name_or_path or "not named"))
-    adapter_parameters = sum(module.parameters for module in modules)
-    summary.add_row("adapter", f"{adapter_parameters:,} parameters in {len(modules)} modules")
-    if adapter.others:
-        names = ", ".join(key.removeprefix(MODEL_PREFIX) for key in adapter.others)
-        summary.add_row("also saved", Text(f"{_parameters(adapter.others):,} parameters: {names}"))
-    summary.add_row("on disk", f"{format_size(_bytes(adapter))} of {', '.join(_dtypes(adapter))}")
+    summary.add_row("method", report.method)
+    summary.add_row("base model", Text(report.base_model or "not named"))
+    summary.add_row("adapter", f"{report.adapter_parameters:,} parameters in {len(modules)} modules")
+    if others := report.adapter.others:
+        names = ", ".join(key.removeprefix(MODEL_PREFIX) for key in others)
+        summary.add_row("also saved", Text(f"{report.other_parameters:,} parameters: {names}"))
+    summary.add_row("on disk", f"{format_size(report.bytes)} of {', '.join(report.dtypes)}")
     console.print(summary)
     console.print()
     console.print(_tensor_table(modules) if modules[0].shape is None else _train_table(modules))
@@ -99,7 +96,7 @@ def _print_tables(adapter: Adapter, modules: list[ModuleReport]) -> None:
         console.print("Some cores are not finite: the training diverged, or the file is damaged.", style="bold")
 
 
-def _train_table(modules: list[ModuleReport]) -> Table:
+def _train_table(modules: Sequence[ModuleReport]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     common = common_path([module.name for module in modules])
     table.add_column(Text(f"module in {common}" if common else "module"), overflow="fold")
@@ -115,7 +112,7 @@ def _train_table(modules: list[ModuleReport]) -> Table:
     return table
 
 
-def _tensor_table(modules: list[ModuleReport]) -> Table:
+def _tensor_table(modules: Sequence[ModuleReport]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     common = common_path([module.name for module in modules])
     table.add_column(Text(f"module in {common}" if common else "module"), overflow="fold")
@@ -143,20 +140,3 @@ def _below(common: str, module: ModuleReport) -> str:
 def _tensor_name(module: ModuleReport, key: str) -> str:
     """What stands after the module's name, without what all of them end with."""
     return (key.partition(f"{module.name}.")[2] if module.name else key).removesuffix(".weight")
-
-
-def _method(adapter: Adapter) -> str:
-    method = adapter.config.peft_type.value.lower()
-    return "tt-lora" if method == "ttlora" else method
-
-
-def _bytes(adapter: Adapter) -> int:
-    return adapter.weights_file.stat().st_size
-
-
-def _dtypes(adapter: Adapter) -> list[str]:
-    return sorted({info.dtype for tensors in adapter.modules.values() for info in tensors.values()})
-
-
-def _parameters(tensors: Mapping[str, TensorInfo]) -> int:
-    return sum(info.parameters for info in tensors.values())

@@ -9,10 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ttlora.errors import UserError
-
 if TYPE_CHECKING:
-    from ttlora.plan import MatrixPlan, Plan
+    from ttlora.planner.matrices import MatrixPlan
+    from ttlora.planner.plan import Plan
     from ttlora.tensor_train import TTShape
 
 
@@ -39,33 +38,13 @@ def plan(
     Raises:
         UserError: A value is none of these, or does not fit the model.
     """
-    from ttlora.finetune.recipe import parse_shape
-    from ttlora.plan import plan_adapter
-    from ttlora.plan.budget import parse_bytes
+    from ttlora.planner.plan import plan as make_plan
 
-    result = plan_adapter(
-        model,
-        shape=None if shape is None else parse_shape(shape),
-        r=r,
-        targets=None if targets is None else parse_targets(targets),
-        budget=None if budget is None else parse_bytes("--budget", budget),
-    )
+    result = make_plan(model, shape, r, targets, budget)
     if json:
         print(json_format.dumps(_as_json(result), indent=2))
     else:
         _print_table(result)
-
-
-def parse_targets(text: str) -> list[str]:
-    """Split ``a,b`` into names.
-
-    Raises:
-        UserError: There is no name, or an empty one.
-    """
-    targets = [name.strip() for name in text.split(",")]
-    if not all(targets):
-        raise UserError(f"--targets '{text}' has an empty name; write --targets q_proj,v_proj")
-    return targets
 
 
 def _as_json(plan: Plan) -> dict[str, object]:

@@ -1,7 +1,6 @@
 """`ttlora round`: an adapter at smaller TT-ranks."""
 
-from ttlora.cli.changes import require_approximation, write_and_report
-from ttlora.errors import UserError
+from ttlora.cli.changes import print_changes
 
 
 def round(
@@ -19,13 +18,6 @@ def round(
     Raises:
         UserError: There is no such adapter, or nothing to round, or the output is in use.
     """
-    require_approximation(r, tolerance)
-    if (r is None) == (tolerance is None):
-        raise UserError("say how far to round: either --r N or --tolerance X")
+    from ttlora.adapters.round import round as write_rounded
 
-    from ttlora.adapters.read import read_adapter
-    from ttlora.adapters.round import round_adapter
-    from ttlora.whole_files import require_free
-
-    path = require_free(output)
-    write_and_report(round_adapter(read_adapter(adapter), r, tolerance or 0.0), path, json)
+    print_changes(write_rounded(adapter, output, r, tolerance), output, json)

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from ttlora.errors import UserError
@@ -17,7 +16,7 @@ from ttlora.finetune.methods import count_parameters, find_method
 from ttlora.finetune.named_tasks import find_task
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
-from ttlora.plan.skeleton import build_skeleton
+from ttlora.models.skeleton import read_config, without_weights
 
 LORA_R = 8
 
@@ -127,7 +126,7 @@ def _count_lora(model: str, ending: _Ending) -> int:
 
 @cache
 def _config(name: str) -> Any:
-    return build_skeleton(PUBLISHED.get(name, name)).config
+    return read_config(PUBLISHED.get(name, name))
 
 
 def _skeleton(name: str, ending: _Ending) -> Base:
@@ -136,8 +135,7 @@ def _skeleton(name: str, ending: _Ending) -> Base:
     config.num_labels = ending.outputs
     auto = AutoModelForCausalLM if ending.is_causal else AutoModelForSequenceClassification
     try:
-        with torch.device("meta"):
-            model = auto.from_config(config)
+        model = without_weights(auto, config)
     except ValueError:
         kind = "causal model" if ending.is_causal else "model with a head"
         raise UserError(f"model {name} is a {config.model_type}, of which there is no {kind}") from None

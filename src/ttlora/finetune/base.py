@@ -10,11 +10,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from ttlora.adapters.base_model import why_not_loaded
 from ttlora.adapters.companions import is_made_up
 from ttlora.errors import UserError
 from ttlora.finetune.tasks import Task
-from ttlora.hub import require_on_hub
+from ttlora.models.hub import from_folder_or_hub, why_not_loaded
+from ttlora.models.skeleton import without_weights
 
 
 @dataclass(frozen=True)
@@ -110,18 +110,11 @@ def load_base(
     Raises:
         UserError: There is no such model, or it cannot do the task.
     """
-    folder = Path(name)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise UserError(f"model folder {name} holds no config.json")
-    elif folder.exists() or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise UserError(f"model folder {name} is not there: give its place with `model`")
-    else:
-        try:
-            return _load(name, task, seed, dtype, weights, on_meta, local_files_only=True)
-        except UserError:
-            require_on_hub("model", name, "give a local folder as `model`")
-    return _load(name, task, seed, dtype, weights, on_meta)
+
+    def load(name: str, **options: Any) -> Base:
+        return _load(name, task, seed, dtype, weights, on_meta, **options)
+
+    return from_folder_or_hub(name, load)
 
 
 def _load(
@@ -143,8 +136,7 @@ def _load(
         torch.manual_seed(seed)
         model_class = AutoModelForCausalLM if task.is_causal else AutoModelForSequenceClassification
         if on_meta:
-            with torch.device("meta"):
-                model = model_class.from_config(config, trust_remote_code=False)
+            model = without_weights(model_class, config)
             return Base(name, model, tokenizer, head_of(model, task.is_causal))
         model, report = model_class.from_pretrained(
             source,

@@ -17,7 +17,7 @@ from ttlora.finetune.labels import encode_labels, with_answers, with_labels
 from ttlora.finetune.named_tasks import find_task
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
-from ttlora.hub import require_on_hub
+from ttlora.models.hub import require_on_hub
 
 
 @dataclass(frozen=True)

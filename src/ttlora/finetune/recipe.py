@@ -1,7 +1,6 @@
 """The recipe: all settings of a fine-tune. Its fields are the flags, the YAML keys and the Python arguments."""
 
 import os
-import shlex
 import sys
 import typing
 from collections.abc import Callable, Mapping
@@ -10,15 +9,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from ttlora.errors import UserError, one_line
+from ttlora.errors import UserError
 from ttlora.strict_yaml import parse, read_mapping, write_yaml
+from ttlora.text_forms import parse_integers, parse_names, parse_pairs, parse_shape
 from ttlora.utf8 import half_character
 from ttlora.values import complaint, is_whole, shown
 
 # more than any count of rows, tokens or epochs that anybody waits for; PyTorch stores them in 32 bits
 MOST = 2**31 - 1
-
-Shape = Literal["auto"] | list[int] | dict[str, list[int]]
 
 _PATHS = ("model", "output", "data", "train", "validation")
 _NAMES = ("targets", "choice_columns")
@@ -122,13 +120,13 @@ class Recipe:
                 self._set(name, os.fspath(path))
         for name in _NAMES:
             if isinstance(names := getattr(self, name), str):
-                self._set(name, [part.strip() for part in names.split(",") if part.strip()])
+                self._set(name, parse_names(names))
         if isinstance(self.settings, str):
             self._set("settings", _read_settings(self.settings))
         if isinstance(self.answers, str):
-            self._set("answers", _pairs("`answers`", self.answers))
+            self._set("answers", parse_pairs("`answers`", self.answers))
         if isinstance(self.r, str):
-            ranks = _integers("`r`", self.r)
+            ranks = parse_integers("`r`", self.r)
             self._set("r", ranks[0] if self.r.strip().isdecimal() else ranks)
         if isinstance(self.shape, str) and self.shape != "auto":
             self._set("shape", parse_shape(self.shape))
@@ -226,26 +224,6 @@ class Recipe:
                 raise UserError(f"{_argument(name)} is {shown(text)}: no text here can hold a character of code 0")
 
 
-def parse_shape(text: str) -> Shape:
-    """The shape that a text names: "auto", dims as "16,24,24,16", or by module as "q_proj=64,64 v_proj=16,64".
-
-    Raises:
-        UserError: The text has another form.
-    """
-    if text == "auto":
-        return "auto"
-    if "=" not in text:
-        return _integers("`shape`", text)
-    shapes: dict[str, list[int]] = {}
-    for part in text.split():
-        module, separator, dims = part.partition("=")
-        if not module or not separator or module in shapes:
-            problem = f"{module!r} is there twice" if module in shapes else f"cannot read {part!r}"
-            raise UserError(f"`shape` is {text!r}: {problem} (wanted: q_proj=64,64 v_proj=16,64)")
-        shapes[module] = _integers("`shape`", dims)
-    return shapes
-
-
 def _read_settings(text: str) -> dict[str, Any]:
     """Settings as ``a=1 b=[2, 3]`` in the shell's quotes, or as one mapping of YAML in braces."""
     value = text
@@ -256,36 +234,11 @@ def _read_settings(text: str) -> dict[str, Any]:
                 raise ValueError("it is no mapping")
             return content
         settings: dict[str, Any] = {}
-        for name, value in _pairs("`settings`", text).items():
+        for name, value in parse_pairs("`settings`", text).items():
             settings[name] = parse(value)
         return settings
     except ValueError as error:
         raise UserError(f"`settings` is {shown(text)}: cannot read {shown(value)}: {error}") from None
-
-
-def _pairs(flag: str, text: str) -> dict[str, str]:
-    """Names with texts, as in ``a=1 b=text c="two words"``."""
-    pairs: dict[str, str] = {}
-    try:
-        for part in shlex.split(text):
-            name, equals, value = part.partition("=")
-            if not name or not equals:
-                raise ValueError(f"cannot read {shown(part)}")
-            if name in pairs:
-                raise ValueError(f"{shown(name)} is there twice")
-            pairs[name] = value
-    except ValueError as error:
-        raise UserError(
-            f"{flag} is {shown(text)}: {one_line(error)} (wanted: name=value name=value, with quotes around spaces)"
-        ) from None
-    return pairs
-
-
-def _integers(flag: str, text: str) -> list[int]:
-    try:
-        return [int(number) for number in text.strip("[]() ").split(",")]
-    except ValueError:
-        raise UserError(f"{flag} is {shown(text)}, and has to be whole numbers with commas, as 16,24,24,16") from None
 
 
 @cache

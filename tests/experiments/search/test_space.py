@@ -78,7 +78,7 @@ class TestSizes:
             ),
             ({"space": "{shape: [{key: [24, 24]}]}"}, "shape of 'key' belongs to no adapted module; adapted are query"),
             ({"space": "{r: [[1, 2]]}", "shape": "[24, 24]"}, r"r=\[1, 2\] has 2 ranks, but a shape of 2 dims has 1"),
-            ({"model": "/nowhere"}, "there is no folder '/nowhere'"),
+            ({"model": "/nowhere"}, "model folder /nowhere is not there"),
             ({"targets": "q_proj"}, "'q_proj' is no module of the model"),
         ],
     )

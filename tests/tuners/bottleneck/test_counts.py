@@ -6,7 +6,7 @@ import pytest
 from peft import get_peft_model
 
 from ttlora import BottleneckConfig
-from ttlora.plan.skeleton import build_skeleton
+from ttlora.models.skeleton import build_skeleton
 
 # of a square of 4096 x 64 there; "auto" has [16, 16, 16, 8, 8]
 LORETTAS_LLAMA = [16, 16, 16, 4, 4, 4]

@@ -6,7 +6,7 @@ import pytest
 from peft import get_peft_model
 
 from ttlora import LorettaRepConfig
-from ttlora.plan.skeleton import build_skeleton
+from ttlora.models.skeleton import build_skeleton
 
 
 def counts(model, **config):

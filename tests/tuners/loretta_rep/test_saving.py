@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from ttlora import LorettaRepConfig
-from ttlora.adapters.base_model import load_base
+from ttlora.adapters.base_model import load_base_of
 from ttlora.adapters.merge import merge_adapter
 from ttlora.adapters.read import read_adapter
 from ttlora.tensor_train import TTShape
@@ -151,6 +151,6 @@ def test_the_commands_read_and_merge_it(architectures, tmp_path):
     adapter = read_adapter(tmp_path / "adapter")
     assert len(adapter.modules) == bert.count
     assert {name.rpartition(".")[0].rpartition(".")[2] for name in adapter.others} == {"LayerNorm", "classifier"}
-    base, random = load_base(adapter, str(tmp_path / "base"), local_files_only=True)
+    base, random = load_base_of(adapter, str(tmp_path / "base"), local_files_only=True)
     assert not random
     torch.testing.assert_close(logits(merge_adapter(adapter, base), bert.inputs), expected)

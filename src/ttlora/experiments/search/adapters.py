@@ -10,7 +10,7 @@ from ttlora.experiments.counts import count_trained, skeleton_of
 from ttlora.experiments.search.config import SearchPlan
 from ttlora.experiments.search.domains import Choices, Domain
 from ttlora.experiments.search.shapes import Sizes, adapted_sizes, build_trains, fit_preset, generate_shapes
-from ttlora.plan.matrices import BYTES_16BIT
+from ttlora.planner.matrices import BYTES_16BIT
 
 # what of a trial's settings decides the adapter's size
 SIZING = ("shape", "r")

@@ -15,8 +15,8 @@ from ttlora.experiments.search.presets import PRESETS, Preset, auto_space
 from ttlora.finetune.methods import find_method
 from ttlora.finetune.named_tasks import find_task
 from ttlora.finetune.recipe import Recipe
-from ttlora.plan.budget import parse_bytes
 from ttlora.strict_yaml import read_mapping
+from ttlora.text_forms import parse_bytes
 
 MOST_TRIALS = 10_000
 # what a search decides for each of its trials

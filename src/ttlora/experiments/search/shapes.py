@@ -9,7 +9,7 @@ from ttlora.errors import UserError
 from ttlora.experiments.counts import skeleton_of
 from ttlora.experiments.search.presets import Preset
 from ttlora.finetune.recipe import Recipe
-from ttlora.plan.targets import adapted_modules, resolve_targets
+from ttlora.planner.targets import adapted_modules, resolve_targets
 from ttlora.tensor_train import TTShape, aligned_dims
 from ttlora.tuners.targets import require_matches
 from ttlora.tuners.tt_lora import TTLoraConfig, resolve_update

@@ -16,7 +16,7 @@ from transformers import (
 
 from ttlora import TTLoraConfig
 from ttlora.errors import UserError
-from ttlora.plan import plan_adapter
+from ttlora.planner.plan import plan as make_plan
 from ttlora.tuners.tt_lora import DEFAULT_TARGET_MODULES
 
 LLAMA3_Q = [16, 4, 4, 4, 2, 2, 2, 2, 4, 4, 4, 16]
@@ -33,7 +33,7 @@ LLAMA3_V = [16, 4, 4, 2, 2, 2, 2, 4, 4, 4, 16]
     ],
 )
 def test_the_paper_adapters(model: str, names: list[str], adapter: int, lora: int) -> None:
-    plan = plan_adapter(model)
+    plan = make_plan(model)
     assert [matrix.name for matrix in plan.matrices] == names
     assert plan.adapter_parameters == adapter
     assert plan.bytes_16bit == 2 * adapter
@@ -43,32 +43,32 @@ def test_the_paper_adapters(model: str, names: list[str], adapter: int, lora: in
 
 
 def test_llama3_by_pattern() -> None:
-    plan = plan_adapter("llama3-8b", shape={"q_proj": LLAMA3_Q, "v_proj": LLAMA3_V}, r=10)
+    plan = make_plan("llama3-8b", shape={"q_proj": LLAMA3_Q, "v_proj": LLAMA3_V}, r=10)
     assert plan.adapter_parameters == 212_480
     assert [matrix.shape.parameters for matrix in plan.matrices] == [3_520, 3_120]
     assert plan.notes == ()
 
 
 def test_the_papers_rank_with_another_shape() -> None:
-    plan = plan_adapter("llama3-8b", shape={"q_proj": LLAMA3_Q, "v_proj": LLAMA3_V})
+    plan = make_plan("llama3-8b", shape={"q_proj": LLAMA3_Q, "v_proj": LLAMA3_V})
     assert plan.adapter_parameters == 212_480
     assert plan.notes == ("TT-rank 10: the paper's for llama3-8b (Table IV)",)
 
 
 def test_the_papers_shape_with_another_rank() -> None:
-    plan = plan_adapter("llama2-7b", r=8)
+    plan = make_plan("llama2-7b", r=8)
     assert [matrix.shape.dims for matrix in plan.matrices] == [(16,) * 6] * 2
     assert [matrix.shape.ranks for matrix in plan.matrices] == [(1, 8, 8, 8, 8, 8, 1)] * 2
     assert plan.notes == ("shape of q_proj, v_proj: the paper's for llama2-7b (Table IV)",)
 
 
 def test_the_example_of_995_parameters() -> None:
-    (matrix,) = plan_adapter("deberta-base", shape=[12, 8, 8, 3, 8, 8, 12], r=5).matrices
+    (matrix,) = make_plan("deberta-base", shape=[12, 8, 8, 3, 8, 8, 12], r=5).matrices
     assert (matrix.shape.parameters, matrix.count, matrix.shape.boundary) == (995, 12, 4)
 
 
 def test_without_a_paper_it_is_auto_and_rank_5() -> None:
-    plan = plan_adapter("mixtral-8x7b")
+    plan = make_plan("mixtral-8x7b")
     assert [(matrix.name, matrix.count) for matrix in plan.matrices] == [("q_proj", 32), ("v_proj", 32)]
     assert {max(matrix.shape.ranks) for matrix in plan.matrices} == {5}
     assert plan.lora_r8_parameters == 3_407_872
@@ -76,7 +76,7 @@ def test_without_a_paper_it_is_auto_and_rank_5() -> None:
 
 
 def test_shapes_by_name_leave_the_others_to_auto() -> None:
-    q, v = plan_adapter("llama2-7b", shape={"q_proj": [64] * 4}, r=3).matrices
+    q, v = make_plan("llama2-7b", shape={"q_proj": [64] * 4}, r=3).matrices
     assert q.shape.dims == (64,) * 4
     assert v.shape.dims == (16,) * 6
 
@@ -97,7 +97,7 @@ def save_bert(folder: Path) -> BertForSequenceClassification:
 @pytest.mark.parametrize("targets", [None, ["query"], ["attention.output.dense", "value"], ["all-linear"]])
 def test_it_is_what_the_tuner_makes(tmp_path: Path, targets: list[str] | None) -> None:
     model = save_bert(tmp_path)
-    plan = plan_adapter(str(tmp_path), targets=targets, r=3)
+    plan = make_plan(str(tmp_path), targets=targets, r=3)
     targets = "all-linear" if targets == ["all-linear"] else targets
     # as `ttlora train` does, where the pooler is part of the head
     config = TTLoraConfig(r=3, task_type="SEQ_CLS", target_modules=targets, modules_to_save=["bert.pooler"])
@@ -113,7 +113,7 @@ def test_transposed_layers(tmp_path: Path) -> None:
         n_embd=24, n_layer=2, n_head=2, vocab_size=30, n_positions=16, architectures=["GPT2LMHeadModel"]
     )
     config.save_pretrained(tmp_path)
-    (matrix,) = plan_adapter(str(tmp_path)).matrices
+    (matrix,) = make_plan(str(tmp_path)).matrices
     assert (matrix.name, matrix.shape.out_features, matrix.shape.in_features, matrix.count) == ("c_attn", 72, 24, 2)
     adapted = get_peft_model(GPT2LMHeadModel(config), TTLoraConfig())
     assert adapted.get_nb_trainable_parameters()[0] == matrix.total_parameters
@@ -121,7 +121,7 @@ def test_transposed_layers(tmp_path: Path) -> None:
 
 def test_kinds_that_share_a_name_are_told_apart(tmp_path: Path) -> None:
     save_bert(tmp_path)
-    plan = plan_adapter(str(tmp_path), targets=["all-linear"])
+    plan = make_plan(str(tmp_path), targets=["all-linear"])
     assert [(matrix.name, matrix.count) for matrix in plan.matrices] == [
         ("query", 2),
         ("key", 2),
@@ -136,7 +136,7 @@ def test_no_default_targets_for_a_type(tmp_path: Path, monkeypatch: pytest.Monke
     save_bert(tmp_path)
     monkeypatch.delitem(DEFAULT_TARGET_MODULES, "bert")
     with pytest.raises(UserError, match=r"no default targets are known for the model type 'bert'.*query, key, value"):
-        plan_adapter(str(tmp_path))
+        make_plan(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -155,18 +155,18 @@ def test_no_default_targets_for_a_type(tmp_path: Path, monkeypatch: pytest.Monke
 )
 def test_wrong_use(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
-        plan_adapter("llama2-7b", **arguments)  # type: ignore[arg-type]
+        make_plan("llama2-7b", **arguments)  # type: ignore[arg-type]
     assert "\n" not in str(error.value)
 
 
 def test_experts_held_as_one_tensor_are_no_linear_modules() -> None:
     with pytest.raises(UserError, match=r"'model\.layers\.0\.mlp.experts' is a MixtralExperts"):
-        plan_adapter("mixtral-8x7b", targets=["experts"])
+        make_plan("mixtral-8x7b", targets=["experts"])
 
 
 def test_the_callers_random_state_stays() -> None:
     before = torch.get_rng_state()
-    plan_adapter("roberta-base")
+    make_plan("roberta-base")
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -181,7 +181,7 @@ def test_stacked_experts_are_planned_as_they_are_adapted(
     )  # fmt: skip
     config.architectures = ["MixtralForCausalLM"]
     config.save_pretrained(tmp_path)
-    plan = plan_adapter(str(tmp_path), targets=targets, budget=budget)
+    plan = make_plan(str(tmp_path), targets=targets, budget=budget)
     patterns = {matrix.name.split(".")[-1]: matrix for matrix in plan.matrices}
     model = get_peft_model(
         MixtralForCausalLM(config),
@@ -203,4 +203,4 @@ def test_stacked_experts_are_planned_as_they_are_adapted(
 
 def test_a_part_of_a_stack_is_refused() -> None:
     with pytest.raises(UserError, match="target_modules has w1 and not w3"):
-        plan_adapter("mixtral-8x7b", targets=["w1"])
+        make_plan("mixtral-8x7b", targets=["w1"])

@@ -5,10 +5,12 @@ from itertools import count
 import pytest
 
 from ttlora.errors import UserError
-from ttlora.plan import Plan, plan_adapter
-from ttlora.plan.budget import fit_budget, parse_bytes
-from ttlora.plan.matrices import MatrixPlan
+from ttlora.planner.budget import fit_budget
+from ttlora.planner.matrices import MatrixPlan
+from ttlora.planner.plan import Plan
+from ttlora.planner.plan import plan as make_plan
 from ttlora.tensor_train import TTShape
+from ttlora.text_forms import parse_bytes
 
 
 def matrices(*sizes: tuple[int, int], count: int = 2) -> tuple[MatrixPlan, ...]:
@@ -72,7 +74,7 @@ def test_what_was_fixed_is_named(r: int | None, vary_dims: bool, message: str) -
 
 
 def budget_plan(budget: int, **arguments: object) -> Plan:
-    plan = plan_adapter("llama2-7b", budget=budget, **arguments)  # type: ignore[arg-type]
+    plan = make_plan("llama2-7b", budget=budget, **arguments)  # type: ignore[arg-type]
     assert plan.bytes_16bit <= budget
     return plan
 

@@ -51,7 +51,7 @@ def adapted_modules(skeleton: Any, config: TTLoraConfig) -> dict[str, tuple[int,
     if not sizes:
         raise UserError(
             f"the model has none of the modules {config.target_modules} that are adapted by default; name "
-            f"others with --targets: {linear_names(skeleton)}"
+            f"others as `targets`: {linear_names(skeleton)}"
         )
     return sizes
 

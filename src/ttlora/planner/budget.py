@@ -1,35 +1,15 @@
-"""A size in bytes, and the largest adapter within it: what varies is the TT-rank and the number of cores."""
+"""The largest adapter within a size: its TT-rank and its number of cores vary."""
 
-import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import replace
 from math import isqrt
 
 from ttlora.errors import UserError
-from ttlora.plan.matrices import BYTES_16BIT, MatrixPlan
+from ttlora.planner.matrices import BYTES_16BIT, MatrixPlan
 from ttlora.tensor_train import TTShape
 
 Matrices = tuple[MatrixPlan, ...]
-
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
-
-def parse_bytes(name: str, text: str) -> int:
-    """Read a size such as 40KB (1000 bytes each), 220KiB (1024 bytes each) or 40000.
-
-    Args:
-        name: The flag or key whose value it is, for the message.
-        text: The size.
-
-    Raises:
-        UserError: It is no such size.
-    """
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
-    size = int(float(match[1]) * UNITS[match[2].upper()]) if match and match[2].upper() in UNITS else 0
-    if not size:
-        raise UserError(f"{name} '{text}' is no size; write 40KB, 1MB, 220KiB or a number of bytes")
-    return size
 
 
 def fit_budget(matrices: Matrices, budget: int, r: int | None, vary_dims: bool) -> Matrices:
@@ -56,7 +36,7 @@ def fit_budget(matrices: Matrices, budget: int, r: int | None, vary_dims: bool) 
         kept = (f" of TT-rank {r}" if r else "") + ("" if vary_dims else " of this shape")
         raise UserError(
             f"a budget of {budget:,} bytes is too small: the smallest adapter{kept} takes {smallest:,} bytes in "
-            "16 bit; allow that much or adapt fewer modules with --targets"
+            "16 bit; allow that much or adapt fewer modules with `targets`"
         )
     return max((level for level in fitting if level is not sized[-1]), key=_bytes, default=fitting[-1])
 

@@ -24,7 +24,9 @@ class Architecture:
 
     def config(self) -> Any:
         """The transformers config of the model."""
-        return getattr(transformers, self.model_class).config_class(**self.hyperparameters)
+        return getattr(transformers, self.model_class).config_class(
+            architectures=[self.model_class], **self.hyperparameters
+        )
 
 
 BUILT_IN = {

@@ -2,8 +2,8 @@
 
 import pytest
 
-from ttlora.plan.architectures import BUILT_IN
-from ttlora.plan.skeleton import build_skeleton
+from ttlora.models.architectures import BUILT_IN
+from ttlora.models.skeleton import build_skeleton
 
 FULL_PARAMETERS = {
     "deberta-base": 139_193_858,  # 139.19M in the paper's Table I

@@ -2,18 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
 
 from ttlora.errors import UserError
-from ttlora.plan.architectures import BUILT_IN
-from ttlora.plan.budget import fit_budget
-from ttlora.plan.matrices import BYTES_16BIT, MatrixPlan, group_matrices
-from ttlora.plan.skeleton import build_skeleton
-from ttlora.plan.targets import adapted_modules, resolve_targets, split_experts
+from ttlora.models.architectures import BUILT_IN
+from ttlora.models.skeleton import build_skeleton
+from ttlora.planner.budget import fit_budget
+from ttlora.planner.matrices import BYTES_16BIT, MatrixPlan, group_matrices
+from ttlora.planner.targets import adapted_modules, resolve_targets, split_experts
+from ttlora.text_forms import parse_bytes, parse_names, parse_shape
 from ttlora.tuners.targets import require_matches
 from ttlora.tuners.tt_lora import TTLoraConfig, resolve_update
-
-Shape = Literal["auto"] | Sequence[int] | Mapping[str, Sequence[int]]
 
 LORA_R = 8
 
@@ -53,26 +52,43 @@ class Plan:
         )
 
 
-def plan_adapter(
-    model: str,
-    shape: Shape | None = None,
+def plan(
+    model: str | Path,
+    shape: str | Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     r: int | None = None,
-    targets: Sequence[str] | None = None,
-    budget: int | None = None,
+    targets: str | Sequence[str] | None = None,
+    budget: int | str | None = None,
 ) -> Plan:
-    """Plan a TT-LoRA adapter from a model's architecture alone.
+    """Plan a TT-LoRA adapter from a model's architecture alone; no weights are read.
 
     Args:
         model: A built-in architecture, a folder that holds `config.json`, or a name on the hub.
-        shape: "auto", dims for all adapted matrices, or dims by module name ("auto" for the others). None: the paper's
-            shape where it has one for the architecture, else "auto".
+        shape: "auto", dims for all adapted matrices, or dims by module name ("auto" for the others), also as text, as
+            in `Recipe`. None: the paper's shape where it has one for the architecture, else "auto".
         r: The TT-rank. None: the paper's for the architecture, else 5; with a budget, the highest that fits.
-        targets: Names of the modules to adapt, or ["all-linear"]. None: those that `TTLoraConfig` adapts by default.
-        budget: Bytes of the adapter's parameters in 16 bit. The plan is the largest that fits.
+        targets: Names of the modules to adapt, or "all-linear". None: those that `TTLoraConfig` adapts by default.
+        budget: Bytes of the adapter's parameters in 16 bit, or a text such as 40KB. The plan is the largest that fits.
 
     Raises:
         UserError: The model is not known, its modules do not fit the targets or the shape, or the budget is too small.
+
+    Examples:
+        >>> import ttlora
+        >>> plan = ttlora.plan("llama2-7b")
+        >>> plan.adapter_parameters, plan.lora_r8_parameters
+        (112640, 4194304)
+        >>> ttlora.plan("model", targets="query,value", budget="2KB").bytes_16bit <= 2000
+        True
     """
+    model = str(model)
+    if isinstance(shape, str):
+        shape = parse_shape(shape)
+    if isinstance(targets, str):
+        targets = parse_names(targets)
+        if not targets:
+            raise UserError("`targets` is empty: name modules, as q_proj,v_proj, or leave it out")
+    if isinstance(budget, str):
+        budget = parse_bytes("`budget`", budget)
     skeleton = build_skeleton(model)
     architecture = BUILT_IN.get(model)
     paper_shapes = architecture.paper_shapes if architecture and shape is None else {}

@@ -1,0 +1,1 @@
+"""The planner: what an adapter will cost, from a model's architecture alone; no weights are read."""
