@@ -38,7 +38,7 @@ def main() -> None:
         plan = {**shared, "space": space, "sampler": "grid", "scheduler": "none", "trials": TRIALS}
         config.write_text(yaml.safe_dump(plan))
         search = seconds("search", "--config", config, "--output", folder / "search")
-        recipes = sorted((folder / "search" / "trials").glob("*/recipe.yaml"))
+        recipes = sorted((folder / "search" / "runs").glob("*/recipe.yaml"))
         assert len(recipes) == TRIALS
         trains = 0.0
         for number, recipe in enumerate(recipes):

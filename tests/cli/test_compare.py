@@ -1,5 +1,6 @@
 """The command `ttlora compare`: a plan, runs that end once, and what a person is told."""
 
+import importlib.util
 import json
 import os
 import re
@@ -36,6 +37,13 @@ def config(bert, data, tmp_path):
 @pytest.fixture
 def out(tmp_path):
     return tmp_path / "out"
+
+
+@pytest.fixture
+def without_ray(monkeypatch):
+    """As where the extra is not installed that brings Ray."""
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ray" else find_spec(name))
 
 
 @pytest.fixture
@@ -90,7 +98,7 @@ def test_runs_once_and_reports(config, out, capsys, monkeypatch, unreported):
     assert before.items() <= records(out).items()
 
 
-def test_failed_run_is_told_and_done_again_only_when_asked(config, out, capsys, unreported):
+def test_failed_run_is_told_and_done_again_only_when_asked(config, out, capsys, unreported, without_ray):
     unreported()
     methods = config("[{method: lora, learning_rate: 1e30}, head]")
     assert compare(config=methods, output=str(out)) == 1
@@ -103,6 +111,13 @@ def test_failed_run_is_told_and_done_again_only_when_asked(config, out, capsys, 
     assert "begun" not in capsys.readouterr().err
     assert compare(config=methods, output=str(out), retry_failed=True) == 1
     assert "begun: bert glue/sst2 lora seed 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("keys", [{"parallel": 2}, {"address": "auto"}])
+def test_what_needs_ray_says_so(keys, config, out, without_ray):
+    (name,) = keys
+    with pytest.raises(UserError, match=rf"`{name}` needs ray, which is not installed: .*ttlora\[search\]"):
+        compare(config=config(), output=str(out), **keys)
 
 
 def test_ctrl_c_is_one_line(config, out, capsys, monkeypatch):
@@ -141,7 +156,7 @@ def test_dry_run_in_json(config, out, ttlora):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"parallel": 0}, "--parallel is 0, and has to be at least 1"),
+        ({"parallel": 0}, "`parallel` is 0, and has to be at least 1"),
         ({"config": "deberta-gleu"}, "did you mean deberta-glue?"),
         ({"output": "."}, "output folder .* holds other files"),
         ({"config": "lost.yaml"}, "data /nowhere/sst2 is not there; nothing was begun"),
@@ -178,7 +193,7 @@ def test_folder_is_named_as_the_file(config, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_command_that_is_killed_goes_on(signum, config, out):
     """However it ends, no process of it is left, and the same command brings all runs to their end."""
-    arguments = command("compare", "--config", config("[lora, head]", epochs=20, patience=20), "--output", out)
+    arguments = command("compare", "--config", config("[lora, head]", epochs=80, patience=80), "--output", out)
     process = subprocess.Popen(
         arguments,
         stderr=subprocess.PIPE,
@@ -191,7 +206,7 @@ def test_command_that_is_killed_goes_on(signum, config, out):
         time.sleep(0.01)
     os.kill(process.pid, signum)
     error = process.communicate(timeout=60)[1]
-    assert process.returncode == (130 if signum == signal.SIGINT else -signum)
+    assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[signum]
     assert "Traceback" not in error
     time.sleep(2)
     assert not [line for line in subprocess.check_output(["ps", "ax"], text=True).splitlines() if str(out) in line]

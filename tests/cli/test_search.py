@@ -41,15 +41,15 @@ def test_a_search_from_beginning_to_end(bert, data, tmp_path, capsys):
     assert states.count("failed") == 2
     assert states.count("done") >= 2
     for trial in told["trials"]:
-        folder = output / "trials" / trial["trial"]
+        folder = output / "runs" / trial["trial"]
         assert (folder / "result.json").exists() == (trial["state"] != "failed")
         assert "lower `learning_rate`" in trial["error"] if trial["state"] == "failed" else trial["error"] is None
         if trial["state"] == "stopped":
             assert Record.read(folder / "result.json").epochs < 3
         assert (folder / "adapter" / "adapter_config.json").exists() == (trial["state"] != "failed")
-    assert not list(output.glob("trials/*/checkpoints"))
+    assert not list(output.glob("runs/*/checkpoints"))
     assert not (output / "ray").exists()
-    records = [Record.read(path) for path in output.glob("trials/*/result.json")]
+    records = [Record.read(path) for path in output.glob("runs/*/result.json")]
     best = min(records, key=lambda record: record.validation_loss)
     assert yaml.safe_load((output / "best.yaml").read_text())["learning_rate"] == best.recipe["learning_rate"]
     assert (output / "report" / "report.html").exists()
@@ -64,9 +64,9 @@ def test_a_search_from_beginning_to_end(bert, data, tmp_path, capsys):
 
     # with nothing left to do, nothing is done
     capsys.readouterr()
-    written = {path: path.stat().st_mtime_ns for path in (output / "trials").rglob("*") if path.is_file()}
-    assert main(["search", "--config", config, "--output", str(output), "--resume", "--json"]) == 1
-    assert {path: path.stat().st_mtime_ns for path in (output / "trials").rglob("*") if path.is_file()} == written
+    written = {path: path.stat().st_mtime_ns for path in (output / "runs").rglob("*") if path.is_file()}
+    assert main(["search", "--config", config, "--output", str(output), "--json"]) == 1
+    assert {path: path.stat().st_mtime_ns for path in (output / "runs").rglob("*") if path.is_file()} == written
     assert json.loads(capsys.readouterr().out)["trials"] == told["trials"]
 
 
@@ -81,7 +81,6 @@ def test_a_search_from_beginning_to_end(bert, data, tmp_path, capsys):
         ({"model": "/nowhere"}, [], "/nowhere"),
         ({"data": "/nowhere"}, [], "/nowhere"),
         ({}, ["--trials", "0"], "--trials is 0"),
-        ({}, ["--retry-failed"], "--retry-failed goes with --resume"),
         ({}, ["--address", "127.0.0.1:9"], "the Ray cluster at 127.0.0.1:9 cannot be reached"),
     ],
 )
@@ -94,7 +93,7 @@ def test_wrong_use_is_one_line_and_leaves_nothing(keys, flags, complaint, bert, 
     assert told == ""
     assert complaint in said.splitlines()[-1]
     assert "Traceback" not in said
-    assert not (tmp_path / "s" / "trials" / "0001").exists()
+    assert not (tmp_path / "s" / "runs" / "0001").exists()
     # what failed for a reason of its own is no search to be resumed
     if (tmp_path / "s").exists():
         assert main(["search", *arguments]) == 2
@@ -107,10 +106,8 @@ def test_a_folder_that_holds_something_is_refused(bert, data, tmp_path, capsys):
     (tmp_path / "out" / "mine.txt").write_text("mine")
     assert main(["search", "--config", config, "--output", str(tmp_path / "out")]) == 2
     assert "mine.txt" in capsys.readouterr().err
-    (tmp_path / "out" / "mine.txt").rename(tmp_path / "out" / "search.json")
-    (tmp_path / "out" / "trials" / "0001").mkdir(parents=True)
-    assert main(["search", "--config", config, "--output", str(tmp_path / "out")]) == 2
-    assert "add --resume" in capsys.readouterr().err
+    (tmp_path / "out" / "mine.txt").rename(tmp_path / "out" / "plan.json")
+    (tmp_path / "out" / "runs" / "0001").mkdir(parents=True)
     trial = {"name": "0001", "settings": {"r": 2}, "parameters": 5}
     for content in (
         "mine",
@@ -122,10 +119,10 @@ def test_a_folder_that_holds_something_is_refused(bert, data, tmp_path, capsys):
         {"asked": {}, "trials": [{**trial, "settings": 5}]},
         {"asked": {}, "trials": [{**trial, "parameters": "many"}]},
     ):
-        (tmp_path / "out" / "search.json").write_text(content if isinstance(content, str) else json.dumps(content))
-        assert main(["search", "--config", config, "--output", str(tmp_path / "out"), "--resume"]) == 2
+        (tmp_path / "out" / "plan.json").write_text(content if isinstance(content, str) else json.dumps(content))
+        assert main(["search", "--config", config, "--output", str(tmp_path / "out")]) == 2
         error = capsys.readouterr().err
-        assert "search.json is damaged" in error
+        assert "plan.json is damaged" in error
         assert error.count("\n") == 1
 
 
@@ -145,19 +142,19 @@ def test_a_kill_loses_no_trial(victim, bert, data, tmp_path):
     output = tmp_path / "out"
     arguments = command("search", "--config", config, "--output", output)
     search = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: len(list(output.glob("trials/*/result.json"))) >= 4)
-    before = {path: path.read_bytes() for path in output.glob("trials/*/result.json")}
+    wait_for(lambda: len(list(output.glob("runs/*/result.json"))) >= 4)
+    before = {path: path.read_bytes() for path in output.glob("runs/*/result.json")}
     if victim == "driver":
         search.kill()
         search.wait()
-        search = subprocess.Popen([*arguments, "--resume"], stderr=subprocess.PIPE, text=True)
+        search = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
     else:
         wait_for(lambda: workers())
         os.kill(workers()[0], signal.SIGKILL)
     said = search.communicate()[1]
     assert search.returncode == 0, said
     assert {path: path.read_bytes() for path in before} == before
-    records = [Record.read(path) for path in output.glob("trials/*/result.json")]
+    records = [Record.read(path) for path in output.glob("runs/*/result.json")]
     assert len(records) == 12
     assert all(record.epochs == 9 or record.epochs - record.best_epoch == 5 for record in records)
     assert "12 of 12 trials have a result" in said

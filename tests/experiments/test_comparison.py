@@ -41,7 +41,7 @@ def test_methods_of_one_name_are_labelled_by_what_differs(write):
         ({"modles": "[x]"}, "c.yaml: unknown key 'modles': did you mean models?"),
         ({"epoch": "3"}, "c.yaml: unknown key 'epoch': did you mean epochs?"),
         ({"seed": "3"}, "c.yaml: unknown key 'seed': did you mean seeds?"),
-        ({"output": "here"}, "c.yaml: unknown key 'output': give the comparison's folder as --output"),
+        ({"output": "here"}, "c.yaml: unknown key 'output': give the comparison's folder as `output`"),
         (
             {"methods": "[lora, {method: lora, learning_rat: 1}]"},
             "methods entry 2: unknown key 'learning_rat': did you",
@@ -115,9 +115,9 @@ def test_shipped_recipes_are_found_by_name_where_there_is_no_such_file(tmp_path,
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ("deberta-gleu", "--config deberta-gleu is no file, and no recipe that is shipped: did you mean deberta-glue?"),
+        ("deberta-gleu", "`config` deberta-gleu is no file, and no recipe that is shipped: did you mean deberta-glue?"),
         ("/nowhere/c.yaml", "name a YAML file, or one of deberta-glue, llama2-superglue"),
-        (".", "--config . is no file"),
+        (".", "`config` . is no file"),
     ],
 )
 def test_no_such_config(config, message):

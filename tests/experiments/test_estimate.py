@@ -6,7 +6,7 @@ from ttlora.experiments.estimate import Estimate, estimate, format_duration
 @pytest.fixture
 def by_title(plan):
     runs = plan(models="[a, b]", tasks="[glue/sst2, glue/rte]", methods="[lora, tt-lora]", seeds="[0, 1]")
-    return {run.title: run for run in runs}
+    return {run.title: run.likeness for run in runs}
 
 
 def test_a_run_takes_as_long_as_those_most_like_it(by_title):

@@ -3,31 +3,38 @@ import json
 import pytest
 
 from ttlora.errors import UserError
-from ttlora.experiments.folder import ComparisonFolder, read_record, write_failure
+from ttlora.experiments.folder import RunsFolder
 
 
 @pytest.fixture
 def folder(tmp_path):
-    return ComparisonFolder(tmp_path / "out")
+    return RunsFolder(tmp_path / "out", "comparison")
 
 
-def test_state_of_a_run(folder, plan):
+def begin(folder, runs):
+    with folder.claim():
+        folder.write_plan({"runs": [{"run": run.name} for run in runs]})
+
+
+def test_state_of_a_run(plan, end):
     (run,) = plan()
-    assert (folder.state(run), folder.error(run)) == ("waiting", None)
-    run.folder.mkdir(parents=True)
-    assert folder.state(run) == "waiting"
-    (run.folder / "recipe.yaml").write_text("")
-    assert folder.state(run) == "unfinished"
-    write_failure(run, "no room")
-    assert (folder.state(run), folder.error(run)) == ("failed", "no room")
-    (run.folder / "result.json").write_text("")
-    assert (folder.state(run), folder.error(run)) == ("done", None)
+    assert (run.state, run.error) == ("waiting", None)
+    run.folder.path.mkdir(parents=True)
+    assert run.state == "waiting"
+    (run.folder.path / "recipe.yaml").write_text("")
+    assert run.state == "unfinished"
+    run.fail("no room")
+    assert (run.state, run.error) == ("failed", "no room")
+    end(run, 0.5, epochs=run.recipe.epochs)
+    assert (run.state, run.error) == ("done", None)
+    end(run, 0.5, epochs=2)
+    assert run.state == "stopped"
 
 
 def test_a_failure_names_the_run(plan):
     run = plan(methods="[{method: lora, r: 4, label: small}]", seeds="[3]")[0]
-    write_failure(run, "no room")
-    assert json.loads((run.folder / "failed.json").read_text()) == {
+    run.fail("no room")
+    assert json.loads((run.folder.path / "failed.json").read_text()) == {
         "method": "lora",
         "model": "bert",
         "task": "glue/sst2",
@@ -37,34 +44,36 @@ def test_a_failure_names_the_run(plan):
     }
 
 
-def test_damaged_files_are_named(folder, plan):
+def test_damaged_files_are_named(plan):
     (run,) = plan()
-    run.folder.mkdir(parents=True)
-    (run.folder / "failed.json").write_text("{")
-    assert "failed.json is damaged" in folder.error(run)
-    (run.folder / "result.json").write_text("{}")
+    run.folder.path.mkdir(parents=True)
+    (run.folder.path / "failed.json").write_text("{")
+    assert "failed.json is damaged" in run.error
+    (run.folder.path / "result.json").write_text("{}")
     with pytest.raises(UserError, match=r"result\.json is no result record .*; remove .* to do the run again"):
-        read_record(run)
+        _ = run.state
 
 
-def test_two_comparisons_in_one_folder_are_refused(folder, plan):
-    runs = plan()
-    with folder.claim(runs):
-        before = folder.plan.read_bytes()
-        second = ComparisonFolder(folder.path).claim(plan(epochs="7"))
-        with pytest.raises(UserError, match=r"another comparison is at work in .*out: wait for it"), second:
+@pytest.mark.parametrize("kind", ["comparison", "search"])
+def test_two_in_one_folder_are_refused(kind, tmp_path):
+    folder = RunsFolder(tmp_path / "out", kind)
+    with folder.claim():
+        folder.write_plan({})
+        with (
+            pytest.raises(UserError, match=f"another {kind} is at work in .*out: wait for it"),
+            RunsFolder(folder.path, kind).claim(),
+        ):
             pass
-        assert folder.plan.read_bytes() == before
-    with folder.claim(runs):
+    with folder.claim():
         pass
 
 
 def test_changes_of_the_configuration(folder, plan):
     runs = plan(methods="[lora, tt-lora]")
     assert folder.changes(runs) == ([], [])
-    with folder.claim(runs):
-        for run in runs:
-            run.folder.mkdir()
+    begin(folder, runs)
+    for run in runs:
+        run.folder.path.mkdir()
     assert folder.changes(runs) == ([], [])
     later = plan(methods="[{method: lora, epochs: 3}, tt-lora]")
     assert folder.changes(later) == ([later[0]], [runs[0].name])
@@ -77,10 +86,35 @@ def test_a_folder_in_use_is_left_alone(folder, plan):
     folder.path.mkdir()
     folder.require_usable()
     (folder.path / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"holds other files \(mine\.txt\): name another as --output"):
+    with pytest.raises(UserError, match=r"holds other files \(mine\.txt\): name another as `output`"):
         folder.require_usable()
     with pytest.raises(UserError, match=r"mine\.txt is a file"):
-        ComparisonFolder(folder.path / "mine.txt").require_usable()
+        RunsFolder(folder.path / "mine.txt", "comparison").require_usable()
     (folder.path / "mine.txt").unlink()
-    with folder.claim(plan()):
+    begin(folder, plan())
+    folder.require_usable()
+
+
+def test_a_comparison_and_a_search_keep_out_of_each_others_folders(folder, plan, tmp_path):
+    begin(folder, plan())
+    with pytest.raises(UserError, match="out holds a comparison: name another as `output`"):
+        RunsFolder(folder.path, "search").require_usable()
+    other = RunsFolder(tmp_path / "search", "search")
+    with other.claim():
+        other.write_plan({"asked": {}, "trials": []})
+    with pytest.raises(UserError, match="search holds a search: name another as `output`"):
+        RunsFolder(other.path, "comparison").require_usable()
+
+
+def test_a_search_of_an_earlier_version_says_how_to_go_on(tmp_path):
+    folder = RunsFolder(tmp_path / "out", "search")
+    (folder.path / "trials" / "0001").mkdir(parents=True)
+    content = {"asked": {}, "trials": [{"name": "0001", "settings": {"r": 2}, "parameters": 5}]}
+    (folder.path / "search.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="a search of an earlier version of ttlora: to go on with it, mv ") as error:
         folder.require_usable()
+    commands = str(error.value).partition("mv ")[2].replace("mv ", "").split("; ")
+    for source, target in (command.split() for command in commands):
+        (tmp_path / source).rename(target)
+    folder.require_usable()
+    assert folder.read_plan() == content

@@ -47,7 +47,7 @@ def test_shared_keys_that_a_method_does_not_read_are_not_for_it(plan):
 def test_a_runs_folder_is_readable_and_stays_as_long_as_its_recipe_does(plan, tmp_path):
     first = plan(models="[/models/MiniLM-L6]", methods="[{method: lora, r: 4}]")[0]
     assert first.name.startswith("MiniLM-L6_glue-sst2_lora-r4_seed0_")
-    assert first.folder == tmp_path / "out" / "runs" / first.name
+    assert first.folder.path == tmp_path / "out" / "runs" / first.name
     others = plan(
         models="[/models/MiniLM-L6, bert]",
         tasks="[glue/rte, glue/sst2]",
@@ -67,7 +67,7 @@ def test_another_recipe_has_another_folder(keys, plan):
 
 def test_names_with_slashes_and_signs_stay_in_the_folder(plan, tmp_path):
     run = plan(models='["../../../etc/pass wd"]')[0]
-    assert run.folder.parent == tmp_path / "out" / "runs"
+    assert run.folder.path.parent == tmp_path / "out" / "runs"
     assert run.name.startswith("pass-wd_glue-sst2_")
     assert len(plan(models=f"[{'m' * 250}]")[0].name) < 200
 

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ttlora.experiments.counts import Count
-    from ttlora.experiments.folder import ComparisonFolder
-    from ttlora.experiments.runs import PlannedRun
+    from ttlora.experiments.estimate import Likeness
+    from ttlora.experiments.folder import RunsFolder
+    from ttlora.experiments.runs import ComparedRun
 
 
 def compare(
@@ -30,6 +31,7 @@ def compare(
     config: str,
     output: str | None = None,
     parallel: int = 1,
+    address: str | None = None,
     dry_run: bool = False,
     retry_failed: bool = False,
     json: bool = False,
@@ -43,7 +45,9 @@ def compare(
         config: YAML file with models, tasks, methods, seeds and keys of ttlora train; or a recipe that comes with
             ttlora: deberta-glue, roberta-glue, llama2-superglue, llama3-superglue.
         output: Folder of the comparison (default: named as the YAML file, in the current folder).
-        parallel: Runs at a time, with the CPU threads divided among them.
+        parallel: Runs at a time, with CPU threads and GPUs divided among them; more than one needs ttlora[search].
+        address: A Ray cluster to run on, as HOST:6379, or auto for the one that this machine is part of (default: this
+            machine); needs ttlora[search].
         dry_run: Show the runs and what each method trains, and do nothing; no weights are read.
         retry_failed: Do failed runs again.
         json: Print one JSON object.
@@ -52,23 +56,23 @@ def compare(
         The exit status.
     """
     if parallel < 1:
-        raise UserError(f"--parallel is {parallel}, and has to be at least 1")
+        raise UserError(f"`parallel` is {parallel}, and has to be at least 1")
     from ttlora.experiments.comparison import Comparison, find_config
-    from ttlora.experiments.folder import ComparisonFolder
+    from ttlora.experiments.folder import RunsFolder
     from ttlora.experiments.runs import plan_runs
 
     path = find_config(config)
     if path != Path(os.path.expanduser(config)):
         _say(f"{config}: the recipe that comes with ttlora, {path}")
     comparison = Comparison.read(path)
-    folder = ComparisonFolder(require_writable(path.stem if output is None else output).absolute())
+    folder = RunsFolder(require_writable(path.stem if output is None else output).absolute(), "comparison")
     folder.require_usable()
     runs = plan_runs(comparison, folder.runs)
     if dry_run:
         _show_plan(folder, runs, parallel, json)
         return 0
     try:
-        _carry_out(folder, runs, comparison.threads, parallel, retry_failed)
+        _carry_out(folder, runs, comparison.threads, parallel, address, retry_failed)
         return _tell_outcome(folder, runs, json)
     except KeyboardInterrupt:
         _say("ttlora: stopped; the same command goes on where it was")
@@ -76,22 +80,27 @@ def compare(
 
 
 def _carry_out(
-    folder: ComparisonFolder, runs: Sequence[PlannedRun], threads: int | None, parallel: int, retry_failed: bool
+    folder: RunsFolder,
+    runs: Sequence[ComparedRun],
+    threads: int | None,
+    parallel: int,
+    address: str | None,
+    retry_failed: bool,
 ) -> None:
-    import torch
-
+    from ttlora.experiments.compare import compare as carry_out
     from ttlora.experiments.display import Display
-    from ttlora.experiments.processes import do_runs
+    from ttlora.experiments.run import OPEN
     from ttlora.experiments.runs import require_inputs
     from ttlora.finetune.machine import require_one_process
 
     require_one_process()
-    states = ("unfinished", "waiting", "failed") if retry_failed else ("unfinished", "waiting")
-    require_inputs([run for run in runs if folder.state(run) in states])
+    states = (*OPEN, "failed") if retry_failed else OPEN
+    require_inputs([run for run in runs if run.state in states])
     new, gone = folder.changes(runs)
-    with folder.claim(runs):
+    with folder.claim():
+        folder.write_plan({"runs": [{"run": run.name, **run.as_dict()} for run in runs]})
         # another comparison may have ended since
-        left = [run for run in runs if folder.state(run) in states]
+        left = [run for run in runs if run.state in states]
         if new:
             _say(f"the configuration has changed: {_counted(new)} new, the first is {new[0].title}")
         if gone:
@@ -99,20 +108,25 @@ def _carry_out(
                 f"no longer in the configuration: {_counted(gone)} in {folder.runs}, which stay there, but not in the "
                 f"report: {', '.join(gone)}"
             )
-        _say(_progress(folder, runs, left, parallel))
-        with Display(folder, folder.durations(runs), left, parallel) as display:
-            do_runs(folder, left, parallel, threads or torch.get_num_threads(), display)
+        _say(_progress(runs, left, parallel))
+        with Display(folder, _durations(runs), [run.likeness for run in left], parallel) as display:
+            carry_out(folder, left, parallel, threads, address, display)
 
 
-def _tell_outcome(folder: ComparisonFolder, runs: Sequence[PlannedRun], json: bool) -> int:
-    errors = [error for run in runs if (error := folder.error(run)) is not None]
+def _durations(runs: Sequence[ComparedRun]) -> list[tuple[Likeness, float]]:
+    """The likeness and the seconds of each run that is done."""
+    return [(run.likeness, record.train_seconds) for run in runs if (record := run.record) is not None]
+
+
+def _tell_outcome(folder: RunsFolder, runs: Sequence[ComparedRun], json: bool) -> int:
+    errors = [error for run in runs if (error := run.error) is not None]
     report = None
     if len(errors) < len(runs):
         from ttlora.cli.report import print_report
         from ttlora.report.report import write_report
 
         # what an earlier configuration left is no part of it
-        report = write_report([run.folder for run in runs], folder.report)
+        report = write_report([run.folder.path for run in runs], folder.report)
         for note in report.notes:
             _say(f"left out of the report: {note}")
         if not json:
@@ -121,7 +135,7 @@ def _tell_outcome(folder: ComparisonFolder, runs: Sequence[PlannedRun], json: bo
         content = {
             "output": str(folder.path),
             "report": report and str(folder.report),
-            "runs": [_as_json(folder, run) for run in runs],
+            "runs": [_as_json(run) for run in runs],
         }
         print(json_format.dumps(content, indent=2))
     _say(f"{len(runs) - len(errors)} of {_counted(runs)} done: {folder.path}")
@@ -130,17 +144,18 @@ def _tell_outcome(folder: ComparisonFolder, runs: Sequence[PlannedRun], json: bo
     return 1 if errors else 0
 
 
-def _show_plan(folder: ComparisonFolder, runs: Sequence[PlannedRun], parallel: int, json: bool) -> None:
+def _show_plan(folder: RunsFolder, runs: Sequence[ComparedRun], parallel: int, json: bool) -> None:
     from ttlora.experiments.counts import count_all
     from ttlora.experiments.estimate import estimate
+    from ttlora.experiments.run import OPEN
 
     counts = count_all(runs)
-    left = [run for run in runs if folder.state(run) in ("unfinished", "waiting")]
+    left = [run for run in runs if run.state in OPEN]
     if json:
-        rest = estimate(folder.durations(runs), left, parallel)
+        rest = estimate(_durations(runs), [run.likeness for run in left], parallel)
         content = {
             "output": str(folder.path),
-            "runs": [_as_json(folder, run) for run in runs],
+            "runs": [_as_json(run) for run in runs],
             "seconds_left": rest.seconds if rest.known else None,
             "runs_of_unknown_duration": rest.unknown,
             "parameters": [asdict(count) for count in counts],
@@ -148,9 +163,9 @@ def _show_plan(folder: ComparisonFolder, runs: Sequence[PlannedRun], parallel: i
         print(json_format.dumps(content, indent=2))
         return
     console = Console(highlight=False)
-    for line in _plan_lines(folder, runs):
+    for line in _plan_lines(runs):
         console.print(line, markup=False)
-    console.print(_progress(folder, runs, left, parallel), markup=False)
+    console.print(_progress(runs, left, parallel), markup=False)
     for model in dict.fromkeys(count.model for count in counts):
         _print_counts(console, [count for count in counts if count.model == model])
 
@@ -191,39 +206,39 @@ def _ratio(whole: int, count: Count) -> str:
     return f"{ratio:,.{0 if ratio >= 10 else 1}f}"
 
 
-def _plan_lines(folder: ComparisonFolder, runs: Sequence[PlannedRun]) -> list[str]:
+def _plan_lines(runs: Sequence[ComparedRun]) -> list[str]:
     """The tasks, and what is planned for each method on each model."""
-    groups: dict[str, list[PlannedRun]] = {}
+    groups: dict[str, list[ComparedRun]] = {}
     for run in runs:
         groups.setdefault(f"{run.model} {run.method}", []).append(run)
     lines = ["tasks: " + ", ".join(dict.fromkeys(run.task for run in runs))]
     for name, group in groups.items():
         seeds = list(dict.fromkeys(str(run.recipe.seed) for run in group))
-        lines.append(f"{name}: {_states(folder, group)} (seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)})")
+        lines.append(f"{name}: {_states(group)} (seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)})")
     return lines
 
 
-def _progress(folder: ComparisonFolder, runs: Sequence[PlannedRun], left: Sequence[PlannedRun], parallel: int) -> str:
+def _progress(runs: Sequence[ComparedRun], left: Sequence[ComparedRun], parallel: int) -> str:
     """How many runs there are, how far they are, and how long what is left will take."""
     from ttlora.experiments.estimate import estimate
 
-    rest = f"; {estimate(folder.durations(runs), left, parallel)}" if left else ""
-    return f"{_counted(runs)}: {_states(folder, runs)}{rest}"
+    rest = f"; {estimate(_durations(runs), [run.likeness for run in left], parallel)}" if left else ""
+    return f"{_counted(runs)}: {_states(runs)}{rest}"
 
 
-def _states(folder: ComparisonFolder, runs: Sequence[PlannedRun]) -> str:
-    states = Counter(folder.state(run) for run in runs)
+def _states(runs: Sequence[ComparedRun]) -> str:
+    states = Counter(run.state for run in runs)
     return ", ".join(f"{count} {state}" for state, count in states.items())
 
 
-def _as_json(folder: ComparisonFolder, run: PlannedRun) -> dict[str, Any]:
+def _as_json(run: ComparedRun) -> dict[str, Any]:
     recipe = run.recipe
     return {
         "run": run.name,
         "label": run.method,
         **{key: getattr(recipe, key) for key in ("method", "model", "task", "seed")},
-        "state": folder.state(run),
-        "error": folder.error(run),
+        "state": run.state,
+        "error": run.error,
     }
 
 

@@ -25,15 +25,14 @@ def search(
     max_adapter_size: str | None = None,
     target_score: float | None = None,
     address: str | None = None,
-    resume: bool = False,
     retry_failed: bool = False,
     dry_run: bool = False,
     json: bool = False,
 ) -> int:
     """Search for tensor shapes, TT-ranks, scales and learning rates with Ray Tune, as a YAML file says.
 
-    OUTPUT gets trials/, with a folder for each trial as ttlora train makes it, best.yaml for ttlora train --config, and
-    report/. A search that was stopped goes on with --resume: what was trained is not trained again.
+    OUTPUT gets runs/, with a folder for each trial as ttlora train makes it, best.yaml for ttlora train --config, and
+    report/. The same command goes on where a search was stopped: what was trained is not trained again.
 
     Args:
         config: YAML file with model, task, space and keys of ttlora train.
@@ -43,8 +42,7 @@ def search(
         target_score: Find the smallest adapter with this score, from 0 to 1, trying small ones first.
         address: A Ray cluster, as HOST:6379, or auto for the one that this machine is part of (default: one of its
             own).
-        resume: Go on with the search in OUTPUT where it stopped.
-        retry_failed: With --resume, do failed trials again.
+        retry_failed: Do failed trials again.
         dry_run: Show the space and the first trials, and do nothing; no weights are read.
         json: Print one JSON object.
 
@@ -53,26 +51,24 @@ def search(
     """
     path = Path(os.path.expanduser(config))
     if not os.path.lexists(path):
-        raise UserError(f"--config {config} is not there: name a YAML file with model, task and space")
-    if retry_failed and not resume:
-        raise UserError("--retry-failed goes with --resume")
+        raise UserError(f"`config` {config} is not there: name a YAML file with model, task and space")
+    from ttlora.experiments.folder import RunsFolder
     from ttlora.experiments.search.config import SearchPlan
-    from ttlora.experiments.search.folder import SearchFolder
     from ttlora.experiments.search.space import Space
 
     plan = SearchPlan.read(path).override(trials, max_adapter_size, target_score)
-    folder = SearchFolder(require_writable(path.stem if output is None else output).absolute())
+    folder = RunsFolder(require_writable(path.stem if output is None else output).absolute(), "search")
     space = Space.of(plan)
     if dry_run:
         _show_space(plan, space, json)
         return 0
-    folder.require_usable(resume)
+    folder.require_usable()
     from ttlora.experiments.search.carry_out import carry_out
     from ttlora.experiments.search.search import Search
     from ttlora.finetune.machine import require_one_process
 
     require_one_process()
-    with folder.claim(resume):
+    with folder.claim():
         search = Search(plan, space, folder)
         for note in space.notes:
             _say(note)
@@ -80,7 +76,7 @@ def search(
             carry_out(search, address, retry_failed)
         except KeyboardInterrupt:
             _tell_outcome(search, json)
-            _say("ttlora: stopped; the same command with --resume goes on where it was")
+            _say("ttlora: stopped; the same command goes on where it was")
             return 130
         return _tell_outcome(search, json)
 
@@ -96,7 +92,7 @@ def _tell_outcome(search: Search, json: bool) -> int:
     report = None
     if ended:
         about = [f"{plan.sampler} sampler, {plan.scheduler} scheduler, seed {plan.seed}"]
-        report = write_search_report([folder.trials], folder.report, plan.target_score, about)
+        report = write_search_report([folder.runs], folder.report, plan.target_score, about)
     if best is not None:
         folder.write_best(best.recipe)
     if json:
@@ -124,7 +120,7 @@ def _tell_outcome(search: Search, json: bool) -> int:
         _say(f"no trial reaches a score of {plan.target_score:g}: allow more --trials, or larger adapters")
     _say(f"{len(ended)} of {len(search.trials)} trials have a result: {folder.path}")
     if errors:
-        _say(f"{len(errors)} failed, the first with: {errors[0]} (--resume --retry-failed does them again)")
+        _say(f"{len(errors)} failed, the first with: {errors[0]} (--retry-failed does them again)")
     return 1 if errors else 0
 
 

@@ -18,13 +18,13 @@ from ttlora.values import complaint, fits, short, shown
 DECIDED = ("model", "task", "method", "seed", "output", "resume", "threads")
 SHARED = tuple(item.name for item in fields(Recipe) if item.name not in DECIDED)
 INSTEAD = {
-    "output": "give the comparison's folder as --output",
+    "output": "give the comparison's folder as `output`",
     "resume": "a comparison always goes on where it was",
 }
 
 
 @dataclass(frozen=True)
-class Entry:
+class Member:
     """A model, a task or a method of a comparison.
 
     Attributes:
@@ -57,9 +57,9 @@ class Comparison:
     """
 
     path: Path
-    models: tuple[Entry, ...]
-    tasks: tuple[Entry, ...]
-    methods: tuple[Entry, ...]
+    models: tuple[Member, ...]
+    tasks: tuple[Member, ...]
+    methods: tuple[Member, ...]
     seeds: tuple[int, ...]
     shared: Mapping[str, Any]
     threads: int | None
@@ -76,9 +76,9 @@ class Comparison:
         threads = recipe_keys(content, ["threads"], str(path)).get("threads")
         return cls(
             path,
-            _entries("model", content, path),
-            _entries("task", content, path),
-            _entries("method", content, path),
+            _members("model", content, path),
+            _members("task", content, path),
+            _members("method", content, path),
             _seeds(content.get("seeds", [0]), str(path)),
             recipe_keys(content, SHARED, str(path)),
             threads,
@@ -96,12 +96,12 @@ def find_config(config: str) -> Path:
     if os.path.isfile(path):
         return path
     if os.path.lexists(path):
-        raise UserError(f"--config {config} is no file")
+        raise UserError(f"`config` {config} is no file")
     shipped = shipped_recipes()
     if config not in shipped:
         close = get_close_matches(config, shipped, n=1)
         hint = f"did you mean {close[0]}?" if close else f"name a YAML file, or one of {', '.join(shipped)}"
-        raise UserError(f"--config {config} is no file, and no recipe that is shipped: {hint}")
+        raise UserError(f"`config` {config} is no file, and no recipe that is shipped: {hint}")
     return shipped[config]
 
 
@@ -111,7 +111,7 @@ def shipped_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def _entries(kind: Literal["model", "task", "method"], content: Mapping[str, Any], path: Path) -> tuple[Entry, ...]:
+def _members(kind: Literal["model", "task", "method"], content: Mapping[str, Any], path: Path) -> tuple[Member, ...]:
     """The entries of a kind, each with a label of its own.
 
     Where an entry has none, it is called by its name and by the keys in which the entries of that name differ.
@@ -122,8 +122,8 @@ def _entries(kind: Literal["model", "task", "method"], content: Mapping[str, Any
     values = content.get(f"{kind}s")
     if not isinstance(values, list) or not values:
         raise UserError(f"{path}: {kind}s is {given(content, f'{kind}s')}, and has to be a list of at least one")
-    entries = [_entry(kind, value, f"{path}, {kind}s entry {number}") for number, value in enumerate(values, start=1)]
-    labelled: dict[str, Entry] = {}
+    entries = [_member(kind, value, f"{path}, {kind}s entry {number}") for number, value in enumerate(values, start=1)]
+    labelled: dict[str, Member] = {}
     for entry in entries:
         label = entry.label
         if not label:
@@ -137,7 +137,7 @@ def _entries(kind: Literal["model", "task", "method"], content: Mapping[str, Any
     return tuple(labelled.values())
 
 
-def _entry(kind: str, value: Any, place: str) -> Entry:
+def _member(kind: str, value: Any, place: str) -> Member:
     keys = {kind: value} if isinstance(value, str) else value
     if not isinstance(keys, dict):
         raise UserError(f"{place} is {shown(value)}, and has to be a name, or keys with {kind} among them")
@@ -149,7 +149,7 @@ def _entry(kind: str, value: Any, place: str) -> Entry:
         if not text.strip():
             raise UserError(f"{place}: {name} is {given(keys, name)}, and has to be text")
     seeds = _seeds(keys["seeds"], place) if "seeds" in keys else None
-    return Entry(keys[kind], keys.get("label", ""), place, recipe_keys(keys, SHARED, place), seeds)
+    return Member(keys[kind], keys.get("label", ""), place, recipe_keys(keys, SHARED, place), seeds)
 
 
 def _seeds(seeds: Any, place: str) -> tuple[int, ...]:

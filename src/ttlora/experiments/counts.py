@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from ttlora.errors import UserError
 from ttlora.experiments.printed import PUBLISHED, Printed, find_printed
-from ttlora.experiments.runs import PlannedRun
+from ttlora.experiments.runs import ComparedRun
 from ttlora.finetune.base import Base, head_of
 from ttlora.finetune.methods import count_parameters, find_method
 from ttlora.finetune.named_tasks import find_task
@@ -64,7 +64,7 @@ class _Ending:
         return cls(outputs, task.is_causal)
 
 
-def count_all(runs: Sequence[PlannedRun]) -> list[Count]:
+def count_all(runs: Sequence[ComparedRun]) -> list[Count]:
     """The counts of every method on every model, on the first task that the method is run on.
 
     Each is counted on the model itself, on the meta device, adapted as a run would adapt it.
@@ -72,7 +72,7 @@ def count_all(runs: Sequence[PlannedRun]) -> list[Count]:
     Raises:
         UserError: A method does not fit a model.
     """
-    first: dict[tuple[str, str], PlannedRun] = {}
+    first: dict[tuple[str, str], ComparedRun] = {}
     for run in runs:
         first.setdefault((run.model, run.method), run)
     return [_count(run) for run in first.values()]
@@ -100,7 +100,7 @@ def count_trained(base: Base, recipe: Recipe) -> tuple[int, int]:
     return count_parameters(find_method(recipe.method).adapt(base, recipe).model, base.head)
 
 
-def _count(run: PlannedRun) -> Count:
+def _count(run: ComparedRun) -> Count:
     recipe = run.recipe
     ending = _ending(recipe)
     base = _skeleton(recipe.model, ending)

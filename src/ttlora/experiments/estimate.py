@@ -1,17 +1,11 @@
 """How long the runs that are left will take, from those that are done."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from ttlora.experiments.runs import PlannedRun
-
-# from the closest likeness to the farthest: a run takes about as long as those that are like it
-LIKENESSES: Sequence[Callable[[PlannedRun], object]] = (
-    lambda run: (run.model, run.task, run.method),
-    lambda run: (run.model, run.task),
-    lambda run: run.model,
-)
+# model, task and method of a run: runs take about as long as those that agree with them in more of these
+Likeness = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -20,8 +14,8 @@ class Estimate:
 
     Attributes:
         seconds: For the runs of which something is known.
-        known: How many these are.
-        unknown: How many runs there are of which nothing is known, since none on their model is done.
+        known: The number of these.
+        unknown: The number of runs on models on which none is done yet.
     """
 
     seconds: float
@@ -38,7 +32,7 @@ class Estimate:
         return f"{duration}, and {runs} on models on which none is done yet"
 
 
-def estimate(done: Sequence[tuple[PlannedRun, float]], left: Sequence[PlannedRun], parallel: int) -> Estimate:
+def estimate(done: Iterable[tuple[Likeness, float]], left: Sequence[Likeness], parallel: int) -> Estimate:
     """How long the runs that are left will take.
 
     Args:
@@ -46,12 +40,15 @@ def estimate(done: Sequence[tuple[PlannedRun, float]], left: Sequence[PlannedRun
         left: Runs to be done.
         parallel: How many are done at a time.
     """
-    durations: dict[object, list[float]] = {}
-    for run, seconds in done:
-        for likeness in LIKENESSES:
-            durations.setdefault(likeness(run), []).append(seconds)
-    alike = [_first(durations.get(likeness(run)) for likeness in LIKENESSES) for run in left]
-    known = [fmean(seconds) for seconds in alike if seconds]
+    durations: dict[Likeness, list[float]] = {}
+    for likeness, seconds in done:
+        for length in range(1, len(likeness) + 1):
+            durations.setdefault(likeness[:length], []).append(seconds)
+    known = []
+    for likeness in left:
+        alike = (durations.get(likeness[:length]) for length in range(len(likeness), 0, -1))
+        if seconds_of_alike := next(filter(None, alike), None):
+            known.append(fmean(seconds_of_alike))
     return Estimate(sum(known) / parallel, len(known), len(left) - len(known))
 
 
@@ -63,7 +60,3 @@ def format_duration(seconds: float) -> str:
         return f"{seconds / 60:.0f} min"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes} min" if hours < 48 else f"{hours / 24:.0f} days"
-
-
-def _first(candidates: Iterable[list[float] | None]) -> list[float] | None:
-    return next((candidate for candidate in candidates if candidate), None)

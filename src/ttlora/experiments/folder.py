@@ -1,38 +1,49 @@
-"""The folder of a comparison: its runs, how far each is, and who may work in it."""
+"""The output folder of many runs: the plan, a folder for each run, and who may work in it."""
 
 import json
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from ttlora.errors import UserError
-from ttlora.experiments.runs import PlannedRun
+from ttlora.errors import UserError, one_line
+from ttlora.experiments.run import Run
 from ttlora.finetune.folder import content_of, locked
 from ttlora.finetune.recipe import Recipe
-from ttlora.record import Record
+from ttlora.strict_yaml import write_yaml
 from ttlora.whole_files import write_json
 
-State = Literal["done", "failed", "unfinished", "waiting"]
+# the key of plan.json under which each kind lists its runs
+LISTS = {"comparison": "runs", "search": "trials"}
 
 
-class ComparisonFolder:
-    """The output folder of a comparison.
+class RunsFolder:
+    """The output folder of a comparison or a search.
 
-    ``plan.json`` lists the runs that were planned last; ``runs/`` holds a folder for each that was begun, with
-    ``result.json`` or ``failed.json`` in it once it has ended; ``logs/`` holds what each printed; ``report/`` what was
-    made of them.
+    ``plan.json`` lists the runs; ``runs/`` holds a folder for each that was begun, with ``result.json`` or
+    ``failed.json`` in it once it has ended; ``logs/`` holds what each printed; ``report/`` is made of them. A search
+    has besides ``rows.json``, which tells its rows from others, and ``best.yaml``, the recipe of its best trial.
 
     Args:
         path: The folder; it need not be there yet.
+        kind: What it is the folder of.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, kind: Literal["comparison", "search"]) -> None:
+        self.path, self.kind = path, kind
+        self.plan = path / "plan.json"
         self.runs = path / "runs"
         self.logs = path / "logs"
-        self.plan = path / "plan.json"
         self.report = path / "report"
+        self.rows = path / "rows.json"
+        self.best = path / "best.yaml"
+        self.ray = path / "ray"
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether any run has left something."""
+        return self.runs.is_dir() and any(self.runs.iterdir())
 
     def require_usable(self) -> None:
         """Refuse a folder that holds something else.
@@ -41,97 +52,90 @@ class ComparisonFolder:
             UserError: It does, or it is a file.
         """
         content = content_of(self.path)
-        if content and not self.plan.exists():
-            raise UserError(f"output folder {self.path} holds other files ({min(content)}): name another as --output")
+        if not content:
+            return
+        if not self.plan.exists():
+            if (self.path / "search.json").exists() and self.kind == "search":
+                raise UserError(
+                    f"{self.path} holds a search of an earlier version of ttlora: to go on with it, "
+                    f"mv {self.path}/search.json {self.plan}; mv {self.path}/trials {self.runs}"
+                )
+            raise UserError(f"output folder {self.path} holds other files ({min(content)}): name another as `output`")
+        for kind, key in LISTS.items():
+            if kind != self.kind and key in self._plan():
+                raise UserError(f"output folder {self.path} holds a {kind}: name another as `output`")
 
-    def changes(self, runs: Sequence[PlannedRun]) -> tuple[list[PlannedRun], list[str]]:
-        """What a changed configuration means for a folder that was begun with another.
+    def read_plan(self) -> dict[str, Any] | None:
+        """What was asked when the search in the folder was begun, and its trials; None: none has begun.
+
+        Raises:
+            UserError: The file is damaged.
+        """
+        if not self.has_begun or not self.plan.exists():
+            return None
+        try:
+            content = json.loads(self.plan.read_text("utf-8"))
+            for trial in content["trials"]:
+                # the name becomes that of a folder
+                kinds = {"name": str, "settings": dict, "parameters": int}
+                if not all(isinstance(trial[key], kind) for key, kind in kinds.items()) or not trial["name"].isalnum():
+                    raise ValueError(f"it holds the trial {trial!r:.80}")
+            return {"asked": dict(content["asked"]), "trials": content["trials"]}
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise UserError(f"{self.plan} is damaged: {one_line(error)}; name another folder as `output`") from None
+
+    def write_plan(self, content: Mapping[str, Any]) -> None:
+        """Write down what is planned."""
+        write_json(self.plan, content)
+
+    def changes(self, runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+        """What a changed configuration means for a comparison that was begun with another.
 
         Returns:
             The runs that were not planned before, and the names of the run folders that are planned no longer.
         """
         planned = {run.name for run in runs}
         try:
-            before = {entry["run"] for entry in json.loads(self.plan.read_text("utf-8"))["runs"]}
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            before = {entry["run"] for entry in self._plan()["runs"]}
+        except (TypeError, KeyError):
             before = planned  # nothing to compare with
         begun = sorted(folder.name for folder in self.runs.iterdir()) if self.runs.is_dir() else []
         return [run for run in runs if run.name not in before], [name for name in begun if name not in planned]
 
     @contextmanager
-    def claim(self, runs: Sequence[PlannedRun]) -> Iterator[None]:
-        """Make the folder, keep other comparisons out of it, and write the plan down.
+    def claim(self) -> Iterator[None]:
+        """Make the folder, and keep others out of it.
 
         Raises:
-            UserError: Another comparison is at work in it, or it holds something else by now, or it cannot be made.
+            UserError: Another process is at work in it, or it holds something else by now, or it cannot be made.
         """
-        in_use = f"another comparison is at work in {self.path}: wait for it, or name another folder as --output"
+        in_use = f"another {self.kind} is at work in {self.path}: wait for it, or name another folder as `output`"
         with locked(self.path, in_use):
+            # another one may have come and gone since `require_usable` was asked
             self.require_usable()
-            write_json(self.plan, {"runs": [{"run": run.name, **names_of(run.recipe, run.method)} for run in runs]})
-            self.runs.mkdir(exist_ok=True)
-            self.logs.mkdir(exist_ok=True)
+            for folder in (self.runs, self.logs):
+                folder.mkdir(exist_ok=True)
             yield
 
-    def state(self, run: PlannedRun) -> State:
-        """How far a run is."""
-        if (run.folder / "result.json").exists():
-            return "done"
-        if failure_file(run).exists():
-            return "failed"
-        return "unfinished" if (run.folder / "recipe.yaml").exists() else "waiting"
+    def log(self, name: str) -> Path:
+        """The file that takes what a run prints."""
+        return self.logs / f"{name}.log"
 
-    def error(self, run: PlannedRun) -> str | None:
-        """With what a run has failed; None: it has not."""
-        if self.state(run) != "failed":
-            return None
-        return read_failure(failure_file(run))
+    def write_best(self, recipe: Recipe) -> None:
+        """Write a recipe for ``ttlora train``, which asks for an output folder of its own."""
+        content = {key: value for key, value in recipe.as_dict().items() if key != "output" and value is not None}
+        write_yaml(self.best, content)
 
-    def durations(self, runs: Sequence[PlannedRun]) -> list[tuple[PlannedRun, float]]:
-        """The runs that are done, with the seconds that each took.
+    def drop_checkpoints(self, runs: Sequence[Run]) -> None:
+        """Drop what only a search that goes on needs."""
+        for run in runs:
+            shutil.rmtree(run.folder.checkpoints, ignore_errors=True)
+        shutil.rmtree(self.ray, ignore_errors=True)
 
-        Raises:
-            UserError: A record is damaged.
-        """
-        return [(run, read_record(run).train_seconds) for run in runs if self.state(run) == "done"]
-
-    def log(self, run: PlannedRun) -> Path:
-        """Where a run's output goes."""
-        return self.logs / f"{run.name}.log"
-
-
-def read_record(run: PlannedRun) -> Record:
-    """The record of a run that is done.
-
-    Raises:
-        UserError: It is damaged.
-    """
-    try:
-        return Record.read(run.folder / "result.json")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{error}; remove {run.folder} to do the run again") from None
-
-
-def failure_file(run: PlannedRun) -> Path:
-    """Where the error of a failed run stands."""
-    return run.folder / "failed.json"
-
-
-def read_failure(path: Path) -> str:
-    """The error that stands in a failed run's file."""
-    try:
-        return str(json.loads(path.read_text("utf-8"))["error"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return f"an error that cannot be told: {path} is damaged"
-
-
-def write_failure(run: PlannedRun, error: str) -> None:
-    """Record that a run has failed."""
-    run.folder.mkdir(parents=True, exist_ok=True)
-    write_json(failure_file(run), {**names_of(run.recipe, run.method), "error": error})
-
-
-def names_of(recipe: Recipe, label: str) -> dict[str, Any]:
-    """What a run is about, as a result record names it, and what it is called."""
-    names = {"method": recipe.method, "model": recipe.model, "task": recipe.task, "seed": recipe.seed}
-    return {**names, "label": label}
+    def _plan(self) -> dict[str, Any]:
+        """The content of the plan; empty where it is damaged."""
+        try:
+            content = json.loads(self.plan.read_text("utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return content if isinstance(content, dict) else {}

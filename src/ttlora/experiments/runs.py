@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from ttlora.errors import UserError
-from ttlora.experiments.comparison import Comparison, Entry
+from ttlora.experiments.comparison import Comparison, Member
+from ttlora.experiments.run import Run
 from ttlora.finetune.methods import OPEN_KEYS, Method, find_method
 from ttlora.finetune.methods.peft_method import PeftMethod
 from ttlora.finetune.named_tasks import find_task
@@ -23,35 +24,35 @@ LONGEST_PART = 48
 
 
 @dataclass(frozen=True)
-class PlannedRun:
-    """A run of a comparison.
+class ComparedRun(Run):
+    """A run of a comparison. Its name stays the same as long as its recipe does, and changes with it.
 
     Attributes:
-        name: Name of its folder: the same as long as its recipe is, and another one when that changes.
+        label: The method's label.
         model: The model's label.
         task: The task's label.
-        method: The method's label.
-        recipe: What is done, with the method's defaults; its output is the run's folder.
     """
 
-    name: str
     model: str
     task: str
-    method: str
-    recipe: Recipe
+
+    @property
+    def method(self) -> str:
+        """The method's label."""
+        return self.label
 
     @property
     def title(self) -> str:
-        """What the run is called in lines for people."""
-        return f"{self.model} {self.task} {self.method} seed {self.recipe.seed}"
+        """The labels and the seed."""
+        return f"{self.model} {self.task} {self.label} seed {self.recipe.seed}"
 
     @property
-    def folder(self) -> Path:
-        """The run's folder."""
-        return Path(self.recipe.output)
+    def likeness(self) -> tuple[str, ...]:
+        """The labels of model, task and method."""
+        return self.model, self.task, self.label
 
 
-def plan_runs(comparison: Comparison, directory: Path) -> list[PlannedRun]:
+def plan_runs(comparison: Comparison, directory: Path) -> list[ComparedRun]:
     """The runs of a comparison, in the order in which they are done: all that have the first seed, then the others.
 
     Args:
@@ -61,7 +62,7 @@ def plan_runs(comparison: Comparison, directory: Path) -> list[PlannedRun]:
     Raises:
         UserError: A method or a task is not known, keys do not go together, or two runs are the same.
     """
-    runs: dict[str, PlannedRun] = {}
+    runs: dict[str, ComparedRun] = {}
     for model, task, method, seed in _combinations(comparison):
         run = _plan(comparison, model, task, method, seed, directory)
         if other := runs.get(run.name):
@@ -70,7 +71,7 @@ def plan_runs(comparison: Comparison, directory: Path) -> list[PlannedRun]:
     return list(runs.values())
 
 
-def require_inputs(runs: Sequence[PlannedRun]) -> None:
+def require_inputs(runs: Sequence[ComparedRun]) -> None:
     """Make sure that models and data in local folders are there, since every run would fail without them.
 
     Raises:
@@ -88,7 +89,7 @@ def require_inputs(runs: Sequence[PlannedRun]) -> None:
                 raise UserError(f"{run.title}: {key} {place} is not there; nothing was begun")
 
 
-def _combinations(comparison: Comparison) -> Iterator[tuple[Entry, Entry, Entry, int]]:
+def _combinations(comparison: Comparison) -> Iterator[tuple[Member, Member, Member, int]]:
     seeds = [method.seeds or comparison.seeds for method in comparison.methods]
     count = len(comparison.models) * len(comparison.tasks) * sum(map(len, seeds))
     if count > MOST_RUNS:
@@ -101,7 +102,9 @@ def _combinations(comparison: Comparison) -> Iterator[tuple[Entry, Entry, Entry,
                         yield model, task, method, its_seeds[number]
 
 
-def _plan(comparison: Comparison, model: Entry, task: Entry, method: Entry, seed: int, directory: Path) -> PlannedRun:
+def _plan(
+    comparison: Comparison, model: Member, task: Member, method: Member, seed: int, directory: Path
+) -> ComparedRun:
     try:
         way = find_method(method.name)
     except UserError as error:
@@ -117,7 +120,7 @@ def _plan(comparison: Comparison, model: Entry, task: Entry, method: Entry, seed
         raise UserError(f"{place}: {method.label} on {task.label}: {error}") from None
     name = _name(recipe)
     recipe = replace(recipe, output=str((directory / name).absolute()))
-    return PlannedRun(name, model.label, task.label, method.label, recipe)
+    return ComparedRun(name, recipe, method.label, model.label, task.label)
 
 
 def _is_for(way: Method, key: str) -> bool:

@@ -7,10 +7,7 @@ import pytest
 from transformers import BertConfig, LlamaConfig
 
 from ttlora.experiments.search.config import SearchPlan
-from ttlora.experiments.search.folder import SearchFolder, Trial
-from ttlora.experiments.search.search import Search
 from ttlora.experiments.search.space import Space
-from ttlora.record import Record
 
 
 @pytest.fixture(scope="session")
@@ -41,46 +38,3 @@ def search(tmp_path: Path, architectures: Path) -> Callable[..., SearchPlan]:
 def space_of(search: Callable[..., SearchPlan]) -> Callable[..., Space]:
     """The space of such a plan."""
     return lambda **keys: Space.of(search(**keys))
-
-
-@pytest.fixture
-def begun(bert, data, tmp_path):
-    """A search of a tiny model, with its folder."""
-    path = tmp_path / "s.yaml"
-    path.write_text(
-        f"""
-model: {bert}
-task: glue/sst2
-data: {data}
-epochs: 2
-space:
-  shape: [[4, 8, 8, 4], [32, 32]]
-  r: [1, 2, 12, 16]
-  alpha: [1, 2, 4, 8]
-  learning_rate: {{from: 1e-4, to: 1e-2, scale: log}}
-sampler: optuna
-max_adapter_size: 1200
-trials: 12
-"""
-    )
-    plan = SearchPlan.read(path)
-    folder = SearchFolder(tmp_path / "out")
-    with folder.claim(resume=False):
-        return Search(plan, Space.of(plan), folder)
-
-
-@pytest.fixture
-def end():
-    """Make a trial's result."""
-    return end_trial
-
-
-def end_trial(trial: Trial, loss: float, score: float = 0.5, epochs: int = 2) -> None:
-    """Make a trial's result."""
-    trial.folder.path.mkdir(parents=True, exist_ok=True)
-    Record(
-        method="tt-lora", model="m", task="glue/sst2", seed=0, adapter_parameters=trial.parameters, head_parameters=66,
-        trainable_parameters=trial.parameters + 66, adapter_bytes=1000, metrics={"accuracy": score},
-        primary_metric="accuracy", validation_loss=loss, best_epoch=1, epochs=epochs, train_seconds=1.0,
-        seconds_per_step=0.1, peak_memory_bytes=10**8, recipe=trial.recipe.as_dict(), versions={},
-    ).write(trial.folder.result)  # fmt: skip

@@ -12,8 +12,9 @@ from ttlora.experiments.search import carry_out
 def test_a_search_that_goes_on_has_the_rows_that_it_was_begun_with(begun, data, end, tmp_path, monkeypatch):
     handed_over = []
     monkeypatch.setattr(carry_out, "connected", lambda address: nullcontext())
-    monkeypatch.setattr(carry_out.Share, "of", lambda plan: None)
-    monkeypatch.setattr(carry_out, "run_trials", lambda *options, **keywords: handed_over.append(options))
+    monkeypatch.setattr(carry_out.Share, "asked", lambda *_: carry_out.Share(1, 0, 1))
+    monkeypatch.setattr(carry_out.Share, "at_a_time", 1)
+    monkeypatch.setattr(carry_out, "do_runs", lambda *options, **keywords: handed_over.append(options))
     monkeypatch.setattr(begun.folder, "drop_checkpoints", lambda trials: None)
     rows = tmp_path / "rows"
     monkeypatch.setitem(begun.plan.shared, "data", str(rows))
@@ -30,14 +31,3 @@ def test_a_search_that_goes_on_has_the_rows_that_it_was_begun_with(begun, data, 
     with pytest.raises(UserError, match=r"other training rows than .* holds now: there were 9, and are 10"):
         carry_out.carry_out(begun, None, retry_failed=False)
     assert len(handed_over) == 3
-
-
-@pytest.mark.parametrize("resume", [False, True])
-def test_another_search_that_came_and_went_is_not_touched(resume, begun, end):
-    end(begun.trial(begun.space.candidates(1, "random", 0)[0]), loss=0.5)
-    if resume:
-        with begun.folder.claim(resume=True):
-            assert begun.folder.has_begun
-        return
-    with pytest.raises(UserError, match="holds a search: add --resume"), begun.folder.claim(resume=False):
-        pass

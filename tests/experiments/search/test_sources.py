@@ -1,10 +1,12 @@
 import json
 
+from ttlora.experiments.engine import Listed
+from ttlora.experiments.folder import RunsFolder
 from ttlora.experiments.search.config import SearchPlan
-from ttlora.experiments.search.folder import SearchFolder, Trial
 from ttlora.experiments.search.search import Search
-from ttlora.experiments.search.sources import Ladder, Listed, Proposed
+from ttlora.experiments.search.sources import Ladder, Proposed
 from ttlora.experiments.search.space import Space
+from ttlora.experiments.search.trial import Trial
 
 
 def drain(source, count: int = 1000) -> list[Trial]:
@@ -67,8 +69,8 @@ def test_optuna_ends_where_the_space_does(bert, data, tmp_path):
     path = tmp_path / "few.yaml"
     path.write_text(f"model: {bert}\ntask: glue/sst2\ndata: {data}\nspace: {{r: [1, 2]}}\nsampler: optuna\n")
     plan = SearchPlan.read(path)
-    folder = SearchFolder(tmp_path / "few")
-    with folder.claim(resume=False):
+    folder = RunsFolder(tmp_path / "few", "search")
+    with folder.claim():
         few = Search(plan, Space.of(plan), folder)
     source = Proposed(few.space, [], few.trial, seed=0)
     assert len(drain(source)) == 2

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from ttlora.experiments.search.folder import Trial
-from ttlora.experiments.search.trial import EPOCH, FAILED, LOSS, EpochByEpoch, as_config
+from ttlora.experiments.run import EPOCH, FAILED, LOSS
+from ttlora.experiments.search.trial import EpochByEpoch, Trial
 from ttlora.finetune import run as run_module
 from ttlora.finetune.data import load_data
 from ttlora.finetune.methods import find_method
@@ -23,7 +23,7 @@ def make(bert, data, tmp_path):
         keys = {"task": "glue/sst2", "epochs": 3, "batch_size": 8, "learning_rate": 1e-2, **keys}
         recipe = Recipe(model=str(bert), data=str(data), output=str(tmp_path / "trials" / name), **keys)
         (tmp_path / "trials").mkdir(exist_ok=True)
-        return Trial(name, find_method(recipe.method).complete(recipe), {}, 0)
+        return Trial(name, find_method(recipe.method).complete(recipe), name, {}, 0)
 
     return trial
 
@@ -33,7 +33,7 @@ def worker(trial: Trial) -> EpochByEpoch:
     made = object.__new__(EpochByEpoch)
     recipe = trial.recipe
     data = with_tokens(load_data(recipe), recipe, find_method(recipe.method))
-    made.setup(as_config(trial), data, threads=1)
+    made.setup(trial.as_config(), data, threads=1)
     return made
 
 
@@ -83,10 +83,10 @@ def test_one_process_serves_one_trial_after_the_other(make):
     one, two = make("0001", r=1), make("0002", r=2)
     at_work = worker(one)
     first = at_work.step()
-    assert at_work.reset_config(as_config(two))
+    assert at_work.reset_config(two.as_config())
     assert at_work.step()[EPOCH] == 1
     base = at_work.prepared
-    assert at_work.reset_config(as_config(one))
+    assert at_work.reset_config(one.as_config())
     at_work.load_checkpoint({EPOCH: 1})
     assert at_work.step()[EPOCH] == 2
     assert at_work.prepared is base
@@ -113,7 +113,7 @@ def test_patience_ends_a_trial(make):
 def test_a_failed_trial_tells_why(make, keys, reason):
     trial = make("0001")
     at_work = worker(trial)
-    at_work.reset_config(as_config(make("0002", **keys)))
+    at_work.reset_config(make("0002", **keys).as_config())
     result = at_work.step()
     while not result["done"]:
         result = at_work.step()

@@ -1,11 +1,13 @@
 """Carry a search out: read the data once, hand the trials to Ray Tune, and clear up."""
 
-from ttlora.experiments.search.display import Display
-from ttlora.experiments.search.folder import OPEN
+from ray import tune
+
+from ttlora.experiments.display import Display
+from ttlora.experiments.engine import Listed, Share, Source, connected, do_runs
+from ttlora.experiments.run import OPEN
 from ttlora.experiments.search.search import Search
-from ttlora.experiments.search.sources import Ladder, Listed, Proposed
-from ttlora.experiments.search.trial import finished_epochs
-from ttlora.experiments.search.tuning import Share, Source, connected, run_trials
+from ttlora.experiments.search.sources import Ladder, Proposed
+from ttlora.experiments.search.trial import EpochByEpoch
 from ttlora.finetune.data import load_data
 from ttlora.finetune.folder import require_same_rows
 from ttlora.finetune.methods import find_method
@@ -38,20 +40,23 @@ def carry_out(search: Search, address: str | None, retry_failed: bool) -> None:
         # an earlier attempt that ended before its first trial binds nobody
         search.folder.rows.unlink(missing_ok=True)
     require_same_rows(search.folder.rows, data)
-    finished = {trial.name: finished_epochs(trial) for trial in search.trials}
-    with connected(address), Display(plan.trials, finished) as display:
-        run_trials(
-            search.folder,
-            source,
-            data,
-            plan.trials,
-            recipe.epochs,
-            # a trial of a ladder is to tell what its size can do
-            "none" if plan.target_score is not None else plan.scheduler,
-            Share.of(plan),
-            display,
-            ahead=isinstance(source, Listed),
-        )
+    count = len(source.waiting) if isinstance(source, Listed) else plan.trials
+    left = [(recipe.model, recipe.task, recipe.method)] * count
+    with connected(address):
+        share = Share.asked(plan.cpus_per_trial, plan.gpus_per_trial)
+        with Display(search.folder, [], left, share.at_a_time) as display:
+            do_runs(
+                search.folder,
+                source,
+                tune.with_parameters(EpochByEpoch, data=data, threads=share.threads),
+                plan.trials,
+                share,
+                display,
+                epochs=recipe.epochs,
+                # a trial of a ladder is to tell what its size can do
+                scheduler="none" if plan.target_score is not None else plan.scheduler,
+                ahead=isinstance(source, Listed),
+            )
     search.folder.drop_checkpoints(search.trials)
 
 

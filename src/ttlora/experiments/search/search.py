@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ttlora.errors import UserError, one_line
+from ttlora.experiments.folder import RunsFolder
+from ttlora.experiments.run import Run
 from ttlora.experiments.search.config import SearchPlan
-from ttlora.experiments.search.folder import SearchFolder, Trial
 from ttlora.experiments.search.space import Candidate, Space
+from ttlora.experiments.search.trial import Trial
 from ttlora.finetune.recipe import Recipe
 
 # what may change when a search goes on: the trials that are there stay the same
@@ -26,18 +28,20 @@ class Search:
         UserError: The folder holds a search that was asked something else; the message names the key.
     """
 
-    def __init__(self, plan: SearchPlan, space: Space, folder: SearchFolder) -> None:
+    def __init__(self, plan: SearchPlan, space: Space, folder: RunsFolder) -> None:
         self.plan, self.space, self.folder = plan, space, folder
         self.trials: list[Trial] = []
         self.by_settings: dict[str, Trial] = {}
-        before = folder.read_plan() if folder.has_begun else None
+        before = folder.read_plan()
         if before is not None:
             _require_same(before["asked"], plan.asked, folder)
             for trial in before["trials"]:
                 try:
                     self._add(trial["name"], trial["settings"], trial["parameters"])
                 except (TypeError, ValueError) as error:
-                    raise UserError(f"{folder.plan} is damaged: {one_line(error)}; name another as --output") from None
+                    raise UserError(
+                        f"{folder.plan} is damaged: {one_line(error)}; name another folder as `output`"
+                    ) from None
 
     def trial(self, candidate: Candidate) -> Trial:
         """The trial of a candidate, which is a new one unless the search has it already."""
@@ -68,8 +72,8 @@ class Search:
         return min(ended, key=lambda pair: pair[1].validation_loss, default=(None, None))[0]
 
     def _add(self, name: str, settings: Mapping[str, Any], parameters: int) -> Trial:
-        recipe: Recipe = self.plan.recipe(settings, str(self.folder.trials / name))
-        trial = Trial(name, recipe, dict(settings), parameters)
+        recipe: Recipe = self.plan.recipe(settings, str(self.folder.runs / name))
+        trial = Trial(name, recipe, name, dict(settings), parameters)
         self.trials.append(trial)
         self.by_settings[_written(settings)] = trial
         return trial
@@ -78,21 +82,21 @@ class Search:
         trials = [
             {"name": trial.name, "settings": trial.settings, "parameters": trial.parameters} for trial in self.trials
         ]
-        self.folder.write_plan(self.plan.asked, trials)
+        self.folder.write_plan({"asked": self.plan.asked, "trials": trials})
 
 
-def reaches(trial: Trial, target: float) -> bool:
+def reaches(trial: Run, target: float) -> bool:
     """Whether a trial has ended with a score."""
     record = trial.record
     return record is not None and record.metrics[record.primary_metric] >= target
 
 
-def _require_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: SearchFolder) -> None:
+def _require_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: RunsFolder) -> None:
     for key in dict.fromkeys((*before, *now)):
         if key not in CHANGEABLE and _written(before.get(key)) != _written(now.get(key)):
             raise UserError(
                 f"{folder.path} was begun with {key} {before.get(key)!r}, not {now.get(key)!r}: go on with the same "
-                "file, or name another folder as --output"
+                "file, or name another folder as `output`"
             )
 
 

@@ -1,4 +1,4 @@
-"""Where the trials of a search come from: a list, a ladder from small adapters to large ones, or Optuna."""
+"""Where the trials of a search come from, if not from a list: a ladder from small adapters to large ones, or Optuna."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -6,31 +6,13 @@ from typing import Any
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
+from ttlora.experiments.run import LOSS, Run
 from ttlora.experiments.search.domains import Choices, Domain
-from ttlora.experiments.search.folder import Trial
 from ttlora.experiments.search.search import reaches
 from ttlora.experiments.search.space import Candidate, Space
-from ttlora.experiments.search.trial import LOSS
+from ttlora.experiments.search.trial import Trial
 
 MOST_ATTEMPTS = 200
-
-
-class Listed:
-    """Trials in the order of a list.
-
-    Args:
-        trials: The list.
-    """
-
-    def __init__(self, trials: Iterable[Trial]) -> None:
-        self.waiting = list(trials)
-
-    def next(self) -> Trial | None:
-        """The next of the list."""
-        return self.waiting.pop(0) if self.waiting else None
-
-    def ended(self, trial: Trial) -> None:
-        """A list has nothing to learn."""
 
 
 class Ladder:
@@ -55,9 +37,9 @@ class Ladder:
                 return trial
         return None
 
-    def ended(self, trial: Trial) -> None:
+    def ended(self, run: Run) -> None:
         """Climb no further once the score is there."""
-        if reaches(trial, self.target):
+        if reaches(run, self.target):
             self.waiting.clear()
 
 
@@ -79,7 +61,7 @@ class Proposed:
         domains = {key: _as_ray(domain) for key, domain in space.domains.items()}
         self.optuna = OptunaSearch(domains, LOSS, "min", points_to_evaluate=points or None, seed=seed)
         self.proposals: dict[str, str] = {}
-        self.ended_trials: dict[str, Trial] = {}
+        self.ended_trials: dict[str, Run] = {}
         self.count = 0
 
     def next(self) -> Trial | None:
@@ -102,12 +84,12 @@ class Proposed:
             self._tell(proposal, self.ended_trials.get(trial.name))
         return None
 
-    def ended(self, trial: Trial) -> None:
+    def ended(self, run: Run) -> None:
         """Tell Optuna what a trial has come to."""
-        self.ended_trials[trial.name] = trial
-        self._tell(self.proposals[trial.name], trial)
+        self.ended_trials[run.name] = run
+        self._tell(self.proposals[run.name], run)
 
-    def _tell(self, proposal: str, trial: Trial | None) -> None:
+    def _tell(self, proposal: str, trial: Run | None) -> None:
         record = None if trial is None else trial.record
         if record is None:
             self.optuna.on_trial_complete(proposal, error=True)

@@ -1,11 +1,10 @@
-"""A trial as Ray Tune sees it: each step is an epoch, and all that it knows stands in its folder."""
+"""A trial of a search, and how Ray Tune sees it: each step is an epoch, and all that it knows stands in its folder."""
 
 import json
-import math
 import platform
 import traceback
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,15 +12,32 @@ from ray import tune
 from transformers.utils import logging
 
 from ttlora.errors import RunError, UserError, one_line
-from ttlora.experiments.search.folder import Trial
+from ttlora.experiments.run import EPOCH, FAILED, LOSS, SCORE, Run, failure
 from ttlora.finetune.data import TaskData
 from ttlora.finetune.methods import find_method
 from ttlora.finetune.prepared import Prepared
-from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.run import train_epoch
 from ttlora.finetune.training import find_trained
+from ttlora.values import short
 
-EPOCH, LOSS, SCORE, FAILED = "epoch", "validation_loss", "score", "failed"  # with what it has failed, or ""
+
+@dataclass(frozen=True)
+class Trial(Run):
+    """A run of a search.
+
+    Attributes:
+        settings: What of the recipe the search chose.
+        parameters: Size of its adapter, without the head.
+    """
+
+    settings: Mapping[str, Any]
+    parameters: int
+
+    @property
+    def title(self) -> str:
+        """Its name, its settings and its size."""
+        settings = " ".join(f"{key}={short(value)}" for key, value in self.settings.items())
+        return f"trial {self.name} {settings} ({self.parameters:,} parameters)"
 
 
 class EpochByEpoch(tune.Trainable):
@@ -35,7 +51,7 @@ class EpochByEpoch(tune.Trainable):
         """Begin with the first trial of this process.
 
         Args:
-            config: The trial (`as_config`).
+            config: The trial (`Run.as_config`).
             data: The task's rows, as token ids too.
             threads: CPU threads to compute with.
         """
@@ -65,10 +81,10 @@ class EpochByEpoch(tune.Trainable):
                 raise RunError(f"{platform.node()} does not see {trials}: name a folder that all machines share")
             return self._epoch(self.epoch)
         except (UserError, RunError) as error:
-            return self._failure(one_line(error))
+            return failure(self.epoch, one_line(error))
         except Exception as error:
             traceback.print_exc()
-            return self._failure(f"unexpected {type(error).__name__}: {one_line(error)}")
+            return failure(self.epoch, f"unexpected {type(error).__name__}: {one_line(error)}")
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
         """What Ray keeps of a paused trial: which epoch comes next. The rest is in the trial's folder."""
@@ -79,7 +95,7 @@ class EpochByEpoch(tune.Trainable):
         self.epoch = checkpoint[EPOCH]
 
     def _begin(self, config: Mapping[str, Any]) -> None:
-        self.trial, self.epoch = Trial(config["name"], Recipe(**config["recipe"]), {}, 0), 0
+        self.trial, self.epoch = Run.from_config(config), 0
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         while (so_far := finished_epochs(self.trial)) < epoch and self.trial.state != "done":
@@ -94,16 +110,8 @@ class EpochByEpoch(tune.Trainable):
         ended = self.trial.state == "done" and epoch >= so_far
         return {EPOCH: epoch, LOSS: best[LOSS], SCORE: score, FAILED: "", "done": ended}
 
-    def _failure(self, error: str) -> dict[str, Any]:
-        return {EPOCH: self.epoch, LOSS: math.inf, SCORE: -math.inf, FAILED: error, "done": True}
 
-
-def as_config(trial: Trial) -> dict[str, Any]:
-    """A trial as Ray hands it to a process."""
-    return {"name": trial.name, "recipe": trial.recipe.as_dict()}
-
-
-def finished_epochs(trial: Trial) -> int:
+def finished_epochs(trial: Run) -> int:
     """How many epochs of a trial are whole, as its result says, or else its last checkpoint."""
     record = trial.record
     if record is not None:
@@ -112,7 +120,7 @@ def finished_epochs(trial: Trial) -> int:
     return 0 if trained is None else trained.epochs
 
 
-def validations(trial: Trial) -> list[dict[str, float]]:
+def validations(trial: Run) -> list[dict[str, float]]:
     """What was measured after each epoch, oldest first.
 
     Raises:

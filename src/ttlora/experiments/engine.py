@@ -1,9 +1,11 @@
-"""The trials of a search, run by Ray Tune on one machine or on a cluster."""
+"""Many runs, carried out by Ray Tune on one machine or on a cluster."""
 
 import logging
 import os
+import signal
 import socket
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -14,15 +16,13 @@ from ray.tune import schedulers
 from ray.tune.search import Searcher
 
 from ttlora.errors import UserError, one_line
-from ttlora.experiments.search.config import SearchPlan
-from ttlora.experiments.search.folder import SearchFolder, Trial
-from ttlora.experiments.search.trial import EPOCH, FAILED, LOSS, SCORE, EpochByEpoch, as_config
-from ttlora.finetune.data import TaskData
+from ttlora.experiments.folder import RunsFolder
+from ttlora.experiments.run import EPOCH, FAILED, LOSS, SCORE, Run
 
 # how Ray is told what to leave alone: the user's own values go before the first two
 OPEN_TO_USERS = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # a trial has the priority that ttlora train has: by default it would wait for everything else on the machine
+    # a run has the priority that ttlora train has: by default it would wait for everything else on the machine
     "RAY_worker_niceness": "0",
 }
 SET = {
@@ -40,54 +40,97 @@ OBJECT_STORE_BYTES = 200 * 2**20
 
 
 class Source(Protocol):
-    """Where trials come from."""
+    """Where runs come from."""
 
-    def next(self) -> Trial | None:
-        """The next trial; None: there is none any more."""
+    def next(self) -> Run | None:
+        """The next run; None: there is none any more."""
 
-    def ended(self, trial: Trial) -> None:
-        """A trial has ended: its folder says how."""
+    def ended(self, run: Run) -> None:
+        """A run has ended: its folder says how."""
 
 
 class Watcher(Protocol):
-    """Who is told how the trials go."""
+    """Who is told how the runs go."""
 
-    def epoch(self, trial: Trial, epoch: int, loss: float, score: float) -> None:
-        """An epoch of a trial has ended."""
+    def began(self, run: Run) -> None:
+        """A run is at work, perhaps not for the first time."""
 
-    def ended(self, trial: Trial) -> None:
-        """A trial has ended: its folder says how."""
+    def epoch(self, run: Run, epoch: int, loss: float, score: float) -> None:
+        """An epoch of a run has ended."""
 
-    def at_work(self, running: Sequence[Trial]) -> None:
+    def ended(self, run: Run) -> None:
+        """A run has ended: its folder says how."""
+
+    def at_work(self, running: Sequence[Run]) -> None:
         """Called again and again with what runs."""
+
+
+class Listed:
+    """Runs in the order of a list.
+
+    Args:
+        runs: The list.
+    """
+
+    def __init__(self, runs: Iterable[Run]) -> None:
+        self.waiting = list(runs)
+
+    def next(self) -> Run | None:
+        """The next of the list."""
+        return self.waiting.pop(0) if self.waiting else None
+
+    def ended(self, run: Run) -> None:
+        """A list learns nothing from runs."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """What of a machine a trial gets.
+    """What of the machines a run gets.
 
     Attributes:
-        cpus: CPU cores.
-        gpus: GPUs; part of one is possible.
+        cpus: CPU cores; below 1 a part of one.
+        gpus: GPUs; a part of one is possible.
+        threads: CPU threads to compute with.
     """
 
-    cpus: int
+    cpus: float
     gpus: float
+    threads: int
+
+    @property
+    def at_a_time(self) -> int:
+        """How many such shares there are."""
+        return max(1, int(ray.cluster_resources().get("CPU", 1) / self.cpus))  # type: ignore[no-untyped-call]
 
     @classmethod
-    def of(cls, plan: SearchPlan) -> "Share":
-        """What a plan says; a quarter of a GPU where it says nothing of them and there are any.
+    def asked(cls, cpus: int, gpus: float | None) -> "Share":
+        """What a search asks for; a quarter of a GPU where it asks for none and there are any.
 
         Raises:
             UserError: There is not so much.
         """
         has = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        gpus = plan.gpus_per_trial
-        share = cls(plan.cpus_per_trial, GPUS if gpus is None and has.get("GPU") else gpus or 0.0)
+        share = cls(cpus, GPUS if gpus is None and has.get("GPU") else gpus or 0.0, cpus)
         for name, wanted, there in (("cpus", share.cpus, has.get("CPU", 0)), ("gpus", share.gpus, has.get("GPU", 0))):
             if wanted > there:
                 raise UserError(f"{name}_per_trial is {wanted:g}, and there are {there:g}: ask for as many at most")
         return share
+
+    @classmethod
+    def divided(cls, parallel: int, threads: int | None) -> "Share":
+        """What each of several runs gets that share all there is.
+
+        Args:
+            parallel: How many run at a time.
+            threads: CPU threads of all of them together; None: as many as there are cores.
+        """
+        has = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        cores = has.get("CPU", 1)
+        # a run is on one machine
+        largest = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])  # type: ignore[no-untyped-call]
+        each = max(1, int(min((threads or cores) // parallel, largest)))
+        cpus = min(each, cores / parallel)
+        return cls(int(cpus) if cpus >= 1 else cpus, min(1.0, has.get("GPU", 0) / parallel), each)
 
 
 @contextmanager
@@ -100,6 +143,8 @@ def connected(address: str | None) -> Iterator[None]:
     _require_listening(address)
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     os.environ.update({**OPEN_TO_USERS, **os.environ, **SET})
+    # Ray would take the place of whoever listens to it
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     try:
         ray.init(
@@ -112,6 +157,8 @@ def connected(address: str | None) -> Iterator[None]:
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         where = f"the Ray cluster at {address}" if address else "Ray"
         raise UserError(f"{where} cannot be reached: {one_line(error)}") from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield
     finally:
@@ -133,33 +180,34 @@ def _require_listening(address: str | None) -> None:
         raise UserError(f"the Ray cluster at {address} cannot be reached: {one_line(error)}") from None
 
 
-def run_trials(
-    folder: SearchFolder,
+def do_runs(
+    folder: RunsFolder,
     source: Source,
-    data: TaskData,
+    trainable: Any,
     most: int,
-    epochs: int,
-    scheduler: Literal["hyperband", "asha", "none"],
     share: Share,
     watcher: Watcher,
-    ahead: bool,
+    parallel: int | None = None,
+    epochs: int = 1,
+    scheduler: Literal["hyperband", "asha", "none"] = "none",
+    ahead: bool = True,
 ) -> None:
-    """Run trials until the source has no more.
+    """Do runs until the source has no more; one that fails leaves its error in its folder, and the others go on.
 
     Args:
-        folder: The search's folder.
-        source: Gives the trials.
-        data: The task's rows, as token ids too.
-        most: Most trials.
-        epochs: Most epochs of a trial.
-        scheduler: Decides after each epoch which trials go on.
-        share: What each trial gets of the machine.
+        folder: The folder of all runs.
+        source: Gives the runs.
+        trainable: A class of Ray Tune that carries runs out, each given by `Run.as_config`.
+        most: Most runs.
+        share: What each run gets of the machines.
         watcher: Is told how it goes.
-        ahead: Whether all trials are known before any is done, so that HyperBand can fill its brackets with them.
+        parallel: How many at a time at most; None: as many as there is room for.
+        epochs: Most epochs of a run, each of which is a step.
+        scheduler: Decides after each epoch which runs go on.
+        ahead: Whether all runs are known before any is done, so that HyperBand can fill its brackets with them.
     """
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(most if ahead else 1)
     searcher = _Suggestions(source)
-    trainable = tune.with_parameters(EpochByEpoch, data=data, threads=share.cpus)
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": share.cpus, "gpu": share.gpus}),
         tune_config=tune.TuneConfig(
@@ -168,10 +216,11 @@ def run_trials(
             search_alg=searcher,
             scheduler=_scheduler(scheduler, epochs),
             num_samples=most,
+            max_concurrent_trials=parallel,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
-            name="trials",
+            name="runs",
             storage_path=str(folder.ray),
             callbacks=[_Callbacks(searcher, watcher)],
             # a process that dies is given a second chance; what it has finished stands in its folder
@@ -192,35 +241,35 @@ def _scheduler(name: str, epochs: int) -> Any:
 
 
 class _Unsaved:
-    """What Ray Tune would save with a search, and need not: a search goes on from its own folder."""
+    """What Ray Tune would save, and need not: runs go on from their own folders."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
 class _Suggestions(_Unsaved, Searcher):
-    """Hands the trials of a source to Ray Tune."""
+    """Hands the runs of a source to Ray Tune."""
 
     def __init__(self, source: Source) -> None:
         super().__init__(metric=LOSS, mode="min")
         self.source = source
-        self.given: dict[str, Trial] = {}
+        self.given: dict[str, Run] = {}
 
     def suggest(self, trial_id: str) -> Any:
-        trial = self.source.next()
-        if trial is None:
+        run = self.source.next()
+        if run is None:
             return Searcher.FINISHED
-        self.given[trial_id] = trial
-        return as_config(trial)
+        self.given[trial_id] = run
+        return run.as_config()
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        trial = self.given[trial_id]
+        run = self.given[trial_id]
         if error:
-            trial.fail("the trial's process died twice; memory may have run out: run fewer trials at a time")
+            run.fail("the run's process died twice; memory may have run out: do fewer runs at a time")
         elif result is not None and result[FAILED]:
-            trial.fail(result[FAILED])
-        trial.stop()
-        self.source.ended(trial)
+            run.fail(result[FAILED])
+        run.stop()
+        self.source.ended(run)
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing."""
@@ -230,13 +279,16 @@ class _Suggestions(_Unsaved, Searcher):
 
 
 class _Callbacks(_Unsaved, tune.Callback):
-    """Writes down how trials end, and tells the watcher."""
+    """Tells the watcher how the runs go."""
 
     def __init__(self, searcher: _Suggestions, watcher: Watcher) -> None:
         self.given, self.watcher = searcher.given, watcher
 
     def on_step_end(self, iteration: int, trials: Sequence[Any], **info: Any) -> None:
         self.watcher.at_work([self.given[trial.trial_id] for trial in trials if trial.status == "RUNNING"])
+
+    def on_trial_start(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
+        self.watcher.began(self.given[trial.trial_id])
 
     def on_trial_result(
         self, iteration: int, trials: Sequence[Any], trial: Any, result: dict[str, Any], **info: Any

@@ -6,25 +6,14 @@ import shutil
 import pytest
 
 from ttlora.errors import UserError
-from ttlora.experiments import worker
+from ttlora.experiments import own_process
 from ttlora.experiments.comparison import Comparison
 from ttlora.experiments.counts import count_all
-from ttlora.experiments.folder import ComparisonFolder, read_record
-from ttlora.experiments.processes import do_runs
+from ttlora.experiments.folder import RunsFolder
+from ttlora.experiments.own_process import in_own_process
 from ttlora.experiments.runs import plan_runs
 from ttlora.finetune import run as run_module
 from ttlora.finetune import training
-
-
-class Silent:
-    def began(self, run):
-        pass
-
-    def ended(self, run, seconds):
-        pass
-
-    def at_work(self, running):
-        pass
 
 
 @pytest.fixture
@@ -35,7 +24,9 @@ def prepare(bert, data, tmp_path):
         path = tmp_path / "c.yaml"
         shared = f"data: {data}\nepochs: 2\nbatch_size: 8\nlearning_rate: 5e-3"
         path.write_text(f"models: [{bert}]\ntasks: [glue/sst2]\nmethods: {methods}\n{shared}\n")
-        folder = ComparisonFolder(tmp_path / "out")
+        folder = RunsFolder(tmp_path / "out", "comparison")
+        with folder.claim():
+            folder.write_plan({})
         return folder, plan_runs(Comparison.read(path), folder.runs)
 
     return make
@@ -43,15 +34,16 @@ def prepare(bert, data, tmp_path):
 
 def test_runs_end_with_a_record_or_with_their_error(prepare):
     folder, runs = prepare("[lora, {method: lora, learning_rate: 1e30, label: wild}]")
-    with folder.claim(runs):
-        do_runs(folder, runs, 1, 1, Silent())
-    assert [folder.state(run) for run in runs] == ["done", "failed"]
-    record = read_record(runs[0])
+    with folder.claim():
+        for run in runs:
+            in_own_process(run, folder.log(run.name), 1)
+    assert [run.state for run in runs] == ["done", "failed"]
+    record = runs[0].record
     assert (record.method, record.epochs, record.recipe["threads"]) == ("lora", 2, None)
     (count,) = count_all(runs[:1])
     assert (count.adapter, count.head) == (record.adapter_parameters, record.head_parameters)
-    assert "start again with a lower `learning_rate`" in folder.error(runs[1])
-    log = folder.log(runs[0]).read_text()
+    assert "start again with a lower `learning_rate`" in runs[1].error
+    log = folder.log(runs[0].name).read_text()
     assert "epoch 2/2  training loss" in log
     assert "go on" not in log
 
@@ -70,34 +62,34 @@ def test_run_that_was_stopped_goes_on(prepare):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training._Trainer, "training_step", stop)
-        with folder.claim([run]), pytest.raises(KeyboardInterrupt):
+        with folder.claim(), pytest.raises(KeyboardInterrupt):
             run_module.train(run.recipe, quiet=True)
-    assert folder.state(run) == "unfinished"
-    with folder.claim([run]):
-        do_runs(folder, [run], 1, 1, Silent())
-    assert folder.state(run) == "done"
-    assert "going on after epoch 1" in folder.log(run).read_text()
+    assert run.state == "unfinished"
+    with folder.claim():
+        in_own_process(run, folder.log(run.name), 1)
+    assert run.state == "done"
+    assert "going on after epoch 1" in folder.log(run.name).read_text()
 
 
 @pytest.fixture
 def here(monkeypatch):
     """Work in this process, whose output stays its own."""
-    monkeypatch.setattr(worker, "_print_to", lambda log: None)
-    monkeypatch.setattr(worker.torch, "set_num_threads", lambda count: None)
+    monkeypatch.setattr(own_process, "_print_to", lambda log: None)
+    monkeypatch.setattr(own_process.torch, "set_num_threads", lambda count: None)
 
 
 def test_failed_run_is_done_again_from_nothing(prepare, here, tmp_path):
-    folder, (run,) = prepare("[lora]")
+    _, (run,) = prepare("[lora]")
     shutil.move(run.recipe.data, tmp_path / "elsewhere")
     try:
-        worker.carry_out(run, tmp_path / "log", 1)
-        assert folder.state(run) == "failed"
-        assert "train.jsonl" in folder.error(run)
+        own_process.carry_out(run, tmp_path / "log", 1)
+        assert run.state == "failed"
+        assert "train.jsonl" in run.error
     finally:
         shutil.move(tmp_path / "elsewhere", run.recipe.data)
-    worker.carry_out(run, tmp_path / "log", 1)
-    assert folder.state(run) == "done"
-    assert not (run.folder / "failed.json").exists()
+    own_process.carry_out(run, tmp_path / "log", 1)
+    assert run.state == "done"
+    assert not run.failure.exists()
 
 
 @pytest.mark.parametrize(
@@ -112,9 +104,9 @@ def test_errors_are_one_line(error, message, prepare, here, tmp_path, monkeypatc
     def fail(recipe):
         raise error
 
-    monkeypatch.setattr(worker, "train", fail)
+    monkeypatch.setattr(own_process, "train", fail)
     _, (run,) = prepare("[lora]")
-    worker.carry_out(run, tmp_path / "log", 1)
-    written = json.loads((run.folder / "failed.json").read_text())["error"]
+    own_process.carry_out(run, tmp_path / "log", 1)
+    written = json.loads(run.failure.read_text())["error"]
     assert written == message.format(log=tmp_path / "log")
     assert ("Traceback" in capsys.readouterr().err) == isinstance(error, KeyError)

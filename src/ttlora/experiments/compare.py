@@ -1,0 +1,55 @@
+"""Carry a comparison out: each run in a process of its own, one after the other or, with Ray, several at a time."""
+
+import importlib.util
+from collections.abc import Sequence
+
+import torch
+
+from ttlora.errors import UserError
+from ttlora.experiments.display import Display
+from ttlora.experiments.folder import RunsFolder
+from ttlora.experiments.own_process import in_own_process
+from ttlora.experiments.run import Run
+
+
+def compare(
+    folder: RunsFolder, runs: Sequence[Run], parallel: int, threads: int | None, address: str | None, display: Display
+) -> None:
+    """Do runs that are not done.
+
+    Args:
+        folder: The comparison's folder.
+        runs: What is to be done, in this order.
+        parallel: How many at a time.
+        threads: CPU threads of all of them together; None: as many as PyTorch takes, or as a cluster has.
+        address: A Ray cluster; None: this machine.
+        display: Is told how it goes.
+
+    Raises:
+        UserError: Ray is needed and not installed, or the cluster cannot be reached.
+    """
+    if not runs:
+        return
+    if importlib.util.find_spec("ray") is not None:
+        _with_ray(folder, runs, parallel, threads, address, display)
+        return
+    if parallel > 1 or address is not None:
+        name = "`parallel`" if parallel > 1 else "`address`"
+        raise UserError(f"{name} needs ray, which is not installed: python -m pip install 'ttlora[search]'")
+    for run in runs:
+        display.began(run)
+        display.at_work([run])
+        in_own_process(run, folder.log(run.name), threads or torch.get_num_threads())
+        display.ended(run)
+
+
+def _with_ray(
+    folder: RunsFolder, runs: Sequence[Run], parallel: int, threads: int | None, address: str | None, display: Display
+) -> None:
+    from ttlora.experiments.engine import Listed, Share, connected, do_runs
+    from ttlora.experiments.whole_run import make_whole_run
+
+    with connected(address):
+        share = Share.divided(parallel, threads or (torch.get_num_threads() if address is None else None))
+        trainable = make_whole_run(str(folder.logs), share.threads)
+        do_runs(folder, Listed(runs), trainable, len(runs), share, display, parallel)
