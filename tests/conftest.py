@@ -14,8 +14,23 @@ os.environ.update(
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from jaxtyping import install_import_hook
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+# The shapes in annotations are checked at every call. Configs and shapes of trains check their values themselves, and
+# wrong types are what their tests give them.
+SHAPED = (
+    *(f"tensor_train.{name}" for name in ("linear", "start", "train", "update")),
+    *(f"tuners.tt_lora.{name}" for name in ("conv", "embedding", "layer", "linear")),
+    *(
+        "tuners.loretta_rep.layer",
+        "tuners.loretta_rep.update",
+        "tuners.bottleneck.layer",
+        "tuners.bottleneck.projection",
+    ),
+)
+install_import_hook([f"ttlora.{name}" for name in SHAPED], "beartype.beartype")
 
 # how long an example takes says something about the machine alone
 settings.register_profile("ttlora", deadline=None, suppress_health_check=[HealthCheck.too_slow])

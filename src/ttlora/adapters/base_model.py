@@ -6,11 +6,11 @@ from typing import Any
 import transformers
 from torch import nn
 from transformers import AutoConfig
-from transformers.utils.peft_utils import find_adapter_config_file
 
 from ttlora.adapters.header import TensorInfo
 from ttlora.adapters.read import Adapter
 from ttlora.adapters.tied_weights import base_name
+from ttlora.compat import fits_auto_class, holds_adapter_files
 from ttlora.errors import UserError, one_line
 from ttlora.models.hub import why_not_loaded
 from ttlora.models.skeleton import without_weights
@@ -52,7 +52,7 @@ def load_base_of(
     """
     require_mergeable(adapter)
     try:
-        if find_adapter_config_file(name, **options) is not None:
+        if holds_adapter_files(name, **options):
             raise UserError(
                 f"model {name} holds an adapter, too, which transformers would load with it: give a plain model"
             )
@@ -108,9 +108,8 @@ def _model_class(adapter_config: Any, config: Any) -> Any:
     for name in names:
         found = getattr(transformers, name or "", None)
         # an adapter of a model of images and texts calls itself one of a causal model
-        known = getattr(found, "_model_mapping", None)
         is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
-        if is_model or (known is not None and type(config) in known):
+        if is_model or fits_auto_class(found, config):
             return found
     return transformers.AutoModel
 

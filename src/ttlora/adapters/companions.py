@@ -6,10 +6,10 @@ from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig
 from transformers.utils import FEATURE_EXTRACTOR_NAME, GENERATION_CONFIG_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME
-from transformers.utils.hub import cached_file
 
 from ttlora.adapters.base_model import HOW_TO_SAVE_ROWS, embeddings_of
 from ttlora.adapters.read import Adapter
+from ttlora.compat import find_file
 from ttlora.errors import UserError, one_line
 
 TOKENIZER_NAMES = ("tokenizer_config.json", "tokenizer.json")
@@ -57,7 +57,7 @@ def is_made_up(tokenizer: Any, name: str, **options: Any) -> bool:
         options: How transformers is to look for it.
     """
     files = tokenizer.vocab_files_names.values() or TOKENIZER_NAMES
-    return not any(_find(name, file, **options) for file in files)
+    return not any(find_file(name, file, **options) for file in files)
 
 
 def fit_to_tokenizer(adapter: Adapter, model: Any, tokenizer: Any) -> None:
@@ -116,11 +116,6 @@ def copy_processors(adapter: Adapter, name: str, output: Path, **options: Any) -
     """
     for file in PROCESSOR_NAMES:
         beside = adapter.folder / file
-        source = beside if beside.is_file() else _find(name, file, **options)
+        source = beside if beside.is_file() else find_file(name, file, **options)
         if source is not None:
             shutil.copyfile(source, output / file)
-
-
-def _find(name: str, file: str, **options: Any) -> str | None:
-    found: str | None = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **options)
-    return found

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from peft import PeftType
-from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from ttlora.adapters.read import MODEL_PREFIX, Adapter, read_adapter
 from ttlora.adapters.round import TrainAdapter, approximate, require_approximation, require_finite, write_ranks
 from ttlora.adapters.write import Dtype, as_dtype, write_adapter
+from ttlora.compat import look_up
 from ttlora.errors import UserError, printable
 from ttlora.tensor_train import TensorTrain
 from ttlora.text_forms import parse_shape
@@ -191,7 +191,7 @@ def _factors(adapter: Adapter, lora: Any, name: str) -> tuple[Tensor, Tensor]:
     if not (torch.isfinite(A).all() and torch.isfinite(B).all()):
         raise UserError(f"the factors of '{name}' are not finite: the training diverged, or the file is damaged")
     r, pattern = len(A), lora.alpha_pattern or {}
-    alpha = pattern.get(get_pattern_key(list(pattern), name), lora.lora_alpha)
+    alpha = look_up(pattern, name, lora.lora_alpha)
     return A, B * (alpha / (math.sqrt(r) if lora.use_rslora else r))
 
 

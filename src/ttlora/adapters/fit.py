@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from peft import PeftType
-from peft.utils.other import get_pattern_key
 
 from ttlora.adapters.header import TensorInfo
+from ttlora.compat import look_up
 from ttlora.tuners.bottleneck.config import BOTTLENECK, resolve_trains
 from ttlora.tuners.checks import is_number, is_size
 from ttlora.tuners.loretta_rep.config import LORETTA_REP
@@ -69,7 +69,7 @@ def _check_tt_lora(config: Any, name: str, parts: Parts) -> None:
 
 def _check_loretta_rep(config: Any, name: str, parts: Parts) -> None:
     (cores,) = _require_parts(name, parts, ["loretta_rep_cores"])
-    sizes = config.weight_sizes.get(get_pattern_key(list(config.weight_sizes), name))
+    sizes = look_up(config.weight_sizes, name, None)
     if sizes is None:
         raise ValueError(f"the config does not say the size of {name}: it is not that of a saved adapter")
     update = resolve_loretta_rep(config, name, *sizes)
@@ -120,7 +120,7 @@ def _check_lora(config: Any, name: str, parts: Parts) -> None:
         if config.use_bdlora:
             continue  # its blocks have ranks of their own
         pattern = config.rank_pattern or {}
-        r = pattern.get(get_pattern_key(list(pattern), name), config.r)
+        r = look_up(pattern, name, config.r)
         ranks = A.shape[0], B.shape[1]
         # the factors of all experts stand in one; a convolution in groups has a part of the ranks for each group
         fits = ranks[0] % r == 0 if config.target_parameters else ranks[0] == r

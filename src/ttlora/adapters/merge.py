@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
 from safetensors.torch import load_file
 from torch.nn.utils.parametrize import is_parametrized
 
 from ttlora.adapters.base_model import require_mergeable
 from ttlora.adapters.read import MODEL_PREFIX, Adapter
 from ttlora.adapters.tied_weights import TiedWeights
+from ttlora.compat import renamed_for_transformers
 from ttlora.errors import UserError, one_line
 
 
@@ -97,7 +97,7 @@ def _load(adapter: Adapter, adapted: PeftModel) -> None:
         if not torch.isfinite(tensor).all():
             raise UserError(f"{adapter.folder} cannot be merged: {key.removeprefix(MODEL_PREFIX)} is not finite")
     # adapters of older versions of transformers name the modules of some models otherwise
-    found = convert_peft_adapter_state_dict_for_transformers(adapted, adapter.config, saved)
+    found = renamed_for_transformers(adapted, adapter.config, saved)
     wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     for key, tensor in wanted.items():
         if key not in found or found[key].shape != tensor.shape:

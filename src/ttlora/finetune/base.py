@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from ttlora.adapters.companions import is_made_up
+from ttlora.compat import reads_both_sides
 from ttlora.errors import UserError
 from ttlora.finetune.tasks import Task
 from ttlora.models.hub import from_folder_or_hub, why_not_loaded
@@ -167,7 +167,7 @@ def fit_to_task(config: Any, tokenizer: Any, task: Task) -> None:
         ValueError: The model or its tokenizer cannot do the task.
     """
     if task.is_causal:
-        of_both_sides = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_decoder
+        of_both_sides = reads_both_sides(config)
         if of_both_sides or config.is_encoder_decoder:
             raise ValueError(f"a {config.model_type} does not write from left to right; use `scoring` head")
     elif task.kind in ("regression", "choice"):

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
+from ttlora.compat import use_one_gpu
 from ttlora.finetune.data import Rows
 from ttlora.finetune.metrics import measure_metrics, measure_tokens
 from ttlora.finetune.objectives import Objective
@@ -28,7 +29,7 @@ class TaskTrainer(Trainer):
         self.objective = objective
         # Where one process sees several GPUs, Trainer would put the model into DataParallel, whose replicas get rows of
         # a batch that are divided without regard to the choices and answers of one row.
-        arguments._n_gpu = min(arguments.n_gpu, 1)
+        use_one_gpu(arguments)
         super().__init__(objective.base.model, arguments, data_collator=objective.collate, **keywords)
         self.model_accepts_loss_kwargs = True
         self.measured_loss, self.measured_items = 0.0, 0

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import transformers
 
+from ttlora.compat import build_from_config
 from ttlora.errors import UserError, one_line
 from ttlora.models.architectures import BUILT_IN
 from ttlora.models.hub import from_folder_or_hub, why_not_loaded
@@ -54,9 +55,8 @@ def without_weights(model_class: Any, config: Any) -> Any:
         model_class: A model class of transformers, or one of its Auto classes.
         config: The model's config.
     """
-    build = getattr(model_class, "from_config", None) or model_class._from_config
     with torch.device("meta"):
-        return build(config)
+        return build_from_config(model_class, config)
 
 
 def _load_config(source: str, **options: Any) -> Any:

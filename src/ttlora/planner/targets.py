@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from peft import TaskType
-from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from ttlora.compat import is_target, with_all_linear
 from ttlora.errors import UserError
 from ttlora.tuners.targets import linear_names, query_and_value, require_modules
 from ttlora.tuners.tt_lora import TTLoraConfig
@@ -25,7 +25,7 @@ def resolve_targets(skeleton: Any, targets: Sequence[str] | None) -> str | list[
     if list(targets) == ["all-linear"]:
         classifier = type(skeleton).__name__.endswith("ForSequenceClassification")
         config = TTLoraConfig(target_modules="all-linear", task_type=TaskType.SEQ_CLS if classifier else None)
-        linear = _maybe_include_all_linear_layers(config, skeleton).target_modules
+        linear = with_all_linear(config, skeleton).target_modules
         # a pooler trains whole, with the task's head
         return sorted(name for name in linear if "pooler" not in name)
     require_modules(skeleton, targets)
@@ -40,7 +40,7 @@ def adapted_modules(skeleton: Any, config: TTLoraConfig) -> dict[str, tuple[int,
     """
     sizes = {}
     for name, module in skeleton.named_modules():
-        if check_target_module_exists(config, name):
+        if is_target(config, name):
             size = _features(module)
             if size is None:
                 raise UserError(

@@ -38,7 +38,7 @@ class TensorTrain:
             )
 
     @property
-    def cores(self) -> tuple[Float[Tensor, "*batch left k right"], ...]:
+    def cores(self) -> tuple[Float[Tensor, "*batch _left _k _right"], ...]:
         """``C_1 ... C_d`` as views of the flat vector."""
         batch = self.flat.shape[:-1]
         pieces = torch.split(self.flat, list(self.shape.core_sizes), dim=-1)
@@ -84,7 +84,7 @@ class TensorTrain:
 
     @classmethod
     def from_cores(
-        cls, out_features: int, in_features: int, cores: Sequence[Float[Tensor, "left k right"]]
+        cls, out_features: int, in_features: int, cores: Sequence[Float[Tensor, "_left _k _right"]]
     ) -> "TensorTrain":
         """The train of the given cores, whose ranks stay as they are.
 
@@ -232,12 +232,12 @@ class TensorTrain:
 
 
 def contract_rows(
-    flat: Tensor, cores: Sequence[Float[Tensor, "*batch left k right"]]
-) -> list[Float[Tensor, "*batch rows right"]]:
+    flat: Tensor, cores: Sequence[Float[Tensor, "*batch _left _k _right"]]
+) -> list[Float[Tensor, "*batch _rows _right"]]:
     """Neighbouring cores contracted from the left, one more in each product: row ``(a, j_1, ..., j_n)``.
 
     Args:
-        flat: Says what the product of no cores is like.
+        flat: The flat vector of the cores, whose dtype and device the product of no cores has.
         cores: ``C_i ... C_j``; the first bond ``a`` is read as part of the rows.
     """
     if not cores:
@@ -249,12 +249,12 @@ def contract_rows(
 
 
 def contract_columns(
-    flat: Tensor, cores: Sequence[Float[Tensor, "*batch left k right"]]
-) -> list[Float[Tensor, "*batch left columns"]]:
+    flat: Tensor, cores: Sequence[Float[Tensor, "*batch _left _k _right"]]
+) -> list[Float[Tensor, "*batch _left _columns"]]:
     """Neighbouring cores contracted from the right, one more in each product: column ``(j_1, ..., j_n)``.
 
     Args:
-        flat: Says what the product of no cores is like.
+        flat: The flat vector of the cores, whose dtype and device the product of no cores has.
         cores: ``C_i ... C_j``; the last bond is read as part of the columns.
     """
     if not cores:
@@ -266,13 +266,13 @@ def contract_columns(
 
 
 def _kronecker(
-    first: Float[Tensor, "*batch a b"], second: Float[Tensor, "*batch c d"]
+    first: Float[Tensor, "*#batch a b"], second: Float[Tensor, "*#batch c d"]
 ) -> Float[Tensor, "*batch a*c b*d"]:
     """The Kronecker product, one for each of the stacked matrices."""
     return (first[..., :, None, :, None] * second[..., None, :, None, :]).flatten(-4, -3).flatten(-2)
 
 
-def _split_rows(B: Float[Tensor, "rows *rest"], dims: Sequence[int]) -> list[Float[Tensor, "left k right"]]:
+def _split_rows(B: Float[Tensor, "rows *rest"], dims: Sequence[int]) -> list[Float[Tensor, "_left _k _right"]]:
     """The cores over ``dims`` whose contraction is ``B``, by exact SVDs; the last bond is B's own columns."""
     cores, rest, left = [], B.reshape(1, -1), 1
     for k in dims[:-1]:

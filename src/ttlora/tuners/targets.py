@@ -4,11 +4,12 @@ import copy
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
+from ttlora.compat import is_target, matching_pattern
 
 # Query and value, as in the paper (Section IV-A), for model types that PEFT's own table leaves out or sees otherwise.
 DEFAULT_TARGET_MODULES: dict[str, Any] = {
@@ -100,7 +101,7 @@ def require_layers(model: nn.Module, config: Any) -> None:
     for index in indices if isinstance(indices, list) else [indices]:
         alone = copy.copy(config)
         alone.layers_to_transform = index
-        if not any(check_target_module_exists(alone, path) for path in paths):
+        if not any(is_target(alone, path) for path in paths):
             raise ValueError(f"layers_to_transform has {index}, but no layer of that index has a target module")
 
 
@@ -148,7 +149,7 @@ def require_matches(what: str, patterns: Iterable[str], modules: Iterable[str]) 
     """
     adapted = list(modules)
     for pattern in patterns:
-        if not any(get_pattern_key([pattern], name) == pattern for name in adapted):
+        if not any(matching_pattern([pattern], name) == pattern for name in adapted):
             names = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in adapted))
             raise ValueError(f"the {what} of '{pattern}' belongs to no adapted module; adapted are {names}")
 

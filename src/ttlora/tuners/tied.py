@@ -3,8 +3,9 @@
 import copy
 from typing import Any
 
-from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
+
+from ttlora.compat import is_target
 
 
 def ties_embeddings(model: Any) -> bool:
@@ -58,7 +59,7 @@ def require_one_place(model: nn.Module, config: Any) -> None:
         if isinstance(module, nn.Embedding):
             places.setdefault(id(module), []).append(path)
     for paths in places.values():
-        if len(paths) > 1 and any(check_target_module_exists(config, path) for path in paths):
+        if len(paths) > 1 and any(is_target(config, path) for path in paths):
             raise ValueError(
                 f"Target module {paths[0]} is one module with {' and '.join(paths[1:])}, and an adapter would stand in "
                 "one of these places alone; save the model and load it again, which makes them modules of their own"

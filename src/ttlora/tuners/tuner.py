@@ -6,6 +6,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
 
+from ttlora.compat import holds_adapters
 from ttlora.tuners.targets import require_layers, require_modules, require_parameters
 from ttlora.tuners.tied import require_one_place, ties_embeddings, untie
 
@@ -102,7 +103,7 @@ class Tuner(BaseTuner):
         layers = [module for module in model.modules() if isinstance(module, self.tuner_layer_cls)]
         for layer in layers:
             layer.delete_adapter(adapter_name)
-        without_adapter = {layer for layer in layers if not layer._all_available_adapter_names()}
+        without_adapter = {layer for layer in layers if not holds_adapters(layer)}
         for parent in list(model.modules()):
             for name, child in list(parent.named_children()):
                 base_layer: Any = child

@@ -15,8 +15,8 @@ from torch import nn
 
 import ttlora
 from ttlora import TTLoraConfig
+from ttlora.compat import add_peft_type
 from ttlora.tensor_train import TTShape
-from ttlora.tuners.peft_type import add_peft_type
 from ttlora.tuners.tt_lora import DEFAULT_TARGET_MODULES, TTLoraLayer, resolve_update, saved_update
 from ttlora.tuners.tt_lora.config import as_asked, write_shapes
 

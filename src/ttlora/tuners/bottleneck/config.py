@@ -9,9 +9,9 @@ from peft import PeftConfig
 from torch import Tensor
 from torch.nn import functional as F
 
+from ttlora.compat import add_peft_type
 from ttlora.tensor_train import TTShape, Update
 from ttlora.tuners.checks import LARGEST_ORDER, by_size, is_number, is_size, require_fields, settle_fields, shown
-from ttlora.tuners.peft_type import add_peft_type
 
 BOTTLENECK = add_peft_type("BOTTLENECK")
 NON_LINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {

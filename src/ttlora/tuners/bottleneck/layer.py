@@ -4,9 +4,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from ttlora.compat import in_out_features
 from ttlora.tuners.bottleneck.config import NON_LINEARITIES, BottleneckConfig
 from ttlora.tuners.bottleneck.projection import make_projections
 
@@ -33,7 +34,7 @@ class BottleneckLinear(nn.Module, BaseTunerLayer):
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: BottleneckConfig, module_name: str) -> None:
         super().__init__()
         self.base_layer = base_layer
-        _, outputs = _get_in_out_features(self.get_base_layer())
+        _, outputs = in_out_features(self.get_base_layer())
         if outputs is None:
             raise TypeError(f"{type(self.get_base_layer()).__name__} is not a linear layer")
         self.outputs = outputs

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from peft import PeftConfig
-from peft.utils.other import get_pattern_key
 
+from ttlora.compat import add_peft_type, look_up
 from ttlora.tensor_train import TTShape, Update
 from ttlora.tuners.checks import (
     LARGEST_ORDER,
@@ -18,7 +18,6 @@ from ttlora.tuners.checks import (
     shown,
 )
 from ttlora.tuners.loretta_rep.update import LorettaRepUpdate
-from ttlora.tuners.peft_type import add_peft_type
 from ttlora.tuners.tt_lora.config import MATCHED_AS, by_pattern
 
 LORETTA_REP = add_peft_type("LORETTA_REP")
@@ -115,8 +114,7 @@ def resolve_update(config: LorettaRepConfig, module_name: str, out_features: int
         ValueError: A shape does not fit a factor, or is larger than that needs, or the config was written for weights
             of another size; the message names the module.
     """
-    key = get_pattern_key(list(config.weight_sizes), module_name)
-    out_before, in_before = config.weight_sizes.get(key, [out_features, in_features])
+    out_before, in_before = look_up(config.weight_sizes, module_name, [out_features, in_features])
     if (out_before, in_before) != (out_features, in_features):
         raise ValueError(
             f"{module_name} is {out_features} x {in_features}, but this adapter was made for a model in which it is "

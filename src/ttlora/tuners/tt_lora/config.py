@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from peft import PeftConfig
-from peft.utils.other import get_pattern_key
 
+from ttlora.compat import add_peft_type, look_up
 from ttlora.tensor_train import TTShape, Update, even_core_size
 from ttlora.tuners.checks import (
     LARGEST_ORDER,
@@ -21,12 +21,11 @@ from ttlora.tuners.checks import (
     settle_fields,
     shown,
 )
-from ttlora.tuners.peft_type import add_peft_type
 
 TTLORA = add_peft_type("TTLORA")
 KINDS = ("linear", "embedding", "convolution", "attention", "parameter")
 SCALINGS = ("alpha", "alpha/r", "alpha/sqrt(r)")
-# PEFT's `get_pattern_key` puts patterns into this.
+# PEFT puts patterns into this when it matches them with names.
 MATCHED_AS = r"(.*\.)?({})$"
 
 
@@ -168,10 +167,10 @@ def resolve_update(
         ValueError: The shape or the ranks do not fit the weight, or the config was written for weights of another size;
             the message names the module; or the train would be larger than any of that weight needs to be.
     """
-    dims = _look_up(config.shape_pattern, module_name, config.shape)
-    r = _look_up(config.rank_pattern, module_name, config.r)
+    dims = look_up(config.shape_pattern, module_name, config.shape)
+    r = look_up(config.rank_pattern, module_name, config.r)
     actual = [out_features, in_features] if experts is None else [experts, out_features, in_features]
-    sizes = _look_up(config.weight_sizes, module_name, actual)
+    sizes = look_up(config.weight_sizes, module_name, actual)
     if list(sizes) != actual:
         raise ValueError(
             f"{module_name} is {_product(actual)}, but this adapter was made for a model in which it is "
@@ -190,7 +189,7 @@ def resolve_update(
             f"{module_name}: shape {dims} with r={r} takes {shape.parameters:,} parameters for a weight of "
             f"{math.prod(actual):,} entries; lower r or leave out the dims of 1"
         )
-    alpha = _look_up(config.alpha_pattern, module_name, config.alpha)
+    alpha = look_up(config.alpha_pattern, module_name, config.alpha)
     divisor = {"alpha": 1.0, "alpha/r": max(shape.ranks), "alpha/sqrt(r)": math.sqrt(max(shape.ranks))}
     core_size = even_core_size(shape) if config.core_size == "even" else config.core_size
     try:
@@ -232,7 +231,7 @@ def saved_sizes(config: TTLoraConfig, module: str) -> list[int]:
         ValueError: The config does not say them.
     """
     name = saved_name(config, module)
-    sizes: list[int] | None = _look_up(config.weight_sizes, name, None)
+    sizes: list[int] | None = look_up(config.weight_sizes, name, None)
     if sizes is None:
         raise ValueError(f"the config does not say the size of {name}: it is not that of a saved adapter")
     return sizes
@@ -240,7 +239,7 @@ def saved_sizes(config: TTLoraConfig, module: str) -> list[int]:
 
 def saved_kind(config: TTLoraConfig, module: str) -> str:
     """What a module of a saved adapter is: "linear", "embedding", "convolution", "attention" or "parameter"."""
-    kind: str = _look_up(config.weight_kinds, saved_name(config, module), "linear")
+    kind: str = look_up(config.weight_kinds, saved_name(config, module), "linear")
     return kind
 
 
@@ -315,10 +314,6 @@ def by_pattern(values: dict[str, Any]) -> dict[str, Any]:
         return re.escape(part) if part in agreed else f"^{re.escape(name)}"
 
     return {pattern(name): value for name, value in values.items()}
-
-
-def _look_up(pattern: dict[str, Any], module_name: str, default: Any) -> Any:
-    return pattern.get(get_pattern_key(list(pattern), module_name), default)
 
 
 def _product(sizes: Sequence[int]) -> str:

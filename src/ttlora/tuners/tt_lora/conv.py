@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ttlora.compat import convolve_as
 from ttlora.tuners.tt_lora.layer import TTLoraLayer
 
 CONVOLUTIONS: Mapping[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -38,6 +39,6 @@ class TTLoraConv(TTLoraLayer):
         # all groups share A; each has its own rows of B
         kernel = A.reshape(-1, *base_layer.weight.shape[1:]).repeat(groups, *[1] * (spatial + 1))
         # the base layer's own method knows its stride, padding and dilation
-        hidden = base_layer._conv_forward(x, kernel.to(x.dtype), None)
+        hidden = convolve_as(base_layer, x, kernel.to(x.dtype))
         convolve = CONVOLUTIONS[spatial]
         return convolve(hidden, B.reshape(*B.shape, *[1] * spatial).to(x.dtype), groups=groups)

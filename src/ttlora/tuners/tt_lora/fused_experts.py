@@ -5,15 +5,11 @@ do the names in their files of weights. PEFT converts them for LoRA alone.
 """
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import MergeModulelist, WeightConverter
 
+from ttlora.compat import is_target, stacked_experts
 from ttlora.tuners.checks import is_linear
 from ttlora.tuners.targets import own_modules, own_parameters, unmatched
 from ttlora.tuners.tt_lora.config import TTLoraConfig
@@ -34,7 +30,7 @@ class FusedWeight:
 
 def fused_weights(model: nn.Module) -> list[FusedWeight]:
     """The stacked weights of a model's experts and, beside them, the weights of the routers, in the model's order."""
-    sources = dict(_stacked(model))
+    sources = dict(stacked_experts(model))
     if not sources:
         return []
     modules, found = dict(own_modules(model)), []
@@ -73,7 +69,7 @@ def with_fused_experts(config: TTLoraConfig, model: nn.Module) -> TTLoraConfig:
     everything = config.target_modules == "all-linear"
     converted: list[FusedWeight] = []
     for weight in weights:
-        meant = [layer for layer in weight.layers if everything or check_target_module_exists(config, layer)]
+        meant = [layer for layer in weight.layers if everything or is_target(config, layer)]
         if not meant:
             continue
         if missing := [layer for layer in weight.layers if layer not in meant]:
@@ -95,7 +91,7 @@ def with_fused_experts(config: TTLoraConfig, model: nn.Module) -> TTLoraConfig:
     layers = {layer for weight in converted for layer in weight.layers}
     modules = {path: module for path, module in own_modules(model) if path}
     if isinstance(config.target_modules, str):
-        matching = {path for path in modules if check_target_module_exists(config, path)}
+        matching = {path for path in modules if is_target(config, path)}
         config.target_modules = matching - layers
     else:
         names = set(config.target_modules or ())
@@ -110,18 +106,6 @@ def _refuse_patterns_for_parts(config: TTLoraConfig, weight: FusedWeight) -> Non
     for field in ("rank_pattern", "alpha_pattern", "shape_pattern"):
         if found := sorted(parts.intersection(getattr(config, field))):
             raise ValueError(f"{field} has {found[0]}, which is in the parameter {weight.path}: name {owner}.{name}")
-
-
-def _stacked(model: nn.Module) -> Iterator[tuple[str, list[str]]]:
-    """How a stacked parameter's path ends, and the names of the layers that each expert once had for it."""
-    if not isinstance(model, PreTrainedModel):
-        return
-    for conversion in get_model_conversion_mapping(model):
-        if isinstance(conversion, WeightConverter) and any(
-            isinstance(operation, MergeModulelist) for operation in conversion.operations
-        ):
-            names = [pattern.removesuffix(".weight").rpartition(".")[2] for pattern in conversion.source_patterns]
-            yield conversion.target_patterns[0].strip("."), names
 
 
 def _shortened(weights: list[FusedWeight], paths: list[str]) -> list[str]:

@@ -14,9 +14,9 @@ from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ttlora.compat import fetched, unpack_weight
 from ttlora.tensor_train import Update
 from ttlora.tensor_train.start import gaussian_update, random_update, zero_update
-from ttlora.tuners.packed_weights import unpack_weight
 from ttlora.tuners.tt_lora.config import TTLoraConfig, resolve_update
 
 # The paper says no more than "Gaussian": the spread that transformers themselves are initialised with.
@@ -36,7 +36,7 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
     Args:
         base_layer: The frozen layer.
         adapter_name: Name of the first adapter.
-        config: Its configuration.
+        config: Its configuration: a `TTLoraConfig`, or that of the method whose layer this is.
         module_name: The layer's name in the model, which the config's patterns are matched with.
         quantization: What PEFT needs to know to merge into a quantised weight.
 
@@ -58,7 +58,7 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
     experts: int | None = None
 
     def __init__(
-        self, base_layer: nn.Module, adapter_name: str, config: TTLoraConfig, module_name: str, **quantization: Any
+        self, base_layer: nn.Module, adapter_name: str, config: Any, module_name: str, **quantization: Any
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
@@ -74,7 +74,7 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config, module_name)
 
-    def update_layer(self, adapter_name: str, config: TTLoraConfig, module_name: str) -> None:
+    def update_layer(self, adapter_name: str, config: Any, module_name: str) -> None:
         """Add an adapter, or replace the one of that name, at its starting point.
 
         Raises:
@@ -129,14 +129,7 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
             return self.ttlora_update[adapter_name].factors(cores)
 
     def _fetched_cores(self, adapter_name: str) -> Tensor:
-        # With offloading, accelerate fetches parameters when the module that holds them is called. Nobody calls a dict.
-        hook = getattr(self.ttlora_cores, "_hf_hook", None)
-        if hook is None or not self.ttlora_cores[adapter_name].is_meta:
-            return self.ttlora_cores[adapter_name]
-        hook.pre_forward(self.ttlora_cores)
-        cores = self.ttlora_cores[adapter_name]
-        hook.post_forward(self.ttlora_cores, None)
-        return cores
+        return fetched(self.ttlora_cores, lambda: self.ttlora_cores[adapter_name])
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """The adapter's dense update, as the base layer stores its weight, in the dtype of the cores."""

@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from peft.tuners.tuners_utils import _get_in_out_features
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from ttlora.compat import has_hooks, in_out_features
 from ttlora.tensor_train.linear import low_rank_linear
 from ttlora.tuners.tt_lora.layer import BUILT_FACTORS, TTLoraLayer, autocasts, without_autocast
 
@@ -21,7 +21,7 @@ class TTLoraLinear(TTLoraLayer):
     """
 
     def _matrix_sizes(self) -> tuple[int, int]:
-        in_features, out_features = _get_in_out_features(self.get_base_layer())
+        in_features, out_features = in_out_features(self.get_base_layer())
         if in_features is None or out_features is None:
             raise TypeError(f"{type(self.get_base_layer()).__name__} is not a linear layer")
         return out_features, in_features
@@ -45,9 +45,7 @@ class TTLoraLinear(TTLoraLayer):
         if base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad):
             return None
         # a hook, or a forward that was put in its place (as accelerate does to fetch weights), has to be called
-        if base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks:
-            return None
-        if "forward" in vars(base) or autocasts(x.device):
+        if has_hooks(base) or "forward" in vars(base) or autocasts(x.device):
             return None
         return None if isinstance(dropout, nn.Dropout) and dropout.training else base
 
