@@ -4,13 +4,13 @@ import pytest
 
 from report.reading import HOSTILE, Page
 from report.records import write_run
-from ttlora.report.answer import Answer
+from ttlora.report.answer import ModelAnswer
 from ttlora.report.comparison import compare
 from ttlora.report.drawing import Picture
 from ttlora.report.page import render_page
 from ttlora.report.runs import Failure, find_runs
 
-ANSWER = Answer("It is good.", "It is small.", "It is fast.")
+ANSWER = ModelAnswer("It is good.", "It is small.", "It is fast.")
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from ttlora.errors import UserError, one_line
-from ttlora.tuners.checks import is_number, require_pattern, shown
+from ttlora.tuners.checks import require_pattern, shown
+from ttlora.values import is_number, is_whole
 
 # Far above any real config, and little enough to look at without harm.
 LARGEST_CONFIG = 2**24
@@ -114,7 +115,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is bool:
         return value is None or isinstance(value, bool)
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+        return is_whole(value) and abs(value) < 2**63
     if hint is float:
         return is_number(value)
     if hint is str:

@@ -8,11 +8,12 @@ from peft import PeftType
 from ttlora.adapters.header import TensorInfo
 from ttlora.compat import look_up
 from ttlora.tuners.bottleneck.config import BOTTLENECK, resolve_trains
-from ttlora.tuners.checks import is_number, is_size
+from ttlora.tuners.checks import is_size
 from ttlora.tuners.loretta_rep.config import LORETTA_REP
 from ttlora.tuners.loretta_rep.config import resolve_update as resolve_loretta_rep
 from ttlora.tuners.tt_lora import saved_update
 from ttlora.tuners.tt_lora.config import TTLORA
+from ttlora.values import is_number
 
 # Tensors of a module by what follows its name in the file.
 Parts = Mapping[str, TensorInfo]

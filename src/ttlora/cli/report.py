@@ -13,10 +13,10 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from ttlora.report.comparison import Comparison
+    from ttlora.report.comparison import ModelTable
     from ttlora.report.report import Report
     from ttlora.report.rows import Mean, Row
-    from ttlora.report.tables import Entry, Table
+    from ttlora.report.tables import Cell, Table
 
 MOST_OF_A_LABEL = 36
 
@@ -101,7 +101,7 @@ def _part(table: Table, columns: Sequence[int], widths: Sequence[int]) -> RichTa
     return part
 
 
-def _stacked(entry: Entry) -> str:
+def _stacked(entry: Cell) -> str:
     """The spread under its mean, so that many tasks fit beside each other."""
     return entry.text.replace(" ± ", "\n±")
 
@@ -130,7 +130,7 @@ def _as_json(written: Report) -> dict[str, Any]:
     }
 
 
-def _row_as_json(comparison: Comparison, row: Row) -> dict[str, Any]:
+def _row_as_json(comparison: ModelTable, row: Row) -> dict[str, Any]:
     return {
         "label": row.label,
         "method": row.method,

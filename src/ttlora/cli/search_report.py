@@ -12,7 +12,7 @@ from ttlora.cli.report import parts
 
 if TYPE_CHECKING:
     from ttlora.report.search.report import SearchReport
-    from ttlora.report.search.trials import Trial
+    from ttlora.report.search.trials import TrialResult
 
 
 def print_search_report(written: SearchReport) -> None:
@@ -70,7 +70,7 @@ def search_report_as_json(written: SearchReport) -> dict[str, Any]:
     }
 
 
-def _trial_as_json(written: SearchReport, trial: Trial) -> dict[str, Any]:
+def _trial_as_json(written: SearchReport, trial: TrialResult) -> dict[str, Any]:
     return {
         "trial": trial.name,
         "settings": {name: trial.settings.get(name) for name in written.search.shown},

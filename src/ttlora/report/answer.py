@@ -3,13 +3,13 @@
 import math
 from dataclasses import dataclass
 
-from ttlora.report.comparison import Comparison
+from ttlora.report.comparison import ModelTable
 from ttlora.report.formats import counted, format_factor, format_mean, format_range, format_seconds, format_size
 from ttlora.report.rows import Column, Row
 
 
 @dataclass(frozen=True)
-class Answer:
+class ModelAnswer:
     """What one base model's runs say.
 
     Attributes:
@@ -23,7 +23,7 @@ class Answer:
     fast: str
 
 
-def answer(comparison: Comparison) -> Answer:
+def answer(comparison: ModelTable) -> ModelAnswer:
     """Sum a comparison up.
 
     The best TT-LoRA is spoken of, or the best method where there is none; it is measured against the best LoRA, or the
@@ -32,18 +32,18 @@ def answer(comparison: Comparison) -> Answer:
     subject = comparison.ours[0] if comparison.ours else _best(comparison, comparison.rows)
     others = [row for row in comparison.rows if row.method != subject.method]
     baseline = _best(comparison, [row for row in others if row.method == "lora"] or others) if others else None
-    return Answer(
+    return ModelAnswer(
         _good(comparison, subject, baseline),
         _small(comparison, subject, baseline),
         _fast(comparison, subject, baseline),
     )
 
 
-def _best(comparison: Comparison, rows: list[Row] | tuple[Row, ...]) -> Row:
+def _best(comparison: ModelTable, rows: list[Row] | tuple[Row, ...]) -> Row:
     return max(rows, key=comparison.merit)
 
 
-def _good(comparison: Comparison, subject: Row, baseline: Row | None) -> str:
+def _good(comparison: ModelTable, subject: Row, baseline: Row | None) -> str:
     missing = "" if comparison.ours else "There is no run of TT-LoRA. "
     mine = comparison.average(subject)
     if mine is None:
@@ -70,12 +70,12 @@ def _good(comparison: Comparison, subject: Row, baseline: Row | None) -> str:
     return f"{sentence}; {'; '.join(parts)}." if parts else f"{sentence}."
 
 
-def _shown(comparison: Comparison, row: Row) -> float:
+def _shown(comparison: ModelTable, row: Row) -> float:
     average = comparison.average(row)
     return -math.inf if average is None else round(100 * average.value, 2)
 
 
-def _distance(comparison: Comparison, subject: Row, other: Row) -> str:
+def _distance(comparison: ModelTable, subject: Row, other: Row) -> str:
     """How far a row is from another, and whether the seeds can tell."""
     mine, theirs = comparison.average(subject), comparison.average(other)
     assert mine is not None, "the subject has an average"
@@ -92,7 +92,7 @@ def _distance(comparison: Comparison, subject: Row, other: Row) -> str:
     return f"{abs(gap):.2f} points {direction} {other.label} ({format_mean(theirs)}){doubt}"
 
 
-def _small(comparison: Comparison, subject: Row, baseline: Row | None) -> str:
+def _small(comparison: ModelTable, subject: Row, baseline: Row | None) -> str:
     head = f"the head has {format_range(subject.head_parameters)} more"
     if not subject.parameters:
         return f"{subject.label} trains no adapter; {head}."
@@ -117,7 +117,7 @@ def _small(comparison: Comparison, subject: Row, baseline: Row | None) -> str:
     return f"{sentence}."
 
 
-def _fast(comparison: Comparison, subject: Row, baseline: Row | None) -> str:
+def _fast(comparison: ModelTable, subject: Row, baseline: Row | None) -> str:
     columns = _shared(comparison, subject, baseline)
     mine = subject.seconds_per_step(columns)
     sentence = f"A training step of {subject.label} takes {format_seconds(mine)}"
@@ -142,7 +142,7 @@ def _beside(mine: float, theirs: float, baseline: Row) -> str:
     return f", {abs(percent)} % {more} than one of {baseline.label} ({format_seconds(theirs)})"
 
 
-def _shared(comparison: Comparison, subject: Row, baseline: Row | None) -> list[Column]:
+def _shared(comparison: ModelTable, subject: Row, baseline: Row | None) -> list[Column]:
     return [column for column in subject.cells if baseline is None or column in baseline.cells]
 
 

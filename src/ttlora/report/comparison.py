@@ -37,7 +37,7 @@ MOST_REFERENCES = 3
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ModelTable:
     """The table of one base model.
 
     Attributes:
@@ -120,7 +120,7 @@ class Comparison:
         return -round(mean.value, 2) if column is not None and column.lower_is_better else round(100 * mean.value, 2)
 
 
-def compare(runs: Iterable[Run]) -> list[Comparison]:
+def compare(runs: Iterable[Run]) -> list[ModelTable]:
     """A table for each base model, by the models' names.
 
     Args:
@@ -135,7 +135,7 @@ def compare(runs: Iterable[Run]) -> list[Comparison]:
     ]
 
 
-def _compare(model: str, name: str, runs: Sequence[Run]) -> Comparison:
+def _compare(model: str, name: str, runs: Sequence[Run]) -> ModelTable:
     columns = task_columns(runs)
     rows = []
     for label, group in group_by_settings(runs).items():
@@ -155,7 +155,7 @@ def _compare(model: str, name: str, runs: Sequence[Run]) -> Comparison:
             )
         )
     rows.sort(key=lambda row: (row.method == OURS, -row.parameters, row.label))
-    return Comparison(model, name, tuple(columns.values()), tuple(rows))
+    return ModelTable(model, name, tuple(columns.values()), tuple(rows))
 
 
 def task_columns(runs: Sequence[Run]) -> dict[tuple[str, str], Column]:

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ttlora.errors import printable
-from ttlora.report.comparison import OURS, Comparison
+from ttlora.report.comparison import OURS, ModelTable
 from ttlora.report.drawing import Mark, Picture, chosen, label_of, marks, new_figure, render, shown_rows
 from ttlora.report.formats import format_metric
 from ttlora.report.rows import Column, Row
@@ -20,7 +20,7 @@ MOST_POINTS = 20
 Curve = Sequence[tuple[float, float]]
 
 
-def draw_curves(comparison: Comparison, prefix: str) -> list[Picture]:
+def draw_curves(comparison: ModelTable, prefix: str) -> list[Picture]:
     """A figure of scores and one of training losses, a panel a task; none where the runs have no logs.
 
     Args:
@@ -74,7 +74,7 @@ def _thinned(curve: Curve) -> Curve:
 
 
 def _draw(
-    comparison: Comparison,
+    comparison: ModelTable,
     curves: Mapping[Column, Mapping[Row, Curve]],
     heights: Mapping[Column, str],
     name: str,

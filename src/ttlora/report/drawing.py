@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 from ttlora.errors import printable
-from ttlora.report.comparison import OURS, Comparison
+from ttlora.report.comparison import OURS, ModelTable
 from ttlora.report.rows import Row
 
 MOST_LABELS = 16
@@ -106,7 +106,7 @@ def render(figure: Figure, name: str, title: str, description: str) -> Picture:
     return Picture(name, title, description, text, png.getvalue())
 
 
-def marks(comparison: Comparison) -> Mapping[Row, Mark]:
+def marks(comparison: ModelTable) -> Mapping[Row, Mark]:
     """A mark for each row."""
     found: dict[Row, Mark] = {}
     for index, row in enumerate(comparison.ours):
@@ -124,17 +124,17 @@ def label_of(row: Row) -> str:
     return label if len(label) <= LONGEST_LABEL else f"{label[: LONGEST_LABEL - 17]}…{label[-16:]}"
 
 
-def shown_rows(comparison: Comparison) -> tuple[Row, ...]:
+def shown_rows(comparison: ModelTable) -> tuple[Row, ...]:
     """The rows that a figure has room to name: all, or the best settings of each method."""
     return comparison.rows if len(comparison.rows) <= MOST_LABELS else comparison.best_settings
 
 
-def chosen(comparison: Comparison) -> str:
+def chosen(comparison: ModelTable) -> str:
     """What a figure's description adds where it has no room for all rows."""
     return "" if len(shown_rows(comparison)) == len(comparison.rows) else " Of each method, the best of its settings."
 
 
-def average_label(comparison: Comparison) -> str:
+def average_label(comparison: ModelTable) -> str:
     """What the average score is, for an axis."""
     if len(comparison.averaged) == 1:
         column = comparison.averaged[0]

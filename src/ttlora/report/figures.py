@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
-from ttlora.report.comparison import OURS, Comparison
+from ttlora.report.comparison import OURS, ModelTable
 from ttlora.report.curves import draw_curves
 from ttlora.report.drawing import (
     COLOURS,
@@ -38,7 +38,7 @@ HEIGHTS = (4.2, 5.4, 7.0)
 QUIET = "#666666"
 
 
-def draw_figures(comparison: Comparison, prefix: str = "") -> list[Picture]:
+def draw_figures(comparison: ModelTable, prefix: str = "") -> list[Picture]:
     """Every figure for which the comparison has something to show.
 
     Args:
@@ -56,7 +56,7 @@ def draw_figures(comparison: Comparison, prefix: str = "") -> list[Picture]:
     return [picture for picture in pictures if picture is not None]
 
 
-def _score_by_parameters(comparison: Comparison, prefix: str) -> Picture | None:
+def _score_by_parameters(comparison: ModelTable, prefix: str) -> Picture | None:
     """The paper's Fig. 1; it grows until every label has a place."""
     scores = _scores(comparison)
     if not any(row.parameters > 0 for row, _ in scores):
@@ -74,12 +74,12 @@ def _score_by_parameters(comparison: Comparison, prefix: str) -> Picture | None:
     )
 
 
-def _scores(comparison: Comparison) -> list[tuple[Row, Mean]]:
+def _scores(comparison: ModelTable) -> list[tuple[Row, Mean]]:
     averages = [(row, comparison.average(row)) for row in comparison.rows]
     return [(row, mean) for row, mean in averages if mean is not None]
 
 
-def _scatter(figure: Figure, comparison: Comparison, scores: Sequence[tuple[Row, Mean]]) -> bool:
+def _scatter(figure: Figure, comparison: ModelTable, scores: Sequence[tuple[Row, Mean]]) -> bool:
     axes = figure.add_subplot()
     mark, named = marks(comparison), shown_rows(comparison)
     labels, bars = [], []
@@ -137,7 +137,7 @@ def _draw_headline(axes: Axes, scores: Sequence[tuple[Row, Mean]], points: Seque
     return [boxes[-1], Bbox.from_extents(line.x0, height - 1, line.x1, height + 1)]
 
 
-def _storage(comparison: Comparison, prefix: str) -> Picture | None:
+def _storage(comparison: ModelTable, prefix: str) -> Picture | None:
     """The paper's Fig. 4."""
     rows = sorted((row for row in shown_rows(comparison) if row.parameters > 0), key=lambda row: row.parameters)
     if not rows:
@@ -173,7 +173,7 @@ def _name_rows(axes: Axes, rows: Sequence[Row]) -> None:
             text.set(weight="bold", color=_text_colour(row))
 
 
-def _score_by_alpha(comparison: Comparison, prefix: str) -> Picture | None:
+def _score_by_alpha(comparison: ModelTable, prefix: str) -> Picture | None:
     """The paper's Fig. 5, for TT-LoRA or else for a method that was run with several α."""
     rows = {
         method: [(row, mean, alpha) for row, mean, alpha in _with_alpha(comparison) if row.method == method]
@@ -204,7 +204,7 @@ def _score_by_alpha(comparison: Comparison, prefix: str) -> Picture | None:
     )
 
 
-def _with_alpha(comparison: Comparison) -> list[tuple[Row, Mean, float]]:
+def _with_alpha(comparison: ModelTable) -> list[tuple[Row, Mean, float]]:
     points = []
     for row, mean in _scores(comparison):
         try:
@@ -214,7 +214,7 @@ def _with_alpha(comparison: Comparison) -> list[tuple[Row, Mean, float]]:
     return [point for point in points if point[0].parameters > 0]
 
 
-def _speed_and_memory(comparison: Comparison, prefix: str) -> Picture:
+def _speed_and_memory(comparison: ModelTable, prefix: str) -> Picture:
     rows = shown_rows(comparison)[::-1]
     figure = new_figure(7.0, 1.0 + 0.27 * len(rows))
     left, right = figure.subplots(1, 2, sharey=True)

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from ttlora.report.answer import Answer
-from ttlora.report.comparison import OURS, Comparison
+from ttlora.report.answer import ModelAnswer
+from ttlora.report.comparison import OURS, ModelTable
 from ttlora.report.drawing import Picture
 from ttlora.report.formats import counted
 from ttlora.report.rows import Mean
@@ -13,8 +13,8 @@ from ttlora.report.template import render_template
 
 
 def render_page(
-    comparisons: Sequence[Comparison],
-    answers: Sequence[Answer],
+    comparisons: Sequence[ModelTable],
+    answers: Sequence[ModelAnswer],
     pictures: Sequence[Sequence[Picture]],
     failures: Sequence[Failure],
     notes: Sequence[str],
@@ -57,13 +57,13 @@ def render_page(
     )
 
 
-def _title(comparisons: Sequence[Comparison]) -> str:
+def _title(comparisons: Sequence[ModelTable]) -> str:
     methods = len({row.label for comparison in comparisons for row in comparison.rows})
     models = comparisons[0].name if len(comparisons) == 1 else counted(len(comparisons), "model")
     return f"{counted(methods, 'method')} on {models}"
 
 
-def _subtitle(comparisons: Sequence[Comparison], failures: Sequence[Failure]) -> str:
+def _subtitle(comparisons: Sequence[ModelTable], failures: Sequence[Failure]) -> str:
     runs = [run for comparison in comparisons for row in comparison.rows for run in row.runs]
     tasks = list(dict.fromkeys(column.name for comparison in comparisons for column in comparison.columns))
     seeds = len({run.record.seed for run in runs})

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ttlora.report.answer import Answer, answer
-from ttlora.report.comparison import Comparison, compare
+from ttlora.report.answer import ModelAnswer, answer
+from ttlora.report.comparison import ModelTable, compare
 from ttlora.report.figures import FIGURE_NAMES, draw_figures
 from ttlora.report.folder import ReportFolder
 from ttlora.report.page import render_page
@@ -31,8 +31,8 @@ class Report:
 
     output: Path
     files: tuple[Path, ...]
-    comparisons: tuple[Comparison, ...]
-    answers: tuple[Answer, ...]
+    comparisons: tuple[ModelTable, ...]
+    answers: tuple[ModelAnswer, ...]
     failures: tuple[Failure, ...]
     notes: tuple[str, ...]
 
@@ -67,7 +67,7 @@ def write_report(results: Sequence[str | Path], output: str | Path) -> Report:
     return Report(folder.path, files, tuple(comparisons), tuple(answers), found.failures, notes)
 
 
-def _prefixes(comparisons: Sequence[Comparison]) -> list[str]:
+def _prefixes(comparisons: Sequence[ModelTable]) -> list[str]:
     """The models' names as beginnings of file names, no two alike."""
     prefixes: list[str] = []
     for comparison in comparisons:

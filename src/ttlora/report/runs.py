@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 
 from ttlora.errors import UserError, printable
 from ttlora.record import Record
-from ttlora.values import is_number as is_finite
+from ttlora.values import is_number
 
 RESULT = "result.json"
 FAILED = "failed.json"
@@ -102,15 +102,15 @@ def find_runs(results: Sequence[str | Path]) -> Found:
     return Found(tuple(runs), tuple(failures), tuple(damaged))
 
 
-def is_number(value: object) -> TypeGuard[int | float]:
+def is_drawable(value: object) -> TypeGuard[int | float]:
     """Whether a value is a number that can be drawn."""
-    return is_finite(value) and abs(value) <= LARGEST_NUMBER
+    return is_number(value) and abs(value) <= LARGEST_NUMBER
 
 
 def _require_drawable(path: Path, record: Record) -> None:
     numbers = {"validation_loss": record.validation_loss, "train_seconds": record.train_seconds}
     for name, value in {**record.metrics, **numbers, "seconds_per_step": record.seconds_per_step}.items():
-        if not is_number(value):
+        if not is_drawable(value):
             raise ValueError(f"{path} is no result record: {name}={value!r} is more than any run measures")
 
 
@@ -161,13 +161,13 @@ def _read_log(path: Path) -> tuple[Mapping[str, float], ...]:
     _require_small(path)
     entries = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
     for entry in entries:
-        if not isinstance(entry, dict) or not is_number(entry.get("epoch")):
+        if not isinstance(entry, dict) or not is_drawable(entry.get("epoch")):
             raise ValueError(f"{printable(str(entry), 60)} names no epoch")
     return tuple(_numbers(entry) for entry in entries)
 
 
 def _numbers(entry: Mapping[str, Any]) -> Mapping[str, float]:
-    return {name: value for name, value in entry.items() if is_number(value)}
+    return {name: value for name, value in entry.items() if is_drawable(value)}
 
 
 def _nothing(results: Iterable[str | Path], failures: Sequence[Failure], damaged: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from ttlora.report.comparison import Comparison
+from ttlora.report.comparison import ModelTable
 from ttlora.report.formats import (
     counted,
     format_factor,
@@ -24,7 +24,7 @@ NOTHING = "–"
 
 
 @dataclass(frozen=True)
-class Entry:
+class Cell:
     """A cell as text; its value is what it is sorted by."""
 
     text: str
@@ -37,10 +37,10 @@ class Table:
     """A table as text; its first column names the methods."""
 
     headings: tuple[str, ...]
-    rows: tuple[tuple[Entry, ...], ...]
+    rows: tuple[tuple[Cell, ...], ...]
 
 
-def score_table(comparison: Comparison) -> Table:
+def score_table(comparison: ModelTable) -> Table:
     """The layout of the paper's Tables I and II: parameters, a column a task, the average, and how many times the
     parameters of each reference.
     """
@@ -50,12 +50,12 @@ def score_table(comparison: Comparison) -> Table:
     for row in comparison.rows:
         scores = [_entry(comparison, row, column, same) for column in comparison.columns]
         average = _entry(comparison, row, None, same)
-        factors = [Entry(factor_text(row, reference)) for reference in comparison.references]
-        rows.append((Entry(row.label), Entry(f"{row.parameters:,}"), *scores, average, *factors))
+        factors = [Cell(factor_text(row, reference)) for reference in comparison.references]
+        rows.append((Cell(row.label), Cell(f"{row.parameters:,}"), *scores, average, *factors))
     return Table((*headings, *(f"size / {reference.label}" for reference in comparison.references)), tuple(rows))
 
 
-def cost_table(comparison: Comparison) -> Table:
+def cost_table(comparison: ModelTable) -> Table:
     """What each method costs: head, storage, time and memory."""
     headings = ("method", "head parameters", "adapter, 16 bit", "saved, with head", "step", "training", "peak memory")
     rows = []
@@ -63,19 +63,19 @@ def cost_table(comparison: Comparison) -> Table:
         saved = max(run.record.adapter_bytes for run in row.runs)
         step, training = row.seconds_per_step(comparison.averaged), fmean(run.record.train_seconds for run in row.runs)
         entries = (
-            Entry(row.label),
-            Entry(format_range(row.head_parameters), value=row.head_parameters[1]),
-            Entry(format_size(row.storage) if row.parameters else NOTHING, value=row.storage),
-            Entry(format_size(saved), value=saved),
-            Entry(format_seconds(step), value=step),
-            Entry(format_seconds(training), value=training),
-            Entry(format_size(row.peak_memory), value=row.peak_memory),
+            Cell(row.label),
+            Cell(format_range(row.head_parameters), value=row.head_parameters[1]),
+            Cell(format_size(row.storage) if row.parameters else NOTHING, value=row.storage),
+            Cell(format_size(saved), value=saved),
+            Cell(format_seconds(step), value=step),
+            Cell(format_seconds(training), value=training),
+            Cell(format_size(row.peak_memory), value=row.peak_memory),
         )
         rows.append(entries)
     return Table(headings, tuple(rows))
 
 
-def explanations(comparison: Comparison) -> list[str]:
+def explanations(comparison: ModelTable) -> list[str]:
     """What one has to know to read the score table, a sentence each."""
     seeds = same_seeds(comparison)
     metrics = ", ".join(f"{column.name} {format_metric(column)}" for column in comparison.columns)
@@ -91,7 +91,7 @@ def explanations(comparison: Comparison) -> list[str]:
     return [*sentences, *(f"{reason}." for reason in comparison.not_averaged)]
 
 
-def same_seeds(comparison: Comparison) -> int | None:
+def same_seeds(comparison: ModelTable) -> int | None:
     """The number of seeds of every cell, if it is the same."""
     counts = {len(runs) for row in comparison.rows for runs in row.cells.values()}
     return counts.pop() if len(counts) == 1 else None
@@ -108,11 +108,11 @@ def failure_table(failures: Sequence[Failure]) -> Table:
     """The runs that failed, and why."""
     headings = ("method", "model", "task", "seed", "folder", "error")
     rows = ((one.method, one.model, one.task, one.seed, one.folder, one.error) for one in failures)
-    return Table(headings, tuple(tuple(map(Entry, row)) for row in rows))
+    return Table(headings, tuple(tuple(map(Cell, row)) for row in rows))
 
 
 def to_markdown(
-    comparisons: Sequence[Comparison], answers: Sequence[Sequence[str]], failures: Sequence[Failure]
+    comparisons: Sequence[ModelTable], answers: Sequence[Sequence[str]], failures: Sequence[Failure]
 ) -> str:
     """All tables of a report.
 
@@ -131,7 +131,7 @@ def to_markdown(
     return "\n\n".join(parts) + "\n"
 
 
-def to_csv(comparisons: Sequence[Comparison]) -> str:
+def to_csv(comparisons: Sequence[ModelTable]) -> str:
     """The score tables in one, a row a method; scores as in the table, sizes in bytes, times in seconds."""
     return csv_text([_csv_row(comparison, row) for comparison in comparisons for row in comparison.rows])
 
@@ -147,12 +147,12 @@ def csv_text(rows: Sequence[Mapping[str, str]]) -> str:
     return text.getvalue()
 
 
-def _entry(comparison: Comparison, row: Row, column: Column | None, same: bool) -> Entry:
+def _entry(comparison: ModelTable, row: Row, column: Column | None, same: bool) -> Cell:
     mean = comparison.average(row) if column is None else row.score(column)
     if mean is None:
-        return Entry(NOTHING)
+        return Cell(NOTHING)
     scale = 100 if column is None else column.scale
-    return Entry(format_mean(mean, scale, with_count=not same), comparison.is_best(row, column))
+    return Cell(format_mean(mean, scale, with_count=not same), comparison.is_best(row, column))
 
 
 def markdown_table(table: Table) -> str:
@@ -179,7 +179,7 @@ def escaped(text: str) -> str:
     return re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", text)
 
 
-def _csv_row(comparison: Comparison, row: Row) -> dict[str, str]:
+def _csv_row(comparison: ModelTable, row: Row) -> dict[str, str]:
     cells = {
         "model": comparison.name,
         "method": row.label,

@@ -19,7 +19,7 @@ GENERATOR = "ttlora report"
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PrintedRecipe:
     """A recipe with its versions, and the seeds that ran it."""
 
     seeds: tuple[int, ...]
@@ -54,14 +54,14 @@ def render_template(name: str, **content: Any) -> str:
     return environment.get_template(name).render(**content)
 
 
-def _recipes(runs: Sequence[Run]) -> list[Recipe]:
+def _recipes(runs: Sequence[Run]) -> list[PrintedRecipe]:
     """The recipes of some runs; those that differ in seed and output alone are told once."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         rest = {key: value for key, value in run.record.recipe.items() if key not in ("seed", "output")}
         groups.setdefault(json.dumps([run.record.task, rest, run.record.versions]), []).append(run)
     return [
-        Recipe(
+        PrintedRecipe(
             tuple(run.record.seed for run in group),
             group[0].record.task,
             dump(group[0].record.recipe),

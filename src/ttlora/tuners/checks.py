@@ -1,7 +1,6 @@
 """What every adapter checks: its config, which may come from anywhere, and the layers that it is put on."""
 
 import inspect
-import math
 import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -11,6 +10,8 @@ from peft.utils import PeftType, TaskType, resolve_quantization_backend
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from ttlora.values import is_whole
+
 LARGEST_ORDER = 256
 # Characters of a value in a message: a config from outside may hold megabytes.
 LONGEST_VALUE = 100
@@ -18,17 +19,7 @@ LONGEST_VALUE = 100
 
 def is_size(value: object) -> bool:
     """Whether a value can be a dim, a rank or the side of a matrix."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
-
-
-def is_number(value: object) -> bool:
-    """Whether a value is a finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer beyond all floats
-        return False
+    return is_whole(value) and 0 < value < 2**31
 
 
 def is_name_list(value: object) -> bool:

@@ -9,7 +9,7 @@ from report.records import RECIPE, make_record, write_run
 from ttlora.record import Record
 from ttlora.report.comparison import task_columns
 from ttlora.report.runs import Run
-from ttlora.report.search.trials import Search, Trial, read_search
+from ttlora.report.search.trials import SearchResult, TrialResult, read_search
 
 EPOCHS = 8
 SHAPES = (
@@ -23,17 +23,17 @@ SHAPES = (
 
 def make_trial(
     parameters: int = 1000, score: float = 0.8, loss: float = 0.4, name: str = "trial", **changes: Any
-) -> Trial:
+) -> TrialResult:
     """A trial in memory; changes are keys of its record, or settings, or its log."""
     log, keys = changes.pop("log", ()), _keys(changes)
     record = make_record(Path(name), score, adapter_parameters=parameters, validation_loss=loss, **keys)
-    return Trial(name, Run(record, Path(name, "result.json"), 0.0, tuple(log)))
+    return TrialResult(name, Run(record, Path(name, "result.json"), 0.0, tuple(log)))
 
 
-def make_search(*trials: Trial) -> Search:
+def make_search(*trials: TrialResult) -> SearchResult:
     """A search in memory."""
     (column,) = task_columns([trial.run for trial in trials]).values()
-    return Search("bert", column, tuple(sorted(trials, key=lambda trial: trial.loss)), (), ())
+    return SearchResult("bert", column, tuple(sorted(trials, key=lambda trial: trial.loss)), (), ())
 
 
 def write_trial(folder: Path, name: str, score: float = 0.8, loss: float = 0.4, **changes: Any) -> Path:
@@ -42,7 +42,7 @@ def write_trial(folder: Path, name: str, score: float = 0.8, loss: float = 0.4, 
     return write_run(folder, name, score, log=log, validation_loss=loss, **_keys(changes))
 
 
-def write_search(folder: Path, count: int, seed: int = 0, **changes: Any) -> Search:
+def write_search(folder: Path, count: int, seed: int = 0, **changes: Any) -> SearchResult:
     """Write trials whose loss depends on the learning rate most, then on the rank, of which many are stopped early."""
     chance = random.Random(seed)
     for number in range(count):

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from ttlora.report.formats import counted, format_duration, format_factor, format_metric, format_size
 from ttlora.report.search.pareto import highest, smallest_reaching, smallest_within_a_point
-from ttlora.report.search.trials import Search, Trial
+from ttlora.report.search.trials import SearchResult, TrialResult
 
 
 @dataclass(frozen=True)
-class Answer:
+class SearchAnswer:
     """What the trials say.
 
     Attributes:
@@ -22,17 +22,17 @@ class Answer:
         effort: Trials and time.
     """
 
-    best: Trial
-    highest: Trial
-    smallest: Trial
+    best: TrialResult
+    highest: TrialResult
+    smallest: TrialResult
     target: float | None
-    reaching: Trial | None
+    reaching: TrialResult | None
     good: str
     small: str
     effort: str
 
 
-def answer(search: Search, target: float | None) -> Answer:
+def answer(search: SearchResult, target: float | None) -> SearchAnswer:
     """Sum a search up.
 
     Args:
@@ -42,7 +42,7 @@ def answer(search: Search, target: float | None) -> Answer:
     best, top = search.trials[0], highest(search.trials)
     smallest = smallest_within_a_point(search.trials)
     reaching = None if target is None else smallest_reaching(search.trials, target)
-    return Answer(
+    return SearchAnswer(
         best,
         top,
         smallest,
@@ -54,7 +54,7 @@ def answer(search: Search, target: float | None) -> Answer:
     )
 
 
-def _good(search: Search, best: Trial, top: Trial) -> str:
+def _good(search: SearchResult, best: TrialResult, top: TrialResult) -> str:
     where = f"on {search.column.name} ({format_metric(search.column)})"
     sentence = (
         f"Trial {best.name} has the lowest validation loss, {best.loss:.4f}: {search.describe(best)}{_cut(best)}."
@@ -68,7 +68,7 @@ def _good(search: Search, best: Trial, top: Trial) -> str:
     )
 
 
-def _small(search: Search, smallest: Trial, top: Trial) -> str:
+def _small(search: SearchResult, smallest: TrialResult, top: TrialResult) -> str:
     near = "1 %" if search.column.lower_is_better else "one point"
     if smallest.parameters == top.parameters:
         return (
@@ -85,7 +85,7 @@ def _small(search: Search, smallest: Trial, top: Trial) -> str:
     )
 
 
-def _target(search: Search, reaching: Trial | None, target: float | None) -> str:
+def _target(search: SearchResult, reaching: TrialResult | None, target: float | None) -> str:
     if target is None:
         return ""
     asked = f"the target of {search.column.scale * target:,.2f}"
@@ -97,7 +97,7 @@ def _target(search: Search, reaching: Trial | None, target: float | None) -> str
     )
 
 
-def _effort(search: Search) -> str:
+def _effort(search: SearchResult) -> str:
     ended = sum(not trial.record.stopped_early for trial in search.trials)
     counts = [
         f"{ended:,} ran to the end",
@@ -109,10 +109,10 @@ def _effort(search: Search) -> str:
     return f"{total}: {', '.join(counts)}. {format_duration(seconds)} of training in total."
 
 
-def _sized(trial: Trial) -> str:
+def _sized(trial: TrialResult) -> str:
     return f"{counted(trial.parameters, 'parameter')} ({format_size(trial.storage)} in 16 bit)"
 
 
-def _cut(trial: Trial) -> str:
+def _cut(trial: TrialResult) -> str:
     record = trial.record
     return f" (stopped after epoch {record.epochs} of {record.planned_epochs})" if record.stopped_early else ""

@@ -5,12 +5,12 @@ from matplotlib.ticker import MaxNLocator
 
 from ttlora.report.drawing import COLOURS, OUR_COLOUR, Picture, new_figure, render
 from ttlora.report.search.panels import loss_axis
-from ttlora.report.search.trials import Search, Trial
+from ttlora.report.search.trials import SearchResult, TrialResult
 
 STOPPED_COLOUR = "#888888"
 
 
-def draw_curves(search: Search) -> list[Picture]:
+def draw_curves(search: SearchResult) -> list[Picture]:
     """The figure, or none where no trial has a log."""
     curves = {trial: curve for trial in search.trials if (curve := _curve(trial))}
     if not curves:
@@ -49,6 +49,6 @@ def draw_curves(search: Search) -> list[Picture]:
     ]
 
 
-def _curve(trial: Trial) -> list[tuple[float, float]]:
+def _curve(trial: TrialResult) -> list[tuple[float, float]]:
     losses = {entry["epoch"]: entry["validation_loss"] for entry in trial.run.log if "validation_loss" in entry}
     return sorted(losses.items())

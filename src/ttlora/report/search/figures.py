@@ -25,12 +25,12 @@ from ttlora.report.drawing import (
 )
 from ttlora.report.formats import format_metric
 from ttlora.report.labels import Label, place_labels
-from ttlora.report.runs import is_number
-from ttlora.report.search.answer import Answer
+from ttlora.report.runs import is_drawable
+from ttlora.report.search.answer import SearchAnswer
 from ttlora.report.search.curves import draw_curves
 from ttlora.report.search.importance import Importances
 from ttlora.report.search.panels import draw_importances, draw_losses, number_ticks
-from ttlora.report.search.trials import Search, Trial, number_text
+from ttlora.report.search.trials import SearchResult, TrialResult, number_text
 
 FIGURE_NAMES = ("pareto-front", "importance", "loss-by-setting", "loss-by-category", "validation-loss")
 MOST_ALPHAS = 8
@@ -40,7 +40,9 @@ RING = 12.0  # width of the ring around a marker that has a label, in points
 PLAIN = (COLOURS[0], MARKERS[0])
 
 
-def draw_figures(search: Search, front: Sequence[Trial], answer: Answer, importances: Importances) -> list[Picture]:
+def draw_figures(
+    search: SearchResult, front: Sequence[TrialResult], answer: SearchAnswer, importances: Importances
+) -> list[Picture]:
     """Every figure for which the search has something to show."""
     with drawing():
         return [
@@ -51,7 +53,7 @@ def draw_figures(search: Search, front: Sequence[Trial], answer: Answer, importa
         ]
 
 
-def _draw_front(search: Search, front: Sequence[Trial], answer: Answer) -> list[Picture]:
+def _draw_front(search: SearchResult, front: Sequence[TrialResult], answer: SearchAnswer) -> list[Picture]:
     """The paper's Fig. 5 with the front in it."""
     trials = [trial for trial in search.trials if trial.parameters > 0]
     if not trials:
@@ -91,7 +93,7 @@ def _draw_front(search: Search, front: Sequence[Trial], answer: Answer) -> list[
     ]
 
 
-def _set_axes(axes: Axes, search: Search, trials: Sequence[Trial], target: float | None) -> None:
+def _set_axes(axes: Axes, search: SearchResult, trials: Sequence[TrialResult], target: float | None) -> None:
     least, most = min(trial.parameters for trial in trials) / 1.7, max(trial.parameters for trial in trials) * 1.7
     axes.set_xscale("log")
     axes.set_xlim(least, most)
@@ -104,21 +106,21 @@ def _set_axes(axes: Axes, search: Search, trials: Sequence[Trial], target: float
     axes.set_ylabel(f"{search.column.name}: {format_metric(search.column)}")
 
 
-def _height(search: Search, trial: Trial) -> float:
+def _height(search: SearchResult, trial: TrialResult) -> float:
     return search.column.scale * trial.score
 
 
-def _draw_trials(figure: Figure, axes: Axes, search: Search, trials: Sequence[Trial]) -> list[Line2D]:
+def _draw_trials(figure: Figure, axes: Axes, search: SearchResult, trials: Sequence[TrialResult]) -> list[Line2D]:
     """Draw the markers, and explain their colours.
 
     Returns:
         Keys for what else the figure shows.
     """
-    alphas = sorted({float(alpha) for trial in trials if is_number(alpha := trial.settings.get("alpha"))})
+    alphas = sorted({float(alpha) for trial in trials if is_drawable(alpha := trial.settings.get("alpha"))})
     looks = _looks(figure, axes, alphas) if len(alphas) > 1 else {}
     for trial in trials:
         alpha = trial.settings.get("alpha")
-        colour, marker = looks.get(float(alpha), PLAIN) if is_number(alpha) else PLAIN
+        colour, marker = looks.get(float(alpha), PLAIN) if is_drawable(alpha) else PLAIN
         hollow = trial.record.stopped_early
         axes.plot(trial.parameters, _height(search, trial), marker, markersize=7, zorder=3,
                   markerfacecolor="none" if hollow else colour, markeredgecolor=colour if hollow else "white",
@@ -160,7 +162,7 @@ def _corners(axes: Axes, points: Sequence[tuple[float, float]]) -> list[tuple[fl
     return corners
 
 
-def _labels(search: Search, answer: Answer) -> list[Label]:
+def _labels(search: SearchResult, answer: SearchAnswer) -> list[Label]:
     near = "within 1 %" if search.column.lower_is_better else "within a point"
     names = [
         (answer.highest, "best score"),
@@ -168,7 +170,7 @@ def _labels(search: Search, answer: Answer) -> list[Label]:
         (answer.smallest, f"smallest {near}"),
         (answer.reaching, "smallest at target"),
     ]
-    texts: dict[Trial, list[str]] = {}
+    texts: dict[TrialResult, list[str]] = {}
     for trial, name in names:
         if trial is not None and trial.parameters > 0:
             texts.setdefault(trial, []).append(name)

@@ -11,8 +11,8 @@ from numpy import ndarray
 from sklearn.ensemble import RandomForestRegressor
 
 from ttlora.report.formats import counted
-from ttlora.report.runs import is_number
-from ttlora.report.search.trials import Search, Trial, differing, setting_text
+from ttlora.report.runs import is_drawable
+from ttlora.report.search.trials import SearchResult, TrialResult, differing, setting_text
 
 FEWEST_TRIALS = 8
 TREES = 200
@@ -51,7 +51,7 @@ class Importances:
     explanation: str
 
 
-def importances(search: Search) -> Importances:
+def importances(search: SearchResult) -> Importances:
     """The share of each setting in the variance of the validation loss.
 
     A random forest predicts the loss from the settings. A setting's share is half of what the R² of its out-of-bag
@@ -92,7 +92,7 @@ def importances(search: Search) -> Importances:
     return Importances(tuple(sorted(shares, key=lambda one: -one.share)), fit, f"{trust}. {how}")
 
 
-def _comparable(trials: Sequence[Trial]) -> tuple[int, list[Trial], list[float]]:
+def _comparable(trials: Sequence[TrialResult]) -> tuple[int, list[TrialResult], list[float]]:
     """The last epoch that at least half of the trials have reached, who has, and each one's lowest loss up to there."""
     reached = sorted((_reached(trial) for trial in trials), reverse=True)
     enough = max(math.ceil(len(trials) / 2), min(FEWEST_TRIALS, len(trials)))
@@ -102,12 +102,12 @@ def _comparable(trials: Sequence[Trial]) -> tuple[int, list[Trial], list[float]]
     return epoch, list(known), list(known.values())
 
 
-def _reached(trial: Trial) -> int:
+def _reached(trial: TrialResult) -> int:
     """To which epoch a trial's lowest loss is known: to the last planned one, if it ended by its own patience."""
     return trial.record.epochs if trial.record.stopped_early else trial.record.planned_epochs
 
 
-def _lowest_loss(trial: Trial, epoch: int) -> float | None:
+def _lowest_loss(trial: TrialResult, epoch: int) -> float | None:
     if trial.record.best_epoch <= epoch:
         return trial.loss
     losses = (
@@ -123,7 +123,7 @@ def _without_outliers(losses: Losses) -> Losses:
 
 def _columns(values: Sequence[Any]) -> Columns:
     """A setting as numbers: the logarithm of a number above 0, what makes up a shape, or a column a category."""
-    if all(is_number(value) for value in values):
+    if all(is_drawable(value) for value in values):
         numbers = np.array([[value] for value in values], float)
         return np.log(numbers) if numbers.min() > 0 else numbers
     shapes = [_shape(value) for value in values]
@@ -140,7 +140,7 @@ def _shape(value: Any) -> tuple[float, float, float] | None:
     """
     shapes = list(value.values()) if isinstance(value, dict) else [value]
     dims = [shape for shape in shapes if isinstance(shape, list) and shape]
-    if not dims or len(dims) < len(shapes) or not all(is_number(dim) and dim > 0 for shape in dims for dim in shape):
+    if not dims or len(dims) < len(shapes) or not all(is_drawable(dim) and dim > 0 for shape in dims for dim in shape):
         return None
     return max(map(len, dims)), math.log(max(map(max, dims))), math.log(sum(map(sum, dims)))
 

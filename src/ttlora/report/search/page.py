@@ -4,17 +4,17 @@ from collections.abc import Sequence
 
 from ttlora.report.drawing import Picture
 from ttlora.report.formats import counted
-from ttlora.report.search.answer import Answer
+from ttlora.report.search.answer import SearchAnswer
 from ttlora.report.search.importance import Importances
 from ttlora.report.search.tables import best_table, front_table, trial_table
-from ttlora.report.search.trials import Search, Trial
+from ttlora.report.search.trials import SearchResult, TrialResult
 from ttlora.report.template import render_template
 
 
 def render_page(
-    search: Search,
-    front: Sequence[Trial],
-    answer: Answer,
+    search: SearchResult,
+    front: Sequence[TrialResult],
+    answer: SearchAnswer,
     importances: Importances,
     pictures: Sequence[Picture],
     about: Sequence[str],
@@ -49,13 +49,13 @@ def render_page(
     )
 
 
-def _subtitle(search: Search) -> str:
+def _subtitle(search: SearchResult) -> str:
     seeds = sorted({trial.record.seed for trial in search.trials})
     failed = f", {len(search.failures):,} failed" if search.failures else ""
     seed = f"seed {seeds[0]}" if len(seeds) == 1 else counted(len(seeds), "seed")
     return f"{search.model}; {counted(len(search.trials), 'trial')} with a result{failed}; {seed}"
 
 
-def _numbers(search: Search, trials: Sequence[Trial]) -> list[int]:
+def _numbers(search: SearchResult, trials: Sequence[TrialResult]) -> list[int]:
     """The places of trials among all, which name their recipes on the page."""
     return [1 + search.trials.index(trial) for trial in trials]

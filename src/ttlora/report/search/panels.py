@@ -11,9 +11,9 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
 
 from ttlora.report.drawing import COLOURS, OUR_COLOUR, Picture, new_figure, render
-from ttlora.report.runs import is_number
+from ttlora.report.runs import is_drawable
 from ttlora.report.search.importance import Importances
-from ttlora.report.search.trials import Search, Trial, number_text, setting_text
+from ttlora.report.search.trials import SearchResult, TrialResult, number_text, setting_text
 
 MOST_CHOICES = 8
 MOST_CATEGORIES = 24
@@ -24,7 +24,7 @@ LARGE_RATIO = 4  # of the highest to the lowest loss, from which its axis is log
 GOLDEN = 0.6180339887498949
 
 
-def draw_importances(search: Search, importances: Importances) -> list[Picture]:
+def draw_importances(search: SearchResult, importances: Importances) -> list[Picture]:
     """Bars of importance, if the trials say anything about it."""
     if not importances.settings:
         return []
@@ -41,9 +41,11 @@ def draw_importances(search: Search, importances: Importances) -> list[Picture]:
     return [render(figure, "importance", "Importance of each setting", importances.explanation)]
 
 
-def draw_losses(search: Search) -> list[Picture]:
+def draw_losses(search: SearchResult) -> list[Picture]:
     """The validation loss against each setting: a panel for each that is a number, a strip for each value of others."""
-    numbers = [name for name in search.searched if all(is_number(trial.settings.get(name)) for trial in search.trials)]
+    numbers = [
+        name for name in search.searched if all(is_drawable(trial.settings.get(name)) for trial in search.trials)
+    ]
     categories = [name for name in search.searched if name not in numbers]
     text = (
         "One marker a trial, hollow if it was stopped early, a star for the lowest loss; "
@@ -82,7 +84,7 @@ def number_ticks(
     axis.set_minor_formatter(NullFormatter())
 
 
-def _draw_numbers(search: Search, names: Sequence[str], text: str) -> Picture:
+def _draw_numbers(search: SearchResult, names: Sequence[str], text: str) -> Picture:
     wide = 2 if len(names) == 4 else min(3, len(names))
     high = math.ceil(len(names) / wide)
     figure = new_figure(7.0, 2.5 * high if wide > 1 else 3.0)
@@ -99,7 +101,7 @@ def _draw_numbers(search: Search, names: Sequence[str], text: str) -> Picture:
     return render(figure, "loss-by-setting", "Validation loss against each setting", text)
 
 
-def _draw_number(axes: Axes, search: Search, name: str) -> None:
+def _draw_number(axes: Axes, search: SearchResult, name: str) -> None:
     """Choices at even distances, each trial a little beside its own; many values on an axis of numbers."""
     values = [trial.settings[name] for trial in search.trials]
     choices = sorted(set(values))
@@ -135,7 +137,7 @@ def _are_logarithmic(choices: Sequence[float]) -> bool:
     return abs(math.log(middle / low) / math.log(high / low) - 0.5) < abs(even - 0.5)
 
 
-def _draw_categories(search: Search, names: Sequence[str], text: str) -> Picture:
+def _draw_categories(search: SearchResult, names: Sequence[str], text: str) -> Picture:
     groups = [_by_category(search, name) for name in names]
     shown = [dict(list(group.items())[:MOST_CATEGORIES]) for group in groups]
     labels = [[textwrap.fill(category, LINE) for category in group] for group in shown]
@@ -161,15 +163,15 @@ def _draw_categories(search: Search, names: Sequence[str], text: str) -> Picture
     return render(figure, "loss-by-category", title, text + cut)
 
 
-def _by_category(search: Search, name: str) -> dict[str, list[Trial]]:
+def _by_category(search: SearchResult, name: str) -> dict[str, list[TrialResult]]:
     """The trials by the setting's value; the value with the lowest loss comes first."""
-    groups: dict[str, list[Trial]] = {}
+    groups: dict[str, list[TrialResult]] = {}
     for trial in search.trials:
         groups.setdefault(setting_text(trial.settings.get(name)), []).append(trial)
     return groups
 
 
-def _median(trials: Sequence[Trial]) -> float | None:
+def _median(trials: Sequence[TrialResult]) -> float | None:
     """Of those that ran to the end; stopped ones have their loss at another epoch."""
     losses = [trial.loss for trial in trials if not trial.record.stopped_early]
     return median(losses) if losses else None
@@ -180,7 +182,7 @@ def _aside(index: int) -> float:
     return 0.5 * ((index * GOLDEN) % 1 - 0.5)
 
 
-def _look(search: Search, trial: Trial) -> dict[str, Any]:
+def _look(search: SearchResult, trial: TrialResult) -> dict[str, Any]:
     if trial is search.trials[0]:
         return {"marker": "*", "markersize": 11, "color": OUR_COLOUR, "linestyle": "", "markeredgecolor": "white",
                 "zorder": 5}  # fmt: skip

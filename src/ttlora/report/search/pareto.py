@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Sequence
 
 from ttlora.report.rows import LOWER_IS_BETTER
-from ttlora.report.search.trials import Trial
+from ttlora.report.search.trials import TrialResult
 
 ONE_POINT = 0.01
 ROUNDING = 1e-9
 
 
-def front(trials: Iterable[Trial]) -> tuple[Trial, ...]:
+def front(trials: Iterable[TrialResult]) -> tuple[TrialResult, ...]:
     """The trials that none beats: no other is at most as large and at least as good, and better in one of the two.
 
     Args:
@@ -18,19 +18,19 @@ def front(trials: Iterable[Trial]) -> tuple[Trial, ...]:
     Returns:
         They by rising size and score; of equals, the one with the lower validation loss.
     """
-    kept: list[Trial] = []
+    kept: list[TrialResult] = []
     for trial in sorted(trials, key=_size):
         if not kept or trial.merit > kept[-1].merit:
             kept.append(trial)
     return tuple(kept)
 
 
-def highest(trials: Iterable[Trial]) -> Trial:
+def highest(trials: Iterable[TrialResult]) -> TrialResult:
     """The trial with the best score; of equals, the smallest."""
     return min(trials, key=lambda trial: (-trial.merit, *_size(trial)))
 
 
-def smallest_within_a_point(trials: Sequence[Trial]) -> Trial:
+def smallest_within_a_point(trials: Sequence[TrialResult]) -> TrialResult:
     """The smallest adapter whose score is at most a point (0.01) below the best, or 1 % where scores have no points."""
     best = highest(trials)
     slack = ONE_POINT if _has_points(best) else ONE_POINT * abs(best.merit)
@@ -38,7 +38,7 @@ def smallest_within_a_point(trials: Sequence[Trial]) -> Trial:
     return min((trial for trial in trials if trial.merit >= least), key=_size)
 
 
-def smallest_reaching(trials: Iterable[Trial], target: float) -> Trial | None:
+def smallest_reaching(trials: Iterable[TrialResult], target: float) -> TrialResult | None:
     """The smallest adapter whose score is the target or better; None: there is none.
 
     Args:
@@ -53,9 +53,9 @@ def smallest_reaching(trials: Iterable[Trial], target: float) -> Trial | None:
     return min(reaching, key=_size, default=None)
 
 
-def _has_points(trial: Trial) -> bool:
+def _has_points(trial: TrialResult) -> bool:
     return trial.record.primary_metric not in LOWER_IS_BETTER
 
 
-def _size(trial: Trial) -> tuple[int, float, float, str]:
+def _size(trial: TrialResult) -> tuple[int, float, float, str]:
     return trial.parameters, -trial.merit, trial.loss, trial.name

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ttlora.report.folder import ReportFolder
-from ttlora.report.search.answer import Answer, answer
+from ttlora.report.search.answer import SearchAnswer, answer
 from ttlora.report.search.figures import FIGURE_NAMES, draw_figures
 from ttlora.report.search.importance import Importances, importances
 from ttlora.report.search.page import render_page
 from ttlora.report.search.pareto import front
 from ttlora.report.search.tables import to_csv, to_markdown
-from ttlora.report.search.trials import Search, Trial, read_search
+from ttlora.report.search.trials import SearchResult, TrialResult, read_search
 from ttlora.whole_files import require_writable
 
 
@@ -30,9 +30,9 @@ class SearchReport:
 
     output: Path
     files: tuple[Path, ...]
-    search: Search
-    front: tuple[Trial, ...]
-    answer: Answer
+    search: SearchResult
+    front: tuple[TrialResult, ...]
+    answer: SearchAnswer
     importances: Importances
 
 

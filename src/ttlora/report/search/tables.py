@@ -3,29 +3,29 @@
 from collections.abc import Sequence
 
 from ttlora.report.formats import counted, format_metric, format_seconds, format_size
-from ttlora.report.runs import is_number
-from ttlora.report.search.answer import Answer
+from ttlora.report.runs import is_drawable
+from ttlora.report.search.answer import SearchAnswer
 from ttlora.report.search.importance import Importances
-from ttlora.report.search.trials import Search, Trial, setting_text
+from ttlora.report.search.trials import SearchResult, TrialResult, setting_text
 from ttlora.report.settings import METHOD_NAMES, value_text
-from ttlora.report.tables import Entry, Table, csv_text, escaped, failure_table, markdown_table
+from ttlora.report.tables import Cell, Table, csv_text, escaped, failure_table, markdown_table
 
 
-def best_table(search: Search) -> Table:
+def best_table(search: SearchResult) -> Table:
     """The settings of the paper's Table IV, for the trial with the lowest loss."""
     best = search.trials[0]
     headings = ("model", "task", *map(search.heading, search.shown), "parameters", _score_heading(search))
     row = (
-        Entry(search.model),
-        Entry(search.column.name),
-        *(Entry(setting_text(best.settings.get(name))) for name in search.shown),
-        Entry(f"{best.parameters:,}"),
-        Entry(search.score_text(best)),
+        Cell(search.model),
+        Cell(search.column.name),
+        *(Cell(setting_text(best.settings.get(name))) for name in search.shown),
+        Cell(f"{best.parameters:,}"),
+        Cell(search.score_text(best)),
     )
     return Table(headings, (row,))
 
 
-def front_table(search: Search, front: Sequence[Trial]) -> Table:
+def front_table(search: SearchResult, front: Sequence[TrialResult]) -> Table:
     """The Pareto front by rising size."""
     quality = (_score_heading(search), "validation loss")
     headings = ("trial", "parameters", "16 bit", *quality, *map(search.heading, search.shown), "epochs", "seed")
@@ -33,27 +33,25 @@ def front_table(search: Search, front: Sequence[Trial]) -> Table:
         headings,
         tuple(
             (
-                Entry(trial.name),
+                Cell(trial.name),
                 *_size(trial),
                 *_quality(search, trial),
                 *_settings(search, trial),
                 _epochs(trial),
-                Entry(str(trial.record.seed), value=trial.record.seed),
+                Cell(str(trial.record.seed), value=trial.record.seed),
             )
             for trial in front
         ),
     )
 
 
-def importance_table(search: Search, importances: Importances) -> Table:
+def importance_table(search: SearchResult, importances: Importances) -> Table:
     """What each setting accounts for."""
-    rows = tuple(
-        (Entry(search.heading(one.setting)), Entry(f"{100 * one.share:.1f} %")) for one in importances.settings
-    )
+    rows = tuple((Cell(search.heading(one.setting)), Cell(f"{100 * one.share:.1f} %")) for one in importances.settings)
     return Table(("setting", "share of the variance of the validation loss"), rows)
 
 
-def trial_table(search: Search) -> Table:
+def trial_table(search: SearchResult) -> Table:
     """All trials by rising validation loss."""
     quality = (_score_heading(search), "validation loss")
     headings = ("trial", *map(search.heading, search.shown), "parameters", "16 bit", *quality, "epochs", "training")
@@ -61,19 +59,21 @@ def trial_table(search: Search) -> Table:
         headings,
         tuple(
             (
-                Entry(trial.name),
+                Cell(trial.name),
                 *_settings(search, trial),
                 *_size(trial),
                 *_quality(search, trial),
                 _epochs(trial),
-                Entry(format_seconds(trial.record.train_seconds), value=trial.record.train_seconds),
+                Cell(format_seconds(trial.record.train_seconds), value=trial.record.train_seconds),
             )
             for trial in search.trials
         ),
     )
 
 
-def to_markdown(search: Search, front: Sequence[Trial], answer: Answer, importances: Importances) -> str:
+def to_markdown(
+    search: SearchResult, front: Sequence[TrialResult], answer: SearchAnswer, importances: Importances
+) -> str:
     """All tables of a search."""
     parts = [f"# Search for {escaped(search.method)} on {escaped(search.column.name)}"]
     parts += map(escaped, (answer.good, answer.small, answer.effort))
@@ -88,54 +88,54 @@ def to_markdown(search: Search, front: Sequence[Trial], answer: Answer, importan
     return "\n\n".join(parts) + "\n"
 
 
-def to_csv(search: Search, front: Sequence[Trial]) -> str:
+def to_csv(search: SearchResult, front: Sequence[TrialResult]) -> str:
     """The trials, a row each; settings and metrics as they stand in the records, sizes in bytes, times in seconds."""
     return csv_text([_csv_row(search, trial, trial in front) for trial in search.trials])
 
 
-def _score_heading(search: Search) -> str:
+def _score_heading(search: SearchResult) -> str:
     return format_metric(search.column)
 
 
-def _size(trial: Trial) -> tuple[Entry, Entry]:
+def _size(trial: TrialResult) -> tuple[Cell, Cell]:
     return (
-        Entry(f"{trial.parameters:,}", value=trial.parameters),
-        Entry(format_size(trial.storage), value=trial.storage),
+        Cell(f"{trial.parameters:,}", value=trial.parameters),
+        Cell(format_size(trial.storage), value=trial.storage),
     )
 
 
-def _quality(search: Search, trial: Trial) -> tuple[Entry, Entry]:
+def _quality(search: SearchResult, trial: TrialResult) -> tuple[Cell, Cell]:
     top = max(other.merit for other in search.trials)
     return (
-        Entry(search.score_text(trial), best=trial.merit == top, value=trial.score),
-        Entry(f"{trial.loss:.4f}", best=trial.loss == search.trials[0].loss, value=trial.loss),
+        Cell(search.score_text(trial), best=trial.merit == top, value=trial.score),
+        Cell(f"{trial.loss:.4f}", best=trial.loss == search.trials[0].loss, value=trial.loss),
     )
 
 
-def _settings(search: Search, trial: Trial) -> list[Entry]:
+def _settings(search: SearchResult, trial: TrialResult) -> list[Cell]:
     return [_setting(search, trial, name) for name in search.shown]
 
 
-def _setting(search: Search, trial: Trial, name: str) -> Entry:
+def _setting(search: SearchResult, trial: TrialResult, name: str) -> Cell:
     """A setting's cell; what is no number is sorted by its length, then as text, so that shapes go by their cores."""
     value = trial.settings.get(name)
     if name == "method":
-        return Entry(METHOD_NAMES.get(str(value), setting_text(value)), value=_place(search, trial, name))
-    return Entry(setting_text(value), value=value if is_number(value) else _place(search, trial, name))
+        return Cell(METHOD_NAMES.get(str(value), setting_text(value)), value=_place(search, trial, name))
+    return Cell(setting_text(value), value=value if is_drawable(value) else _place(search, trial, name))
 
 
-def _place(search: Search, trial: Trial, name: str) -> int:
+def _place(search: SearchResult, trial: TrialResult, name: str) -> int:
     texts = {setting_text(other.settings.get(name)) for other in search.trials}
     order = sorted(texts, key=lambda text: (text.count(","), text))
     return order.index(setting_text(trial.settings.get(name)))
 
 
-def _epochs(trial: Trial) -> Entry:
+def _epochs(trial: TrialResult) -> Cell:
     text = f"{trial.record.epochs} of {trial.record.planned_epochs}"
-    return Entry(f"{text}, stopped" if trial.record.stopped_early else text, value=trial.record.epochs)
+    return Cell(f"{text}, stopped" if trial.record.stopped_early else text, value=trial.record.epochs)
 
 
-def _csv_row(search: Search, trial: Trial, on_front: bool) -> dict[str, str]:
+def _csv_row(search: SearchResult, trial: TrialResult, on_front: bool) -> dict[str, str]:
     record = trial.record
     cells = {"trial": trial.name, "model": search.model, "task": search.column.name, "method": record.method}
     cells |= {name: value_text(trial.settings.get(name)) for name in search.shown if name in trial.settings}

@@ -12,7 +12,7 @@ from ttlora.errors import UserError, printable
 from ttlora.record import Record
 from ttlora.report.comparison import OURS, task_columns
 from ttlora.report.rows import BYTES_PER_PARAMETER, LOWER_IS_BETTER, Column
-from ttlora.report.runs import Failure, Run, find_runs, is_number
+from ttlora.report.runs import Failure, Run, find_runs, is_drawable
 from ttlora.report.settings import (
     FIRST_SETTINGS,
     METHOD_NAMES,
@@ -27,7 +27,7 @@ NAMES = {"shape": "tensor shape", "r": "rank", "alpha": "α"}
 
 
 @dataclass(frozen=True, eq=False)
-class Trial:
+class TrialResult:
     """A trial that has a result, whether it ran to its end or was stopped.
 
     Attributes:
@@ -75,7 +75,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Search:
+class SearchResult:
     """All that is known of a search.
 
     Attributes:
@@ -88,7 +88,7 @@ class Search:
 
     model: str
     column: Column
-    trials: tuple[Trial, ...]
+    trials: tuple[TrialResult, ...]
     failures: tuple[Failure, ...]
     notes: tuple[str, ...]
 
@@ -116,17 +116,17 @@ class Search:
             return "TT-rank"
         return NAMES.get(name) or printable(name.replace("_", " "), 40)
 
-    def describe(self, trial: Trial) -> str:
+    def describe(self, trial: TrialResult) -> str:
         """A trial's settings in a line."""
         parts = [(self.heading(name), setting_text(trial.settings.get(name))) for name in self.shown]
         return ", ".join(f"{name} {text}" for name, text in parts)
 
-    def score_text(self, trial: Trial) -> str:
+    def score_text(self, trial: TrialResult) -> str:
         """A trial's score as it is shown."""
         return f"{self.column.scale * trial.score:,.2f}"
 
 
-def read_search(results: Sequence[str | Path]) -> Search:
+def read_search(results: Sequence[str | Path]) -> SearchResult:
     """Read the trials of a search.
 
     Args:
@@ -147,14 +147,15 @@ def read_search(results: Sequence[str | Path]) -> Search:
     folders = [run.path.absolute().parent for run in runs]
     root = os.path.commonpath([folder.parent for folder in folders])
     trials = [
-        Trial(printable(str(folder.relative_to(root)), 80), run) for folder, run in zip(folders, runs, strict=True)
+        TrialResult(printable(str(folder.relative_to(root)), 80), run)
+        for folder, run in zip(folders, runs, strict=True)
     ]
     trials.sort(key=lambda trial: (trial.loss, trial.parameters, trial.name))
     (model,), (column,) = models.values(), columns.values()
-    return Search(model, column, tuple(trials), found.failures, (*found.damaged, *repeated))
+    return SearchResult(model, column, tuple(trials), found.failures, (*found.damaged, *repeated))
 
 
-def differing(trials: Sequence[Trial]) -> tuple[str, ...]:
+def differing(trials: Sequence[TrialResult]) -> tuple[str, ...]:
     """The settings in which some trials differ, those of an adapter first."""
     names = {name for trial in trials for name in trial.settings}
     order = {name: place for place, name in enumerate(FIRST_SETTINGS)}
@@ -169,7 +170,7 @@ def setting_text(value: Any) -> str:
     """A setting's value as it is shown: 5e-4, [16, 24, 24, 16], q_proj [64, 64]."""
     if value is None:
         return "–"
-    if isinstance(value, float) and is_number(value):
+    if isinstance(value, float) and is_drawable(value):
         return number_text(value)
     if isinstance(value, list):
         return f"[{', '.join(map(setting_text, value))}]"

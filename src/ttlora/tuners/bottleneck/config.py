@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from ttlora.compat import add_peft_type
 from ttlora.tensor_train import TTShape, Update
-from ttlora.tuners.checks import LARGEST_ORDER, by_size, is_number, is_size, require_fields, settle_fields, shown
+from ttlora.tuners.checks import LARGEST_ORDER, by_size, is_size, require_fields, settle_fields, shown
+from ttlora.values import is_number
 
 BOTTLENECK = add_peft_type("BOTTLENECK")
 NON_LINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {

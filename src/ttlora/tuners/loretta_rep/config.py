@@ -10,7 +10,6 @@ from ttlora.tensor_train import TTShape, Update
 from ttlora.tuners.checks import (
     LARGEST_ORDER,
     by_size,
-    is_number,
     is_size,
     require_fields,
     require_pattern,
@@ -19,6 +18,7 @@ from ttlora.tuners.checks import (
 )
 from ttlora.tuners.loretta_rep.update import LorettaRepUpdate
 from ttlora.tuners.tt_lora.config import MATCHED_AS, by_pattern
+from ttlora.values import is_number
 
 LORETTA_REP = add_peft_type("LORETTA_REP")
 

@@ -14,13 +14,13 @@ from ttlora.tensor_train import TTShape, Update, even_core_size
 from ttlora.tuners.checks import (
     LARGEST_ORDER,
     is_name_list,
-    is_number,
     is_size,
     require_fields,
     require_pattern,
     settle_fields,
     shown,
 )
+from ttlora.values import is_number
 
 TTLORA = add_peft_type("TTLORA")
 KINDS = ("linear", "embedding", "convolution", "attention", "parameter")
