@@ -6,15 +6,16 @@ import os
 import random
 import sys
 from pathlib import Path
+from typing import Any
 
 os.environ.update(
     HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1"
 )
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from jaxtyping import install_import_hook
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -30,7 +31,7 @@ SHAPED = (
         "tuners.bottleneck.projection",
     ),
 )
-install_import_hook([f"ttlora.{name}" for name in SHAPED], "beartype.beartype")
+jaxtyping.install_import_hook([f"ttlora.{name}" for name in SHAPED], "beartype.beartype")
 
 # how long an example takes says something about the machine alone
 settings.register_profile("ttlora", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -82,6 +83,28 @@ def _libraries_are_not_garbage() -> None:
     """Trainer collects garbage after every run, and would look at every object of all libraries each time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def unchecked_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the checks of shapes away: torch.compile cannot trace them."""
+    for module in [module for name, module in sys.modules.items() if name.startswith("ttlora.")]:
+        classes = [item for item in vars(module).values() if isinstance(item, type)]
+        for owner in (module, *(item for item in classes if item.__module__.startswith("ttlora."))):
+            for name, value in list(vars(owner).items()):
+                if (plain := _unchecked(value)) is not value:
+                    monkeypatch.setattr(owner, name, plain)
+
+
+def _unchecked(value: Any) -> Any:
+    if isinstance(value, staticmethod | classmethod):
+        plain = _unchecked(value.__func__)
+        return value if plain is value.__func__ else type(value)(plain)
+    if isinstance(value, property):
+        plain = _unchecked(value.fget)
+        return value if plain is value.fget else value.getter(plain)
+    checks = getattr(value, "__code__", None)
+    return value.__wrapped__ if checks and checks.co_filename == jaxtyping._decorator.__file__ else value
 
 
 @pytest.fixture(scope="session")

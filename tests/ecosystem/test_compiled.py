@@ -38,6 +38,9 @@ def check(compiled, model, ids=IDS):
         torch.testing.assert_close(gradient, plain_gradients[name])
 
 
+pytestmark = pytest.mark.usefixtures("unchecked_shapes")
+
+
 @pytest.fixture(autouse=True)
 def compiled_anew():
     yield

@@ -438,6 +438,7 @@ def test_training_moves_towards_a_target(mlp, config):
     tuple(map(int, torch.__version__.split(".")[:2])) <= (2, 10),
     reason="torch up to 2.10 cannot trace a frozen dataclass with computed fields",
 )
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_one_graph_for_the_compiler(mlp):
     model = get_peft_model(
         nn.Sequential(*mlp(), nn.LayerNorm(8)), BottleneckConfig(**TRAINS, target_modules=["0", "2"])

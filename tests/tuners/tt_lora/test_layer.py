@@ -422,6 +422,7 @@ def test_it_says_what_it_is():
     tuple(map(int, torch.__version__.split(".")[:2])) <= (2, 10),
     reason="torch up to 2.10 cannot trace a frozen dataclass with computed fields",
 )
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_it_compiles_in_one_piece():
     net = nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 8))
     model = get_peft_model(net, TTLoraConfig(target_modules=["0", "2"], init_weights=False, r=3))

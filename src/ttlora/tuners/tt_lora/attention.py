@@ -39,7 +39,7 @@ class TTLoraMultiheadAttention(TTLoraLayer):
             self.out_proj.update_layer(adapter_name, config, f"{module_name}.out_proj")
 
     def _matrix_sizes(self) -> tuple[int, int]:
-        weight = self.base_parameter
+        weight = getattr(self.get_base_layer(), self.parameter_name)
         if weight is None:
             raise ValueError(
                 "nn.MultiheadAttention with kdim or vdim of its own cannot be adapted: it has no fused weight"
