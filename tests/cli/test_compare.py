@@ -67,6 +67,7 @@ def test_runs_once_and_reports(config, out, capsys, monkeypatch, unreported):
     first = capsys.readouterr()
     assert first.out.endswith(f"{out}/report/report.html\n")
     assert first.err.endswith(f"2 of 2 runs done: {out}\n")
+    assert sorted(path.name for path in out.iterdir()) == ["logs", "plan.json", "report", "runs"]
     lines = first.err.splitlines()
     assert lines[0] == "2 runs: 2 waiting; how long cannot be told before the first run on a model is done"
     assert lines[1] == "begun: bert glue/sst2 lora seed 0"
@@ -116,8 +117,9 @@ def test_failed_run_is_told_and_done_again_only_when_asked(config, out, capsys, 
 @pytest.mark.parametrize("keys", [{"parallel": 2}, {"address": "auto"}])
 def test_what_needs_ray_says_so(keys, config, out, without_ray):
     (name,) = keys
-    with pytest.raises(UserError, match=rf"`{name}` needs ray, which is not installed: .*ttlora\[search\]"):
+    with pytest.raises(UserError, match=rf"`{name}`.* needs ray, which is not installed: .*ttlora\[search\]"):
         compare(config=config(), output=str(out), **keys)
+    assert not out.exists()
 
 
 def test_ctrl_c_is_one_line(config, out, capsys, monkeypatch):

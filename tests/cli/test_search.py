@@ -81,6 +81,7 @@ def test_a_search_from_beginning_to_end(bert, data, tmp_path, capsys):
         ({"model": "/nowhere"}, [], "/nowhere"),
         ({"data": "/nowhere"}, [], "/nowhere"),
         ({}, ["--trials", "0"], "--trials is 0"),
+        ({}, ["--resume"], "--resume is not an option any more: without it, the same command goes on"),
         ({}, ["--address", "127.0.0.1:9"], "the Ray cluster at 127.0.0.1:9 cannot be reached"),
     ],
 )

@@ -79,13 +79,13 @@ def end():
     return end_trial
 
 
-def end_trial(trial: Run, loss: float, score: float = 0.5, epochs: int = 2) -> None:
+def end_trial(trial: Run, loss: float, score: float = 0.5, epochs: int = 2, seconds: float = 1.0) -> None:
     """Make a trial's result."""
     trial.folder.path.mkdir(parents=True, exist_ok=True)
     parameters = getattr(trial, "parameters", 100)
     Record(
         method="tt-lora", model="m", task="glue/sst2", seed=0, adapter_parameters=parameters, head_parameters=66,
         trainable_parameters=parameters + 66, adapter_bytes=1000, metrics={"accuracy": score},
-        primary_metric="accuracy", validation_loss=loss, best_epoch=1, epochs=epochs, train_seconds=1.0,
+        primary_metric="accuracy", validation_loss=loss, best_epoch=1, epochs=epochs, train_seconds=seconds,
         seconds_per_step=0.1, peak_memory_bytes=10**8, recipe=trial.recipe.as_dict(), versions={},
     ).write(trial.folder.result)  # fmt: skip

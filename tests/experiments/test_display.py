@@ -15,9 +15,10 @@ def folder(tmp_path):
     return folder
 
 
-def test_terminal_shows_what_is_at_work_and_what_it_printed_last(terminal, folder, plan):
+def test_terminal_shows_what_is_at_work_and_what_it_printed_last(terminal, folder, plan, end):
     runs = plan(methods="[lora, tt-lora]")
-    with Display(folder, [(runs[0].likeness, 100.0)], [runs[1].likeness], 1) as shown:
+    end(runs[0], 0.5, seconds=100.0)
+    with Display(folder, runs[:1], [runs[1].likeness], 1) as shown:
         folder.log(runs[1].name).write_text("begins\nepoch 1/3  training loss [0.5]\n\n")
         shown.began(runs[1])
         shown.began_at[runs[1].name] = time.monotonic() - 30
@@ -42,6 +43,21 @@ def test_plain_lines_where_there_is_no_terminal(folder, plan, capsys):
         "1/2 bert glue/sst2 lora seed 0: failed: no [room] (3 min, how long cannot be told before the first run on a "
         "model is done)",
     ]
+
+
+def test_what_was_done_before_is_counted_and_not_told_again(folder, plan, end, capsys):
+    runs = plan(methods="[lora, tt-lora]")
+    end(runs[0], 0.4, epochs=runs[0].recipe.epochs)
+    with Display(folder, runs[:1], [runs[1].likeness], 1) as shown:
+        for run in runs:
+            shown.began(run)
+            end(run, 0.5, epochs=run.recipe.epochs)
+            shown.ended(run)
+    assert capsys.readouterr().err.splitlines() == [
+        "begun: bert glue/sst2 tt-lora seed 0",
+        "2/2 bert glue/sst2 tt-lora seed 0: accuracy 0.5000 (0 s)",
+    ]
+    assert shown.best[1].startswith("loss 0.4000, accuracy 0.5000, bert glue/sst2 lora")
 
 
 def test_terminal_shows_how_far_a_search_is(terminal, begun, end):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ttlora.experiments.compare import compare
+from ttlora.experiments.compare import compare_runs
 from ttlora.experiments.folder import RunsFolder
 from ttlora.experiments.own_process import in_own_process
 from ttlora.experiments.run import Run
@@ -85,4 +85,4 @@ def test_ctrl_c_ends_what_is_at_work_and_leaves_it_unfinished(folder, runs_of):
 
 
 def test_nothing_to_do(folder):
-    compare(folder, [], 1, 1, None, None)
+    compare_runs(folder, [], 1, 1, None, None)

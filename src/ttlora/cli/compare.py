@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ttlora.experiments.counts import Count
-    from ttlora.experiments.estimate import Likeness
     from ttlora.experiments.folder import RunsFolder
     from ttlora.experiments.runs import ComparedRun
 
@@ -71,6 +70,9 @@ def compare(
     if dry_run:
         _show_plan(folder, runs, parallel, json)
         return 0
+    from ttlora.experiments.compare import require_ray
+
+    require_ray(parallel, address)
     try:
         _carry_out(folder, runs, comparison.threads, parallel, address, retry_failed)
         return _tell_outcome(folder, runs, json)
@@ -87,7 +89,7 @@ def _carry_out(
     address: str | None,
     retry_failed: bool,
 ) -> None:
-    from ttlora.experiments.compare import compare as carry_out
+    from ttlora.experiments.compare import compare_runs
     from ttlora.experiments.display import Display
     from ttlora.experiments.run import OPEN
     from ttlora.experiments.runs import require_inputs
@@ -109,13 +111,9 @@ def _carry_out(
                 f"report: {', '.join(gone)}"
             )
         _say(_progress(runs, left, parallel))
-        with Display(folder, _durations(runs), [run.likeness for run in left], parallel) as display:
-            carry_out(folder, left, parallel, threads, address, display)
-
-
-def _durations(runs: Sequence[ComparedRun]) -> list[tuple[Likeness, float]]:
-    """The likeness and the seconds of each run that is done."""
-    return [(run.likeness, record.train_seconds) for run in runs if (record := run.record) is not None]
+        done = [run for run in runs if run.record is not None]
+        with Display(folder, done, [run.likeness for run in left], parallel) as display:
+            compare_runs(folder, left, parallel, threads, address, display)
 
 
 def _tell_outcome(folder: RunsFolder, runs: Sequence[ComparedRun], json: bool) -> int:
@@ -146,13 +144,13 @@ def _tell_outcome(folder: RunsFolder, runs: Sequence[ComparedRun], json: bool) -
 
 def _show_plan(folder: RunsFolder, runs: Sequence[ComparedRun], parallel: int, json: bool) -> None:
     from ttlora.experiments.counts import count_all
-    from ttlora.experiments.estimate import estimate
+    from ttlora.experiments.estimate import durations, estimate
     from ttlora.experiments.run import OPEN
 
     counts = count_all(runs)
     left = [run for run in runs if run.state in OPEN]
     if json:
-        rest = estimate(_durations(runs), [run.likeness for run in left], parallel)
+        rest = estimate(durations(runs), [run.likeness for run in left], parallel)
         content = {
             "output": str(folder.path),
             "runs": [_as_json(run) for run in runs],
@@ -220,9 +218,9 @@ def _plan_lines(runs: Sequence[ComparedRun]) -> list[str]:
 
 def _progress(runs: Sequence[ComparedRun], left: Sequence[ComparedRun], parallel: int) -> str:
     """How many runs there are, how far they are, and how long what is left will take."""
-    from ttlora.experiments.estimate import estimate
+    from ttlora.experiments.estimate import durations, estimate
 
-    rest = f"; {estimate(_durations(runs), [run.likeness for run in left], parallel)}" if left else ""
+    rest = f"; {estimate(durations(runs), [run.likeness for run in left], parallel)}" if left else ""
     return f"{_counted(runs)}: {_states(runs)}{rest}"
 
 

@@ -21,6 +21,8 @@ from ttlora.utf8 import half_character
 from ttlora.values import complaint, fits, kinds, shown, wanted
 
 HELP, CONFIG, PRINT_CONFIG = ("-h", "--help"), "--config", "--print-config"
+# options of earlier versions, by command
+GONE = {("search", "--resume"): "without it, the same command goes on where it was stopped"}
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,8 @@ def parse(
     for argument in arguments:
         if half_character(argument):
             raise UserError(f"{argument!r} is not UTF-8 text")
+        if reason := GONE.get((name, argument)):
+            raise UserError(f"{argument} is not an option any more: {reason}")
     typed, config, wish = _read(list(flags.values()), takes_recipe, arguments, help_command)
     if wish == "help":
         _print_help(name, function, list(flags.values()), takes_recipe)

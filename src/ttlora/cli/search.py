@@ -58,11 +58,11 @@ def search(
 
     plan = SearchPlan.read(path).override(trials, max_adapter_size, target_score)
     folder = RunsFolder(require_writable(path.stem if output is None else output).absolute(), "search")
+    folder.require_usable()
     space = Space.of(plan)
     if dry_run:
         _show_space(plan, space, json)
         return 0
-    folder.require_usable()
     from ttlora.experiments.search.carry_out import carry_out
     from ttlora.experiments.search.search import Search
     from ttlora.finetune.machine import require_one_process

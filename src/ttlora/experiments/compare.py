@@ -12,7 +12,19 @@ from ttlora.experiments.own_process import in_own_process
 from ttlora.experiments.run import Run
 
 
-def compare(
+def require_ray(parallel: int, address: str | None) -> None:
+    """Refuse to do what needs Ray where Ray is not installed.
+
+    Raises:
+        UserError: It is not.
+    """
+    if _has_ray() or (parallel == 1 and address is None):
+        return
+    name = "`parallel` above 1" if parallel > 1 else "`address`"
+    raise UserError(f"{name} needs ray, which is not installed: python -m pip install 'ttlora[search]'")
+
+
+def compare_runs(
     folder: RunsFolder, runs: Sequence[Run], parallel: int, threads: int | None, address: str | None, display: Display
 ) -> None:
     """Do runs that are not done.
@@ -26,21 +38,22 @@ def compare(
         display: Is told how it goes.
 
     Raises:
-        UserError: Ray is needed and not installed, or the cluster cannot be reached.
+        UserError: The cluster cannot be reached.
     """
     if not runs:
         return
-    if importlib.util.find_spec("ray") is not None:
+    if _has_ray():
         _with_ray(folder, runs, parallel, threads, address, display)
         return
-    if parallel > 1 or address is not None:
-        name = "`parallel`" if parallel > 1 else "`address`"
-        raise UserError(f"{name} needs ray, which is not installed: python -m pip install 'ttlora[search]'")
     for run in runs:
         display.began(run)
         display.at_work([run])
         in_own_process(run, folder.log(run.name), threads or torch.get_num_threads())
         display.ended(run)
+
+
+def _has_ray() -> bool:
+    return importlib.util.find_spec("ray") is not None
 
 
 def _with_ray(
@@ -49,7 +62,7 @@ def _with_ray(
     from ttlora.experiments.engine import Listed, Share, connected, do_runs
     from ttlora.experiments.whole_run import make_whole_run
 
-    with connected(address):
+    with connected(address, folder):
         share = Share.divided(parallel, threads or (torch.get_num_threads() if address is None else None))
         trainable = make_whole_run(str(folder.logs), share.threads)
         do_runs(folder, Listed(runs), trainable, len(runs), share, display, parallel)

@@ -11,9 +11,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ttlora.experiments.estimate import Estimate, Likeness, estimate, format_duration
+from ttlora.experiments.estimate import Estimate, durations, estimate, format_duration
 from ttlora.experiments.folder import RunsFolder
-from ttlora.experiments.run import Run
+from ttlora.experiments.run import Likeness, Run
+from ttlora.record import Record
 
 TAIL_BYTES = 4096
 
@@ -23,20 +24,22 @@ class Display:
 
     Args:
         folder: Their folder.
-        done: Runs that are done, with the seconds that each took.
+        done: Runs that were done before. Nothing is printed when they are handed out once more, so that schedulers and
+            Optuna learn of them.
         left: Runs that are to be done.
         parallel: How many are done at a time.
     """
 
-    def __init__(
-        self, folder: RunsFolder, done: Sequence[tuple[Likeness, float]], left: Sequence[Likeness], parallel: int
-    ) -> None:
+    def __init__(self, folder: RunsFolder, done: Sequence[Run], left: Sequence[Likeness], parallel: int) -> None:
         self.folder, self.parallel = folder, parallel
-        self.done, self.left = list(done), list(left)
+        self.done, self.left = durations(done), list(left)
+        self.done_before = {run.name for run in done}
         self.failed, self.total = 0, len(done) + len(left)
         self.began_at: dict[str, float] = {}
         self.progress: dict[str, str] = {}
         self.best: tuple[float, str] | None = None
+        for run in done:
+            self._compare_with_best(run)
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
 
@@ -56,7 +59,7 @@ class Display:
 
     def began(self, run: Run) -> None:
         """Start a run's clock; print what has begun where there is no terminal that shows it."""
-        if run.name not in self.began_at:
+        if run.name not in self.began_at and run.name not in self.done_before:
             self.began_at[run.name] = time.monotonic()
             if not self._console.is_terminal:
                 self.say(f"begun: {run.title}")
@@ -67,16 +70,17 @@ class Display:
 
     def ended(self, run: Run) -> None:
         """Print how a run ended."""
+        if run.name in self.done_before:
+            return
         seconds = time.monotonic() - self.began_at.get(run.name, time.monotonic())
         if self.left:
             self.left.remove(run.likeness if run.likeness in self.left else self.left[0])
         if (record := run.record) is not None:
             self.done.append((run.likeness, max(seconds, record.train_seconds)))
-            outcome = f"{record.primary_metric} {record.metrics[record.primary_metric]:.4f}"
-            if run.state == "stopped":
+            outcome = _score(record)
+            if record.stopped_early:
                 outcome += f", stopped after epoch {record.epochs}"
-            if self.best is None or record.validation_loss < self.best[0]:
-                self.best = record.validation_loss, f"loss {record.validation_loss:.4f}, {outcome}, {run.title}"
+            self._compare_with_best(run)
         else:
             self.failed += 1
             outcome = f"failed: {run.error}"
@@ -101,11 +105,20 @@ class Display:
             table.add_row(Text(f"  {duration}"), Text(progress), Text(run.title))
         self._live.update(Group(*lines, table), refresh=True)
 
+    def _compare_with_best(self, run: Run) -> None:
+        record = run.record
+        if record is not None and (self.best is None or record.validation_loss < self.best[0]):
+            self.best = record.validation_loss, f"loss {record.validation_loss:.4f}, {_score(record)}, {run.title}"
+
     def _rest(self, running: Sequence[Run]) -> Estimate:
         rest = estimate(self.done, self.left, self.parallel)
         now = time.monotonic()
         begun = sum(now - self.began_at.get(run.name, now) for run in running) / self.parallel
         return Estimate(max(0.0, rest.seconds - begun), rest.known, rest.unknown)
+
+
+def _score(record: Record) -> str:
+    return f"{record.primary_metric} {record.metrics[record.primary_metric]:.4f}"
 
 
 def _last_line(log: Path) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -16,6 +17,7 @@ from ray.tune import schedulers
 from ray.tune.search import Searcher
 
 from ttlora.errors import UserError, one_line
+from ttlora.experiments.display import Display
 from ttlora.experiments.folder import RunsFolder
 from ttlora.experiments.run import EPOCH, FAILED, LOSS, SCORE, Run
 
@@ -47,22 +49,6 @@ class Source(Protocol):
 
     def ended(self, run: Run) -> None:
         """A run has ended: its folder says how."""
-
-
-class Watcher(Protocol):
-    """Who is told how the runs go."""
-
-    def began(self, run: Run) -> None:
-        """A run is at work, perhaps not for the first time."""
-
-    def epoch(self, run: Run, epoch: int, loss: float, score: float) -> None:
-        """An epoch of a run has ended."""
-
-    def ended(self, run: Run) -> None:
-        """A run has ended: its folder says how."""
-
-    def at_work(self, running: Sequence[Run]) -> None:
-        """Called again and again with what runs."""
 
 
 class Listed:
@@ -134,8 +120,12 @@ class Share:
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[None]:
+def connected(address: str | None, folder: RunsFolder) -> Iterator[None]:
     """A Ray of this machine's own, or a cluster that runs already.
+
+    Args:
+        address: The cluster; None: this machine.
+        folder: The folder of all runs, in which nothing of Ray's own is left.
 
     Raises:
         UserError: The cluster cannot be reached.
@@ -163,6 +153,7 @@ def connected(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+        shutil.rmtree(folder.ray, ignore_errors=True)
 
 
 def _require_listening(address: str | None) -> None:
@@ -186,7 +177,7 @@ def do_runs(
     trainable: Any,
     most: int,
     share: Share,
-    watcher: Watcher,
+    display: Display,
     parallel: int | None = None,
     epochs: int = 1,
     scheduler: Literal["hyperband", "asha", "none"] = "none",
@@ -200,7 +191,7 @@ def do_runs(
         trainable: A class of Ray Tune that carries runs out, each given by `Run.as_config`.
         most: Most runs.
         share: What each run gets of the machines.
-        watcher: Is told how it goes.
+        display: Is told how it goes.
         parallel: How many at a time at most; None: as many as there is room for.
         epochs: Most epochs of a run, each of which is a step.
         scheduler: Decides after each epoch which runs go on.
@@ -222,7 +213,7 @@ def do_runs(
         run_config=tune.RunConfig(
             name="runs",
             storage_path=str(folder.ray),
-            callbacks=[_Callbacks(searcher, watcher)],
+            callbacks=[_Callbacks(searcher, display)],
             # a process that dies is given a second chance; what it has finished stands in its folder
             failure_config=tune.FailureConfig(max_failures=1),
             verbose=0,
@@ -279,25 +270,25 @@ class _Suggestions(_Unsaved, Searcher):
 
 
 class _Callbacks(_Unsaved, tune.Callback):
-    """Tells the watcher how the runs go."""
+    """Tells the display how the runs go."""
 
-    def __init__(self, searcher: _Suggestions, watcher: Watcher) -> None:
-        self.given, self.watcher = searcher.given, watcher
+    def __init__(self, searcher: _Suggestions, display: Display) -> None:
+        self.given, self.display = searcher.given, display
 
     def on_step_end(self, iteration: int, trials: Sequence[Any], **info: Any) -> None:
-        self.watcher.at_work([self.given[trial.trial_id] for trial in trials if trial.status == "RUNNING"])
+        self.display.at_work([self.given[trial.trial_id] for trial in trials if trial.status == "RUNNING"])
 
     def on_trial_start(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
-        self.watcher.began(self.given[trial.trial_id])
+        self.display.began(self.given[trial.trial_id])
 
     def on_trial_result(
         self, iteration: int, trials: Sequence[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         if not result[FAILED]:
-            self.watcher.epoch(self.given[trial.trial_id], result[EPOCH], result[LOSS], result[SCORE])
+            self.display.epoch(self.given[trial.trial_id], result[EPOCH], result[LOSS], result[SCORE])
 
     def on_trial_complete(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
-        self.watcher.ended(self.given[trial.trial_id])
+        self.display.ended(self.given[trial.trial_id])
 
     def on_trial_error(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
-        self.watcher.ended(self.given[trial.trial_id])
+        self.display.ended(self.given[trial.trial_id])

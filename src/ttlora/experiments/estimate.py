@@ -4,8 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-# model, task and method of a run: runs take about as long as those that agree with them in more of these
-Likeness = tuple[str, ...]
+from ttlora.experiments.run import Likeness, Run
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,11 @@ class Estimate:
         return f"{duration}, and {runs} on models on which none is done yet"
 
 
+def durations(runs: Iterable[Run]) -> list[tuple[Likeness, float]]:
+    """The likeness and the seconds of each run that has a record."""
+    return [(run.likeness, record.train_seconds) for run in runs if (record := run.record) is not None]
+
+
 def estimate(done: Iterable[tuple[Likeness, float]], left: Sequence[Likeness], parallel: int) -> Estimate:
     """How long the runs that are left will take.
 
@@ -40,13 +44,13 @@ def estimate(done: Iterable[tuple[Likeness, float]], left: Sequence[Likeness], p
         left: Runs to be done.
         parallel: How many are done at a time.
     """
-    durations: dict[Likeness, list[float]] = {}
+    of_alike: dict[Likeness, list[float]] = {}
     for likeness, seconds in done:
         for length in range(1, len(likeness) + 1):
-            durations.setdefault(likeness[:length], []).append(seconds)
+            of_alike.setdefault(likeness[:length], []).append(seconds)
     known = []
     for likeness in left:
-        alike = (durations.get(likeness[:length]) for length in range(len(likeness), 0, -1))
+        alike = (of_alike.get(likeness[:length]) for length in range(len(likeness), 0, -1))
         if seconds_of_alike := next(filter(None, alike), None):
             known.append(fmean(seconds_of_alike))
     return Estimate(sum(known) / parallel, len(known), len(left) - len(known))

@@ -130,7 +130,6 @@ class RunsFolder:
         """Drop what only a search that goes on needs."""
         for run in runs:
             shutil.rmtree(run.folder.checkpoints, ignore_errors=True)
-        shutil.rmtree(self.ray, ignore_errors=True)
 
     def _plan(self) -> dict[str, Any]:
         """The content of the plan; empty where it is damaged."""

@@ -15,6 +15,8 @@ from ttlora.record import Record
 from ttlora.whole_files import write_json
 
 State = Literal["done", "stopped", "failed", "unfinished", "waiting"]
+# model, task and method: runs that agree in more of these take more nearly the same time
+Likeness = tuple[str, ...]
 OPEN: tuple[State, ...] = ("unfinished", "waiting")
 
 # what a step of a run reports to Ray Tune
@@ -50,8 +52,8 @@ class Run:
         return self.label
 
     @property
-    def likeness(self) -> tuple[str, ...]:
-        """Model, task and method: runs that agree in more of these take more nearly the same time."""
+    def likeness(self) -> Likeness:
+        """Model, task and method."""
         return self.recipe.model, self.recipe.task, self.recipe.method
 
     @property

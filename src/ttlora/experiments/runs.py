@@ -12,7 +12,7 @@ import yaml
 
 from ttlora.errors import UserError
 from ttlora.experiments.comparison import Comparison, Member
-from ttlora.experiments.run import Run
+from ttlora.experiments.run import Likeness, Run
 from ttlora.finetune.methods import OPEN_KEYS, Method, find_method
 from ttlora.finetune.methods.peft_method import PeftMethod
 from ttlora.finetune.named_tasks import find_task
@@ -47,7 +47,7 @@ class ComparedRun(Run):
         return f"{self.model} {self.task} {self.label} seed {self.recipe.seed}"
 
     @property
-    def likeness(self) -> tuple[str, ...]:
+    def likeness(self) -> Likeness:
         """The labels of model, task and method."""
         return self.model, self.task, self.label
 

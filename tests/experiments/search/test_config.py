@@ -77,7 +77,7 @@ def test_the_space_of_a_method_is_what_it_reads(search):
     ("keys", "message"),
     [
         ({"trial": "3"}, "s.yaml: unknown key 'trial': did you mean trials?"),
-        ({"output": "x"}, "s.yaml: unknown key 'output': give the search's folder as --output"),
+        ({"output": "x"}, "s.yaml: unknown key 'output': give the search's folder as `output`"),
         ({"threads": "2"}, "s.yaml: unknown key 'threads': cpus_per_trial says"),
         ({"methods": "[lora]"}, "s.yaml: unknown key 'methods': a search has one method"),
         ({"task": "3"}, "s.yaml: task is 3, and has to be text"),
@@ -134,14 +134,14 @@ def test_a_search_without_a_model(search, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("arguments", "message"),
     [
-        ({"trials": 0}, "--trials is 0, and has to be at least 1"),
-        ({"max_adapter_size": "small"}, "--max-adapter-size 'small' is no size; write 40KB"),
-        ({"target_score": 80.0}, "--target-score is 80.0, and has to be above 0 and at most 1"),
+        ({"trials": 0}, "`trials` is 0, and has to be at least 1"),
+        ({"max_adapter_size": "small"}, "`max_adapter_size` 'small' is no size; write 40KB"),
+        ({"target_score": 80.0}, "`target_score` is 80.0, and has to be above 0 and at most 1"),
     ],
 )
-def test_wrong_flags_are_named_as_flags(flags, message, search):
+def test_wrong_arguments_are_named(arguments, message, search):
     with pytest.raises(UserError) as error:
-        search().override(**flags)
+        search().override(**arguments)
     assert str(error.value).startswith(message)

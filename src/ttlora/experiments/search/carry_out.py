@@ -40,11 +40,12 @@ def carry_out(search: Search, address: str | None, retry_failed: bool) -> None:
         # an earlier attempt that ended before its first trial binds nobody
         search.folder.rows.unlink(missing_ok=True)
     require_same_rows(search.folder.rows, data)
-    count = len(source.waiting) if isinstance(source, Listed) else plan.trials
-    left = [(recipe.model, recipe.task, recipe.method)] * count
-    with connected(address):
+    known, total = (source.waiting, len(source.waiting)) if isinstance(source, Listed) else (search.trials, plan.trials)
+    done = [trial for trial in known if trial.state == "done"]
+    left = [(recipe.model, recipe.task, recipe.method)] * (total - len(done))
+    with connected(address, search.folder):
         share = Share.asked(plan.cpus_per_trial, plan.gpus_per_trial)
-        with Display(search.folder, [], left, share.at_a_time) as display:
+        with Display(search.folder, done, left, share.at_a_time) as display:
             do_runs(
                 search.folder,
                 source,

@@ -32,8 +32,8 @@ OWN = (
     "gpus_per_trial",
 )
 INSTEAD = {
-    "output": "give the search's folder as --output",
-    "resume": "give --resume on the command line",
+    "output": "give the search's folder as `output`",
+    "resume": "a search always goes on where it was",
     "threads": "cpus_per_trial says how many threads a trial has",
     "models": "a search has one model",
     "tasks": "a search has one task",
@@ -117,11 +117,11 @@ class SearchPlan:
         """The plan with what was given on the command line.
 
         Raises:
-            UserError: A value is out of range; the message names the flag.
+            UserError: A value is out of range; the message names it.
         """
         flags = {"trials": trials, "max_adapter_size": max_adapter_size, "target_score": target_score}
         given = {name: value for name, value in flags.items() if value is not None}
-        own = {name: _checked(name, value, f"--{name.replace('_', '-')}") for name, value in given.items()}
+        own = {name: _checked(name, value, f"`{name}`") for name, value in given.items()}
         return replace(self, asked={**self.asked, **given}, **own)
 
     @property
