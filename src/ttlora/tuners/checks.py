@@ -92,7 +92,7 @@ def settle_fields(config: Any, peft_type: PeftType) -> None:
         peft_type: Its method.
 
     Raises:
-        ValueError: A field has a value of a wrong kind, or what chooses layers does not go together.
+        ValueError: A field has a value of a wrong kind, or the fields that choose layers contradict each other.
     """
     text = (lambda value: value is None or isinstance(value, str)), "a string or None"
     names = (lambda value: value is None or is_name_list(value) or isinstance(value, str)), "a list of names"

@@ -48,7 +48,6 @@ def config_of_sum(configs: Sequence[TTLoraConfig], shapes: Mapping[str, TTShape]
     if any(config.bias != "none" for config in configs):
         raise ValueError("adapters that train biases have no sum")
     config = copy.copy(first)
-    config._written = {}
     config.alpha = first.alpha or 1.0
     config.alpha_pattern, config.scaling, config.dropout, config.init_weights = {}, "alpha", 0.0, True
     config.rank_pattern = by_pattern({name: list(shape.ranks[1:-1]) for name, shape in shapes.items()})

@@ -1,6 +1,5 @@
 """What a TT-LoRA adapter is: its shapes, ranks, scale and targets."""
 
-import copy
 import math
 import re
 from collections.abc import Sequence
@@ -111,8 +110,6 @@ class TTLoraConfig(PeftConfig):
     )
 
     def __post_init__(self) -> None:
-        # what `write_shapes` wrote for a model: field to the value before and the one written
-        self._written: dict[str, tuple[Any, Any]] = {}
         settle_fields(self, TTLORA)
         super().__post_init__()  # type: ignore[no-untyped-call]
         for name in ("shape_pattern", "rank_pattern", "alpha_pattern", "weight_sizes", "weight_kinds"):
@@ -256,19 +253,16 @@ def write_shapes(
         sizes: Module name to ``[out, in]`` or ``[experts, out, in]``.
         kinds: Module name to the kind of its layer.
     """
-    written: dict[str, Any] = {"weight_sizes": by_pattern(sizes)}
+    config.weight_sizes = by_pattern(sizes)
     if any(kind != "linear" for kind in kinds.values()):
-        written["weight_kinds"] = by_pattern(kinds)
+        config.weight_kinds = by_pattern(kinds)
     if config.shape == "auto" or "auto" in config.shape_pattern.values():
         patterns = by_pattern({name: asked_dims(shape, len(sizes[name]) == 3) for name, shape in shapes.items()})
         dims = list(patterns.values())
         if dims and not config.shape_pattern and all(other == dims[0] for other in dims):
-            written["shape"] = dims[0]
+            config.shape = dims[0]
         else:
-            written["shape_pattern"] = patterns
-    for name, value in written.items():
-        config._written[name] = getattr(config, name), value
-        setattr(config, name, value)
+            config.shape_pattern = patterns
 
 
 def asked_dims(shape: TTShape, of_experts: bool) -> list[int]:
@@ -282,21 +276,6 @@ def asked_dims(shape: TTShape, of_experts: bool) -> list[int]:
         return list(shape.dims)
     assert shape.boundary is not None, "the expert's index stands at the boundary"
     return [*shape.dims[: shape.boundary - 1], *shape.dims[shape.boundary :]]
-
-
-def as_asked(config: TTLoraConfig) -> TTLoraConfig:
-    """The config without what `write_shapes` wrote for an earlier model, so that it can serve for one of other sizes.
-
-    The config itself if nothing was written. What its user has changed since stays.
-    """
-    if not config._written:
-        return config
-    asked = copy.copy(config)
-    asked._written = {}
-    for name, (value, written) in config._written.items():
-        if getattr(config, name) is written:
-            setattr(asked, name, value)
-    return asked
 
 
 def by_pattern(values: dict[str, Any]) -> dict[str, Any]:

@@ -84,7 +84,6 @@ def with_fused_experts(config: TTLoraConfig, model: nn.Module) -> TTLoraConfig:
         _refuse_patterns_for_parts(config, weight)
     paths = [path for path, _ in own_parameters(model)]
     config = copy.copy(config)
-    config._written = {}
     config.target_parameters = sorted({*(config.target_parameters or []), *_shortened(converted, paths)})
     if everything:
         return config

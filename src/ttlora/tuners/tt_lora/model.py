@@ -1,5 +1,6 @@
 """A transformer whose target modules are updated by tensor trains."""
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -15,7 +16,7 @@ from ttlora.tuners.mixed_batch import mixed_batch
 from ttlora.tuners.targets import DEFAULT_TARGET_MODULES, require_matches
 from ttlora.tuners.tt_lora.attention import TTLoraMultiheadAttention
 from ttlora.tuners.tt_lora.combine import config_of_sum, weighted_sum
-from ttlora.tuners.tt_lora.config import TTLoraConfig, as_asked, write_shapes
+from ttlora.tuners.tt_lora.config import TTLoraConfig, write_shapes
 from ttlora.tuners.tt_lora.conv import TTLoraConv
 from ttlora.tuners.tt_lora.embedding import TTLoraEmbedding
 from ttlora.tuners.tt_lora.experts import ParamWrapper
@@ -44,14 +45,12 @@ class TTLoraModel(Tuner):
     target_module_mapping = DEFAULT_TARGET_MODULES
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Adapt the target modules, and write the sizes and shapes into the adapter's config."""
-        given, twin = self.peft_config[adapter_name], self._twin(adapter_name)
-        config = as_asked(given)
+        """Adapt the target modules, and write the sizes and shapes into the model's copy of the adapter's config."""
+        twin = self._twin(adapter_name)
+        # a copy: what is resolved for this model is no part of the user's config, which may serve for another model
+        config = copy.copy(self.peft_config[adapter_name])
         config = self.peft_config[adapter_name] = config if config.from_file else with_fused_experts(config, model)
-        asked = config.target_modules
         super().inject_adapter(model, adapter_name, *args, **kwargs)
-        if config.target_modules is not asked:
-            config._written["target_modules"] = asked, config.target_modules
         # kept: to walk all modules of a model takes a few percent of a small forward
         self._adapted_layers = [module for module in self.modules() if isinstance(module, TTLoraLayer)]
         layers = {name: layer for name, layer in self._layers() if adapter_name in layer.ttlora_update}
@@ -68,9 +67,6 @@ class TTLoraModel(Tuner):
 
             config.target_parameters = sorted(config.target_parameters, key=place)
         copy_cores(layers.values(), twin, adapter_name)
-        if config == given:
-            # the object that the user holds, as long as it says the same
-            self.peft_config[adapter_name] = given
 
     def add_weighted_adapter(
         self,
