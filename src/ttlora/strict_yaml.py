@@ -21,7 +21,7 @@ def read_mapping(path: Path, refusal: str | None = None) -> dict[str, Any]:
 
     Args:
         path: The file.
-        refusal: How the complaint begins if it is none (default: that it cannot be read as YAML).
+        refusal: How the error begins if the file holds no mapping (default: that it cannot be read as YAML).
 
     Raises:
         UserError: The file cannot be read, is no YAML, gives a key twice, or holds something else than keys.

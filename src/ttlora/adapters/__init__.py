@@ -1,1 +1,1 @@
-"""What one does to a trained adapter: read it, whoever wrote it, and see what is in it."""
+"""Saved adapters: read them, whoever wrote them, inspect, merge, export, import and round them."""

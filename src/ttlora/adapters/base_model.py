@@ -132,7 +132,7 @@ def _fit_head(adapter: Adapter, model_class: Any, config: Any) -> None:
 
 
 def _misfits(trained: Mapping[str, TensorInfo], model_class: Any, config: Any) -> list[str]:
-    """What has other sizes in the model, but for the number of tokens, which `_fit_vocabulary` sees to."""
+    """The tensors whose sizes differ in the model, apart from the number of tokens, which `_fit_vocabulary` sets."""
     model = without_weights(model_class, config)
     sizes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if key in trained}
     # where the number of rows is free, it is some number
@@ -194,5 +194,5 @@ def _vocabulary(model: Any) -> dict[str, nn.Parameter]:
 
 
 def _trained(adapter: Adapter) -> dict[str, TensorInfo]:
-    """What was saved beside the updates, by its name in the base model."""
+    """The tensors that were saved beside the updates, by their names in the base model."""
     return {base_name(key): info for key, info in adapter.others.items()}

@@ -1,4 +1,4 @@
-"""What goes along with a model beside its weights: what stands beside the adapter, or else what the base has."""
+"""The files beside a model's weights, such as its tokenizer: those beside the adapter, or else those of the base."""
 
 import shutil
 from pathlib import Path
@@ -49,7 +49,7 @@ def load_tokenizer(adapter: Adapter, name: str, **options: Any) -> Any:
 
 
 def is_made_up(tokenizer: Any, name: str, **options: Any) -> bool:
-    """Whether transformers has made a tokenizer up that knows no words, as it does where there are no files of one.
+    """Whether transformers has made up a tokenizer without words, as it does where a model has no tokenizer files.
 
     Args:
         tokenizer: The tokenizer.
@@ -61,7 +61,7 @@ def is_made_up(tokenizer: Any, name: str, **options: Any) -> bool:
 
 
 def fit_to_tokenizer(adapter: Adapter, model: Any, tokenizer: Any) -> None:
-    """Let the model know which token pads, if a tokenizer was saved with the adapter.
+    """Set the model's padding token to that of the tokenizer, if one was saved with the adapter.
 
     Args:
         adapter: A checked adapter folder.
@@ -88,7 +88,7 @@ def _has_tokenizer(adapter: Adapter) -> bool:
 
 
 def fit_generation(adapter: Adapter, model: Any) -> None:
-    """Let the model generate as it is said beside the adapter, if it is.
+    """Give the model the generation config that stands beside the adapter, if there is one.
 
     Args:
         adapter: A checked adapter folder.
@@ -106,7 +106,7 @@ def fit_generation(adapter: Adapter, model: Any) -> None:
 
 
 def copy_processors(adapter: Adapter, name: str, output: Path, **options: Any) -> None:
-    """Copy what says how images and sounds become a model's input.
+    """Copy the configs of the processors that turn images and sounds into a model's input.
 
     Args:
         adapter: A checked adapter folder.

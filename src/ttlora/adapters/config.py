@@ -81,7 +81,7 @@ def _check_fields(config_class: type, values: Mapping[str, Any]) -> None:
     """Hold values from JSON against the types of a config's fields.
 
     Raises:
-        ValueError: A value is of another type, or a pattern is none; the message names the field.
+        ValueError: A value is of another type, or a pattern is no regular expression; the message names the field.
     """
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
@@ -130,7 +130,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _check_patterns(name: str, value: Any) -> None:
-    """Refuse what PEFT would take for a regular expression and cannot."""
+    """Refuse text that PEFT would read as a regular expression and that is not one."""
     patterns = []
     if name.endswith("_pattern"):
         patterns = list(value) if isinstance(value, dict | list) else [value]

@@ -196,5 +196,5 @@ def _factors(adapter: Adapter, lora: Any, name: str) -> tuple[Tensor, Tensor]:
 
 
 def _by_role(tensors: Mapping[str, Any], name: str) -> dict[str, str]:
-    """What stands after ``<module>.lora_``, to the key."""
+    """The keys of a module's tensors, by what follows ``<module>.lora_`` in them."""
     return {key.removeprefix(MODEL_PREFIX).removeprefix(f"{name}.lora_"): key for key in tensors}

@@ -20,7 +20,7 @@ Parts = Mapping[str, TensorInfo]
 
 
 def check_tensors(config: Any, modules: Mapping[str, Parts]) -> None:
-    """Hold the tensors of each module against the config, for LoRA and the methods of this package.
+    """Check that the tensors of each module are those of the config, for LoRA and the methods of this package.
 
     Args:
         config: A config whose fields have been checked.

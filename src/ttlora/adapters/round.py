@@ -21,7 +21,7 @@ from ttlora.whole_files import require_free
 
 @dataclass(frozen=True)
 class Approximation:
-    """An update that stands for another one.
+    """How near an approximation comes to an update.
 
     Attributes:
         name: The module's name.
@@ -147,7 +147,7 @@ def round_adapter(adapter: Adapter, r: int | None = None, tolerance: float = 0.0
 
 
 def require_finite(name: str, train: TensorTrain) -> None:
-    """Refuse a train with which nothing can be computed.
+    """Refuse a train that is not finite.
 
     Args:
         name: The module's name.
@@ -165,7 +165,7 @@ def _bounds(shape: TTShape, r: int | None) -> list[int]:
 
 
 def write_ranks(config: TTLoraConfig, shapes: Mapping[str, TTShape]) -> None:
-    """Let a config with sizes and dims give each module the ranks of its shape: by one ``r`` if that does it.
+    """Set the ranks in a config that has sizes and dims: one ``r`` if it gives each module the ranks of its shape.
 
     Args:
         config: The config; its ranks are replaced.

@@ -170,7 +170,7 @@ def _read(
     """The values that were typed, the configuration file, and whether "help" or "config" is what is wanted.
 
     Raises:
-        UserError: An argument is none of the flags', or has no value, or a value too many.
+        UserError: An option is unknown, has no value, or has a value that it does not take.
     """
     options = {flag.name: flag for flag in flags if not flag.is_positional}
     known = [*options, *HELP, *((CONFIG, PRINT_CONFIG) if takes_recipe else ())]
@@ -225,7 +225,7 @@ def _read_config(flags: dict[str, _Flag], config: str, help_command: str) -> dic
     """The values of a YAML file.
 
     Raises:
-        UserError: It is none, or has a key or a value that is no flag's.
+        UserError: The file is no YAML mapping, or has an unknown key or a value of a wrong type.
     """
     path = os.path.expanduser(config)
     if not os.path.lexists(path):

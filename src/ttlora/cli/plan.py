@@ -36,7 +36,7 @@ def plan(
         json: Print one JSON object.
 
     Raises:
-        UserError: A value is none of these, or does not fit the model.
+        UserError: A value has another form, or does not fit the model.
     """
     from ttlora.planner.plan import plan as make_plan
 

@@ -69,7 +69,7 @@ class Comparison:
         """Read a comparison.
 
         Raises:
-            UserError: The file is none; the message names the key and its place.
+            UserError: The file describes no comparison; the message names the key and its place.
         """
         content = read_mapping(path)
         require_known(content, ["models", "tasks", "methods", "seeds", "threads", *SHARED], str(path), INSTEAD)
@@ -86,7 +86,7 @@ class Comparison:
 
 
 def find_config(config: str) -> Path:
-    """The YAML file of that name: a file, or else one of the recipes that are shipped.
+    """The YAML file that a user names: a file, or else a comparison that comes with the package.
 
     Raises:
         UserError: There is neither.
@@ -117,7 +117,7 @@ def _members(kind: Literal["model", "task", "method"], content: Mapping[str, Any
     Where an entry has none, it is called by its name and by the keys in which the entries of that name differ.
 
     Raises:
-        UserError: There is none, or two have one label.
+        UserError: The list is empty, or two members have the same label.
     """
     values = content.get(f"{kind}s")
     if not isinstance(values, list) or not values:

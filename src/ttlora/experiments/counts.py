@@ -53,7 +53,7 @@ class Count:
 
 @dataclass(frozen=True)
 class _Ending:
-    """What of a task decides how a model ends; where classes are known from data alone, there are two."""
+    """The number of outputs that a task needs, two where only the data tell it, and whether it needs a causal model."""
 
     outputs: int
     is_causal: bool
@@ -82,7 +82,7 @@ def skeleton_of(recipe: Recipe) -> Base:
     """A recipe's model as `ttlora.finetune.base.load_base` gives it, without weights and tokenizer.
 
     Raises:
-        UserError: There is no such model, or it is none for the task.
+        UserError: There is no such model, or it cannot do the task.
     """
     return _skeleton(recipe.model, _ending(recipe))
 

@@ -45,7 +45,7 @@ class Source(Protocol):
     """Where runs come from."""
 
     def next(self) -> Run | None:
-        """The next run; None: there is none any more."""
+        """The next run; None: there are no more."""
 
     def ended(self, run: Run) -> None:
         """A run has ended: its folder says how."""
@@ -71,7 +71,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class Share:
-    """What of the machines a run gets.
+    """The part of the machines that a run gets.
 
     Attributes:
         cpus: CPU cores; below 1 a part of one.
@@ -85,7 +85,7 @@ class Share:
 
     @property
     def at_a_time(self) -> int:
-        """How many such shares there are."""
+        """How many such shares the machines have room for."""
         return max(1, int(ray.cluster_resources().get("CPU", 1) / self.cpus))  # type: ignore[no-untyped-call]
 
     @classmethod
@@ -157,10 +157,10 @@ def connected(address: str | None, folder: RunsFolder) -> Iterator[None]:
 
 
 def _require_listening(address: str | None) -> None:
-    """Ask whether anybody is there, since Ray would wait for minutes.
+    """Check that the cluster listens, since Ray would wait for minutes.
 
     Raises:
-        UserError: Nobody is.
+        UserError: It does not.
     """
     host, colon, port = (address or "").rpartition(":")
     if not colon or "/" in host:

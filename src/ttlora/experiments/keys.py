@@ -14,7 +14,7 @@ NUMBERS = tuple(key for key, hint in HINTS.items() if fits(0.5, hint) and hint i
 
 
 def require_known(keys: Iterable[Any], known: Sequence[str], place: str, instead: Mapping[str, str]) -> None:
-    """Refuse a key that has no meaning.
+    """Refuse an unknown key.
 
     Args:
         keys: The keys that are there.

@@ -124,7 +124,7 @@ def _plan(
 
 
 def _is_for(way: Method, key: str) -> bool:
-    """Whether a key that runs of several methods share is for this one: a rank is, where there is one."""
+    """Whether a method reads a key that all methods of a comparison share."""
     if key == "targets" and isinstance(way, PeftMethod) and way.config is BottleneckConfig:
         return False  # bottlenecks stand behind other modules than those whose weights are updated
     return key not in OPEN_KEYS or key in way.defaults

@@ -83,7 +83,7 @@ class SearchPlan:
         """Read a search.
 
         Raises:
-            UserError: The file is none; the message names the key and its place.
+            UserError: The file describes no search; the message names the key and its place.
         """
         content = read_mapping(path)
         place = str(path)
@@ -154,7 +154,7 @@ def _read_own(name: str, value: Any, place: str) -> Any:
 
 
 def _checked(name: str, value: Any, shown: str) -> Any:
-    """The value of one of the search's own keys, if it can be meant."""
+    """The value of one of the search's own keys, after checking its range."""
     if name == "max_adapter_size":
         return parse_bytes(shown, str(value))
     if name in LEAST and not LEAST[name] <= value < math.inf:

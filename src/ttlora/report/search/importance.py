@@ -41,7 +41,7 @@ class Importances:
     """What all settings account for.
 
     Attributes:
-        settings: They by falling share; none if the trials say nothing.
+        settings: The settings, the largest share first; empty if the trials allow no estimate.
         fit: R² of the forest's predictions for trials that it has not seen; None if there is no forest.
         explanation: From which trials, how far to be trusted, or why nothing is said.
     """

@@ -39,7 +39,7 @@ def smallest_within_a_point(trials: Sequence[TrialResult]) -> TrialResult:
 
 
 def smallest_reaching(trials: Iterable[TrialResult], target: float) -> TrialResult | None:
-    """The smallest adapter whose score is the target or better; None: there is none.
+    """The smallest adapter whose score is the target or better; None: no adapter reaches it.
 
     Args:
         trials: Trials on one task.
