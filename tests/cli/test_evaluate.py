@@ -36,7 +36,7 @@ def test_model_that_has_moved(finished, bert, tmp_path, ttlora):
     outcome = ttlora("evaluate", tmp_path / "out")
     assert (outcome.status, outcome.out) == (2, "")
     gone = tmp_path / "gone"
-    assert outcome.err == f"ttlora: error: model folder {gone} is not there: give its place with --model\n"
+    assert outcome.err == f"ttlora: error: model folder {gone} is not there: give its place as --model\n"
     assert ttlora("evaluate", tmp_path / "out", "--model", bert).out == ttlora("evaluate", finished).out
 
 

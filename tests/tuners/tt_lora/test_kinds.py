@@ -350,8 +350,9 @@ def test_every_expert_has_its_own_update():
 
 def test_the_config_says_which_experts_it_was_made_for(tmp_path):
     config = TTLoraConfig(target_modules=[], target_parameters=PARAMETERS)
-    get_peft_model(mixtral(), config).save_pretrained(tmp_path)
-    assert config.weight_sizes == {"down_proj": [4, 16, 24], "gate_up_proj": [4, 48, 16]}
+    model = get_peft_model(mixtral(), config)
+    model.save_pretrained(tmp_path)
+    assert model.peft_config["default"].weight_sizes == {"down_proj": [4, 16, 24], "gate_up_proj": [4, 48, 16]}
     with pytest.raises(ValueError, match=r"is 8 x 48 x 16, but this adapter was made for .* 4 x 48"):
         PeftModel.from_pretrained(mixtral(8), tmp_path)
 
