@@ -23,7 +23,7 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, P
 # wrong types are what their tests give them.
 SHAPED = (
     *(f"tensor_train.{name}" for name in ("linear", "start", "train", "update")),
-    *(f"tuners.tt_lora.{name}" for name in ("conv", "embedding", "layer", "linear")),
+    *(f"tuners.tt_lora.{name}" for name in ("conv", "embedding", "layer", "linear", "together")),
     *(
         "tuners.loretta_rep.layer",
         "tuners.loretta_rep.update",

@@ -40,7 +40,7 @@ def test_gradients_of_the_flat_vector_are_those_of_the_dense_contraction(train):
     (TensorTrain(train.shape, flat).to_matrix() * weight).sum().backward()
     # the update is multilinear: along any direction of one core the derivative is a difference of two updates
     direction = torch.zeros_like(train.flat)
-    first = train.shape.core_sizes[0]
+    first = train.shape.core_parameters[0]
     direction[:first] = torch.randn(first, dtype=torch.float64)
     moved = TensorTrain(train.shape, train.flat + direction)
     expected = ((dense(moved) - dense(train)) * weight).sum()
@@ -196,5 +196,5 @@ def test_rounded_ranks_are_ranks_that_unfoldings_can_have(train, tolerance):
 def test_the_norm_of_a_small_difference_keeps_its_digits(train, step):
     assume(train.norm() > 0)
     other = TensorTrain(train.shape, train.flat.clone())
-    other.flat[: train.shape.core_sizes[0]] *= 1 + step
+    other.flat[: train.shape.core_parameters[0]] *= 1 + step
     assert (other - train).norm().item() == pytest.approx(step * train.norm().item(), rel=1e-4)

@@ -18,7 +18,10 @@ SIZES = st.sampled_from([None, 0.05, 1.0])
 def spread(update):
     """Each entry's gain."""
     return torch.cat(
-        [torch.full((n,), g, dtype=torch.float64) for n, g in zip(update.shape.core_sizes, update.gains, strict=True)]
+        [
+            torch.full((n,), g, dtype=torch.float64)
+            for n, g in zip(update.shape.core_parameters, update.gains, strict=True)
+        ]
     )
 
 
@@ -148,6 +151,6 @@ def test_the_gradient_is_the_derivative_over_the_squared_gains(dims):
     loss(leaf).backward()
     steps = 1e-6 * torch.eye(shape.parameters, dtype=torch.float64)
     derivative = torch.stack([(loss(flat + step) - loss(flat - step)) / 2e-6 for step in steps])
-    gains = torch.tensor(balanced.gains, dtype=torch.float64).repeat_interleave(torch.tensor(shape.core_sizes))
+    gains = torch.tensor(balanced.gains, dtype=torch.float64).repeat_interleave(torch.tensor(shape.core_parameters))
     torch.testing.assert_close(leaf.grad, derivative / gains**2, rtol=1e-4, atol=1e-6)
     assert plain.gains == (1.0,) * shape.order

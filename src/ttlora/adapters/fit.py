@@ -9,8 +9,7 @@ from ttlora.adapters.header import TensorInfo
 from ttlora.compat import look_up
 from ttlora.tuners.bottleneck.config import BOTTLENECK, resolve_trains
 from ttlora.tuners.checks import is_size
-from ttlora.tuners.loretta_rep.config import LORETTA_REP
-from ttlora.tuners.loretta_rep.config import resolve_update as resolve_loretta_rep
+from ttlora.tuners.loretta_rep.config import LORETTA_REP, resolve_factors
 from ttlora.tuners.tt_lora import saved_update
 from ttlora.tuners.tt_lora.config import TTLORA
 from ttlora.values import is_number
@@ -73,7 +72,7 @@ def _check_loretta_rep(config: Any, name: str, parts: Parts) -> None:
     sizes = look_up(config.weight_sizes, name, None)
     if sizes is None:
         raise ValueError(f"the config does not say the size of {name}: it is not that of a saved adapter")
-    update = resolve_loretta_rep(config, name, *sizes)
+    update = resolve_factors(config, name, *sizes)
     _require_sizes(f"the cores of '{name}'", cores, (update.parameters,), f"r={config.r}, tt_rank={config.tt_rank}")
 
 

@@ -111,14 +111,14 @@ class TTShape:
         return tuple((left, k, right) for k, (left, right) in zip(self.dims, pairwise(self.ranks), strict=True))
 
     @cached_property
-    def core_sizes(self) -> tuple[int, ...]:
+    def core_parameters(self) -> tuple[int, ...]:
         """``r_{i-1} k_i r_i`` of each core."""
         return tuple(math.prod(shape) for shape in self.core_shapes)
 
     @property
     def parameters(self) -> int:
         """``Σ r_{i-1} k_i r_i``, the length of the flat vector that holds all cores."""
-        return sum(self.core_sizes)
+        return sum(self.core_parameters)
 
     @cached_property
     def span(self) -> tuple[int, int]:

@@ -41,7 +41,7 @@ class TensorTrain:
     def cores(self) -> tuple[Float[Tensor, "*batch _left _k _right"], ...]:
         """``C_1 ... C_d`` as views of the flat vector."""
         batch = self.flat.shape[:-1]
-        pieces = torch.split(self.flat, list(self.shape.core_sizes), dim=-1)
+        pieces = torch.split(self.flat, list(self.shape.core_parameters), dim=-1)
         return tuple(piece.view(*batch, *shape) for piece, shape in zip(pieces, self.shape.core_shapes, strict=True))
 
     def factors(self) -> tuple[Float[Tensor, "*batch r in"], Float[Tensor, "*batch out r"]]:
@@ -178,7 +178,7 @@ class TensorTrain:
 
     def __sub__(self, other: "TensorTrain") -> "TensorTrain":
         """The exact train of the difference of two matrices, as `+`."""
-        first = other.shape.core_sizes[0]
+        first = other.shape.core_parameters[0]
         return self + type(self)(other.shape, torch.cat([-other.flat[:first], other.flat[first:]]))
 
     def orthogonalised(self, center: int) -> "TensorTrain":

@@ -108,7 +108,7 @@ class Update:
 
     def _contract(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         if self.core_size is not None and transformed():
-            pieces = torch.split(flat, list(self.shape.core_sizes), dim=-1)
+            pieces = torch.split(flat, list(self.shape.core_parameters), dim=-1)
             at_rest = [piece.detach() for piece in pieces]
             moved = zip(at_rest, pieces, self.gains, strict=True)
             flat = torch.cat([rest + (piece - rest) / gain**2 for rest, piece, gain in moved], dim=-1)
@@ -143,7 +143,7 @@ class Update:
     def _multipliers(self, like: Tensor) -> Float[Tensor, "parameters"]:
         values = list(self.gains)
         values[self.zero_core] *= self.scale * self._row_norm
-        sizes = torch.tensor(self.shape.core_sizes, device=like.device)
+        sizes = torch.tensor(self.shape.core_parameters, device=like.device)
         return torch.tensor(values, dtype=like.dtype, device=like.device).repeat_interleave(sizes)
 
 
@@ -299,6 +299,6 @@ class _Balance(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        pieces = torch.split(gradients[0], list(ctx.update.shape.core_sizes), dim=-1)
+        pieces = torch.split(gradients[0], list(ctx.update.shape.core_parameters), dim=-1)
         divided = [piece / gain**2 for piece, gain in zip(pieces, ctx.update.gains, strict=True)]
         return torch.cat(divided, dim=-1), None

@@ -1,7 +1,7 @@
 import pytest
 
 from ttlora import LorettaRepConfig
-from ttlora.tuners.loretta_rep.config import resolve_update
+from ttlora.tuners.loretta_rep.config import resolve_factors
 
 
 @pytest.mark.parametrize(
@@ -43,4 +43,4 @@ def test_values_that_cannot_be_meant(values, complaint):
 )
 def test_shapes_that_do_not_fit(values, complaint):
     with pytest.raises(ValueError, match=complaint):
-        resolve_update(LorettaRepConfig(**values), "layer.q", 24, 16)
+        resolve_factors(LorettaRepConfig(**values), "layer.q", 24, 16)

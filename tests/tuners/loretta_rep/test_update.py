@@ -5,11 +5,11 @@ import torch
 
 from ttlora import LorettaRepConfig
 from ttlora.tensor_train import TensorTrain
-from ttlora.tuners.loretta_rep.config import resolve_update
+from ttlora.tuners.loretta_rep.config import resolve_factors
 
 
 def resolved(out_features=24, in_features=12, **config):
-    return resolve_update(LorettaRepConfig(**{"r": 4, "tt_rank": 3, **config}), "q", out_features, in_features)
+    return resolve_factors(LorettaRepConfig(**{"r": 4, "tt_rank": 3, **config}), "q", out_features, in_features)
 
 
 @pytest.mark.parametrize("shape", ["auto", {"24": [2, 6, 2, 4], 12: [3, 4, 4]}, {"24": [4, 4, 3, 2]}])

@@ -28,7 +28,7 @@ def adapted(base, **config):
 def acting_cores(layer, cores, adapter="default"):
     """``g_i θ_i``: the cores whose product is the update, but for α and κ."""
     update = layer.ttlora_update[adapter]
-    pieces = torch.split(cores, list(update.shape.core_sizes))
+    pieces = torch.split(cores, list(update.shape.core_parameters))
     return [
         piece.view(core) * gain
         for piece, core, gain in zip(pieces, update.shape.core_shapes, update.gains, strict=True)
@@ -358,8 +358,8 @@ class TestGradientsOfCoresWithGains:
         F.mse_loss(layer(x), target).backward()
         update = layer.ttlora_update["default"]
         shape = update.shape
-        delivered = torch.split(layer.ttlora_cores["default"].grad, list(shape.core_sizes))
-        true = torch.split(self.true_gradient(layer, x, target), list(shape.core_sizes))
+        delivered = torch.split(layer.ttlora_cores["default"].grad, list(shape.core_parameters))
+        true = torch.split(self.true_gradient(layer, x, target), list(shape.core_parameters))
         assert max(update.gains) > 2
         for got, wanted, g in zip(delivered, true, update.gains, strict=True):
             torch.testing.assert_close(got, wanted / g**2)

@@ -10,7 +10,8 @@ from transformers import LlamaForCausalLM
 
 from ttlora import TTLoraConfig
 from ttlora.tensor_train import Update
-from ttlora.tuners.tt_lora.layer import BUILT_FACTORS, TTLoraLayer
+from ttlora.tuners.tt_lora.factors import BuiltFactors, built_factors
+from ttlora.tuners.tt_lora.layer import TTLoraLayer
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_nothing_is_left_behind(model, inputs):
     model(**inputs)
     with pytest.raises(ValueError, match="input_ids"):
         model()
-    assert not BUILT_FACTORS.get()
+    assert built_factors() == BuiltFactors()
 
 
 def test_what_is_built_without_a_graph_is_not_learned_from(model, inputs):

@@ -101,8 +101,10 @@ class LorettaRepConfig(PeftConfig):
                     )
 
 
-def resolve_update(config: LorettaRepConfig, module_name: str, out_features: int, in_features: int) -> LorettaRepUpdate:
-    """What the entries of a module mean.
+def resolve_factors(
+    config: LorettaRepConfig, module_name: str, out_features: int, in_features: int
+) -> LorettaRepUpdate:
+    """The trains of the two factors of a module's update.
 
     Args:
         config: The adapter's config.

@@ -1,6 +1,5 @@
 """A transformer whose target modules are updated by a LoRA of tensor trains."""
 
-import copy
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -12,11 +11,10 @@ from ttlora.tuners.loretta_rep.config import LorettaRepConfig, write_shapes
 from ttlora.tuners.loretta_rep.layer import LorettaRepLinear
 from ttlora.tuners.norms import TrainedNorm, train_norms
 from ttlora.tuners.targets import DEFAULT_TARGET_MODULES
-from ttlora.tuners.tt_lora.model import TTLoraModel, copy_cores
-from ttlora.tuners.tuner import Tuner
+from ttlora.tuners.tt_lora.tuner import TrainTuner
 
 
-class LorettaRepModel(Tuner):
+class LorettaRepModel(TrainTuner):
     """Puts `LorettaRepLinear` in the place of the target modules of a model; made by ``get_peft_model``.
 
     Args:
@@ -33,26 +31,18 @@ class LorettaRepModel(Tuner):
     tuner_layer_cls = LorettaRepLinear
     target_module_mapping = DEFAULT_TARGET_MODULES
 
-    # it knows layers by TT-LoRA's class, of which ours is one, and finds them in `_adapted_layers`
-    _enable_peft_forward_hooks: Any = TTLoraModel._enable_peft_forward_hooks
-
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Adapt the target modules, and write sizes and shapes into the adapter's config."""
-        twin = self._twin(adapter_name)
-        # a copy: what is resolved for this model is not to bind the next one
-        config = self.peft_config[adapter_name] = copy.copy(self.peft_config[adapter_name])
+        """Adapt the target modules, and train copies of the norms where the config asks for it."""
         super().inject_adapter(model, adapter_name, *args, **kwargs)
-        layers = {
-            name.replace(".base_layer", ""): layer
-            for name, layer in model.named_modules()
-            if isinstance(layer, LorettaRepLinear)
-        }
-        self._adapted_layers = list(layers.values())
-        updates = {name: layer.loretta_rep_update.get(adapter_name) for name, layer in layers.items()}
-        write_shapes(config, {name: update for name, update in updates.items() if update is not None})
-        copy_cores(self._adapted_layers, twin, adapter_name)
+        config = self.peft_config[adapter_name]
         if config.train_layer_norms:
             train_norms(model, adapter_name, adapter_name in self.active_adapters, config.inference_mode)
+
+    def _write_shapes(self, adapter_name: str) -> None:
+        layers = self._layers_with(adapter_name)
+        write_shapes(
+            self.peft_config[adapter_name], {name: layer.updates[adapter_name] for name, layer in layers.items()}
+        )
 
     def _create_and_replace(
         self,

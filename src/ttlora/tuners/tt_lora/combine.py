@@ -21,9 +21,9 @@ def weighted_sum(layer: TTLoraLayer, weights: Mapping[str, float]) -> TensorTrai
     """
     trains = []
     for adapter, weight in weights.items():
-        if adapter in layer.ttlora_cores:
-            update = layer.ttlora_update[adapter]
-            cores = layer.ttlora_cores[adapter].detach().double()
+        if adapter in layer.cores:
+            update = layer.updates[adapter]
+            cores = layer.cores[adapter].detach().double()
             trains.append(replace(update, scale=update.scale * weight).acting_train(cores))
     total = trains[0]
     for train in trains[1:]:

@@ -52,6 +52,10 @@ class ParamWrapper(TTLoraLayer):
             raise ValueError(f"{module_name}: a parameter has no place for dropout={config.dropout}; set it to 0")
         super().update_layer(adapter_name, config, module_name)
 
+    def name_in_patterns(self, path: str) -> str:
+        """The path with the parameter's name."""
+        return f"{path}.{self.parameter_name}"
+
     @property
     def _is_transposed(self) -> bool:
         return self.experts is not None and bool(getattr(self.get_base_layer(), "is_transposed", False))
@@ -66,10 +70,10 @@ class ParamWrapper(TTLoraLayer):
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # PEFT looks at the base layer's weight, which need not be there
-        cores, weight = self.ttlora_cores[adapter_name], self.base_parameter
+        cores, weight = self.cores[adapter_name], self.base_parameter
         if not cores.is_meta:
             dtype = weight.dtype if weight.dtype.is_floating_point else cores.dtype
-            self.ttlora_cores[adapter_name] = cores.to(weight.device if device is None else device, dtype=dtype)
+            self.cores[adapter_name] = cores.to(weight.device if device is None else device, dtype=dtype)
 
     def _stored_factors(self, adapter: str) -> tuple[Tensor, Tensor]:
         A, B = self.factors(adapter)
@@ -84,7 +88,7 @@ class ParamWrapper(TTLoraLayer):
         """The adapter's dense update, as the parameter is stored, in the dtype of the cores."""
         left, right = self._stored_factors(adapter)
         with without_autocast(left.device):
-            return (left @ right).to(self.ttlora_cores[adapter].dtype)
+            return (left @ right).to(self.cores[adapter].dtype)
 
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None

@@ -1,10 +1,8 @@
 """What all adapted layers have in common: their trains, the update they make, and merging it."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from contextvars import ContextVar
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,20 +16,20 @@ from ttlora.compat import fetched, unpack_weight
 from ttlora.tensor_train import Update
 from ttlora.tensor_train.start import gaussian_update, random_update, zero_update
 from ttlora.tuners.tt_lora.config import TTLoraConfig, resolve_update
+from ttlora.tuners.tt_lora.factors import built_factors
 
 # The paper says no more than "Gaussian": the spread that transformers themselves are initialised with.
 PAPER_STD = 0.02
-# While a whole model runs, see `built_together`: by layer, those of an adapter, or of several, stacked.
-BUILT_FACTORS: ContextVar[Mapping[tuple["TTLoraLayer", str | tuple[str, ...]], tuple[Tensor, Tensor]]] = ContextVar(
-    "BUILT_FACTORS", default=MappingProxyType({})
-)
 
 
 class TTLoraLayer(nn.Module, BaseTunerLayer):
     """A frozen layer and the tensor trains that update its weight, one for each adapter.
 
-    Each adapter is one flat vector of cores, ``ttlora_cores[adapter]``, whose update is the matrix ``ΔW`` (out x in).
-    A kind of layer says how large that matrix is, how the layer stores it, and how it acts on an input.
+    Each adapter is one flat vector of cores, ``cores[adapter]``, whose update is the matrix ``ΔW`` (out x in). A kind
+    of layer says how large that matrix is, how the layer stores it, and how it acts on an input.
+
+    PEFT looks for an adapter's parts by names that begin with its method's prefix, which a method's class lists in
+    `adapter_layer_names` and `other_param_names`. Here they are `cores`, `dropouts` and `updates`, whatever the method.
 
     Args:
         base_layer: The frozen layer.
@@ -46,10 +44,6 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
 
     adapter_layer_names = ("ttlora_cores",)
     other_param_names = ("ttlora_dropout", "ttlora_update")
-    ttlora_cores: nn.ParameterDict
-    ttlora_dropout: nn.ModuleDict
-    ttlora_update: dict[str, Update]
-
     # what the base layer is, as saved configs say it
     kind = "linear"
     # the base layer's parameter that is updated
@@ -64,15 +58,32 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         self.base_layer = base_layer
         self.quantization_backend = resolve_quantization_backend(self.get_base_layer(), **quantization)
         self.out_features, self.in_features = self._matrix_sizes()
-        # by their names: another method's layers have them under its own
-        (cores,), (dropout, update) = self.adapter_layer_names, self.other_param_names
+        (cores,), (dropouts, updates) = self.adapter_layer_names, self.other_param_names
         setattr(self, cores, nn.ParameterDict())
-        setattr(self, dropout, nn.ModuleDict())
-        setattr(self, update, {})
+        setattr(self, dropouts, nn.ModuleDict())
+        setattr(self, updates, {})
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config, module_name)
+
+    @property
+    def cores(self) -> nn.ParameterDict:
+        """The flat vector of cores of each adapter."""
+        cores: nn.ParameterDict = getattr(self, self.adapter_layer_names[0])
+        return cores
+
+    @property
+    def dropouts(self) -> nn.ModuleDict:
+        """What each adapter does to its input in training."""
+        dropouts: nn.ModuleDict = getattr(self, self.other_param_names[0])
+        return dropouts
+
+    @property
+    def updates(self) -> dict[str, Any]:
+        """What the cores of each adapter mean: an `Update`, or what another method has in its place."""
+        updates: dict[str, Any] = getattr(self, self.other_param_names[1])
+        return updates
 
     def update_layer(self, adapter_name: str, config: Any, module_name: str) -> None:
         """Add an adapter, or replace the one of that name, at its starting point.
@@ -81,9 +92,9 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
             ValueError: The config's shape or ranks do not fit the weight.
         """
         update = self._resolve_update(config, module_name)
-        self.ttlora_update[adapter_name] = update
-        self.ttlora_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
-        self.ttlora_cores[adapter_name] = nn.Parameter(self._start(update, config))
+        self.updates[adapter_name] = update
+        self.dropouts[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.cores[adapter_name] = nn.Parameter(self._start(update, config))
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -103,11 +114,11 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         """The adapters whose updates a forward adds to the base layer."""
         if self.disable_adapters or self.merged:
             return []
-        return [adapter for adapter in self.active_adapters if adapter in self.ttlora_cores]
+        return [adapter for adapter in self.active_adapters if adapter in self.cores]
 
     def adapters_of_rows(self, adapter_names: Sequence[str]) -> tuple[str, ...]:
         """The adapters that this layer has out of those of a mixed batch, each once, in order."""
-        return tuple(sorted({name for name in adapter_names if name in self.ttlora_cores}))
+        return tuple(sorted({name for name in adapter_names if name in self.cores}))
 
     @property
     def weight_sizes(self) -> list[int]:
@@ -115,27 +126,31 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         sizes = [self.out_features, self.in_features]
         return sizes if self.experts is None else [self.experts, *sizes]
 
+    def name_in_patterns(self, path: str) -> str:
+        """What a config's patterns call the weight of this layer, whose place in the model is `path`."""
+        return path
+
     def factors(self, adapter_name: str) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
         """``A`` and ``B`` of the adapter, its scale included: the update is ``B A``, in float32 or wider."""
         # a compiled layer is traced once and has to build its own, and so has one that learns where they were built
         # without a graph
-        built = None if torch.compiler.is_compiling() else BUILT_FACTORS.get().get((self, adapter_name))
+        built = None if torch.compiler.is_compiling() else built_factors().of(self, adapter_name)
         if built is not None:
-            learns = torch.is_grad_enabled() and self.ttlora_cores[adapter_name].requires_grad
+            learns = torch.is_grad_enabled() and self.cores[adapter_name].requires_grad
             if built[0].requires_grad or not learns:
                 return built
         cores = self._fetched_cores(adapter_name)
         with without_autocast(cores.device):
-            return self.ttlora_update[adapter_name].factors(cores)
+            return self.updates[adapter_name].factors(cores)
 
     def _fetched_cores(self, adapter_name: str) -> Tensor:
-        return fetched(self.ttlora_cores, lambda: self.ttlora_cores[adapter_name])
+        return fetched(self.cores, lambda: self.cores[adapter_name])
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """The adapter's dense update, as the base layer stores its weight, in the dtype of the cores."""
         A, B = self.factors(adapter)
         with without_autocast(A.device):
-            return self._as_stored(B @ A).to(self.ttlora_cores[adapter].dtype)
+            return self._as_stored(B @ A).to(self.cores[adapter].dtype)
 
     def _matrix_sizes(self) -> tuple[int, int]:
         """Outputs and inputs of the base layer, the sizes of ``ΔW``."""
@@ -173,7 +188,7 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         weight = self.base_parameter
         with without_autocast(weight.device):
             for adapter in active:
-                if adapter in self.ttlora_cores:
+                if adapter in self.cores:
                     left, right = (factor.to(weight.dtype) for factor in self._stored_factors(adapter))
                     # in one product: a dense update beside the weights of all experts would double them
                     add_product = torch.addmm if weight.dim() == 2 else torch.baddbmm
@@ -196,7 +211,7 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
             ValueError: With `safe_merge`, the merged weight would not be finite.
         """
         for adapter in check_adapters_to_merge(self, adapter_names):
-            if adapter not in self.ttlora_cores:
+            if adapter not in self.cores:
                 continue
             merged = self._shifted_weight(adapter, sign=1)
             if safe_merge and not torch.isfinite(merged).all():
@@ -214,7 +229,7 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
             return
         while self.merged_adapters:
             adapter = self.merged_adapters.pop()
-            if adapter in self.ttlora_cores:
+            if adapter in self.cores:
                 self.set_base_weight(self._shifted_weight(adapter, sign=-1))
 
     @torch.no_grad()
@@ -260,14 +275,14 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         result = self._base_result(x, *args, **kwargs)
         dtype = result.dtype
         for adapter in active:
-            result = result + self._update(x, self.factors(adapter), dtype, self.ttlora_dropout[adapter])
+            result = result + self._update(x, self.factors(adapter), dtype, self.dropouts[adapter])
         return result.to(dtype)
 
     def _mixed_forward(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Any:
         result = self._base_result(x, *args, **kwargs)
         for adapter in self.adapters_of_rows(adapter_names):
             rows = [row for row, name in enumerate(adapter_names) if name == adapter]
-            update = self._update(x[rows], self.factors(adapter), result.dtype, self.ttlora_dropout[adapter])
+            update = self._update(x[rows], self.factors(adapter), result.dtype, self.dropouts[adapter])
             result[rows] += update.to(result.dtype)
         return result
 

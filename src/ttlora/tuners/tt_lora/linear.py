@@ -10,7 +10,8 @@ from transformers.pytorch_utils import Conv1D
 
 from ttlora.compat import has_hooks, in_out_features
 from ttlora.tensor_train.linear import low_rank_linear
-from ttlora.tuners.tt_lora.layer import BUILT_FACTORS, TTLoraLayer, autocasts, without_autocast
+from ttlora.tuners.tt_lora.factors import built_factors
+from ttlora.tuners.tt_lora.layer import TTLoraLayer, autocasts, without_autocast
 
 
 class TTLoraLinear(TTLoraLayer):
@@ -31,7 +32,7 @@ class TTLoraLinear(TTLoraLayer):
 
     def _adapted_forward(self, x: Tensor, active: list[str], *args: Any, **kwargs: Any) -> Any:
         if len(active) == 1 and not args and not kwargs:
-            base = self._plain_base_layer(x, dropout=self.ttlora_dropout[active[0]])
+            base = self._plain_base_layer(x, dropout=self.dropouts[active[0]])
             if base is not None:
                 A, B = self.factors(active[0])
                 return low_rank_linear(x, base.weight, base.bias, A.to(x.dtype), B.to(x.dtype))
@@ -53,8 +54,8 @@ class TTLoraLinear(TTLoraLayer):
         used = self.adapters_of_rows(adapter_names)
         if not used:
             return self.base_layer(x, *args, **kwargs)
-        updates = {self.ttlora_update[name] for name in used}
-        if len(updates) > 1 or any(self.ttlora_cores[name].is_meta for name in used):
+        updates = {self.updates[name] for name in used}
+        if len(updates) > 1 or any(self.cores[name].is_meta for name in used):
             return super()._mixed_forward(x, adapter_names, *args, **kwargs)
         return self._stacked_forward(x, adapter_names, used, *args, **kwargs)
 
@@ -63,7 +64,7 @@ class TTLoraLinear(TTLoraLayer):
     ) -> Any:
         """A mixed batch of adapters of one shape: their factors are built together, and act in one batched product."""
         result = self._base_result(x, *args, **kwargs)
-        A, B = BUILT_FACTORS.get().get((self, used)) or self._stacked_factors(used)
+        A, B = built_factors().of_all(self, used) or self._stacked_factors(used)
         place = {name: index for index, name in enumerate(used)}
         rows = [row for row, name in enumerate(adapter_names) if name in place]
         adapters = [place[adapter_names[row]] for row in rows]
@@ -84,9 +85,9 @@ class TTLoraLinear(TTLoraLayer):
         return result.index_add(0, torch.tensor(rows, device=x.device), update)
 
     def _stacked_factors(self, adapters: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-        cores = torch.stack([self.ttlora_cores[name] for name in adapters])
+        cores = torch.stack([self.cores[name] for name in adapters])
         with without_autocast(cores.device):
-            return self.ttlora_update[adapters[0]].factors(cores)
+            return self.updates[adapters[0]].factors(cores)
 
     def _update(self, x: Tensor, factors: tuple[Tensor, Tensor], dtype: torch.dtype, dropout: nn.Module) -> Tensor:
         A, B = factors

@@ -1,18 +1,14 @@
 """A transformer whose target modules are updated by tensor trains."""
 
-import copy
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_quantization_kwargs
 from torch import nn
 
 from ttlora.tensor_train import TensorTrain
 from ttlora.tuners.checks import is_linear, require_called
-from ttlora.tuners.mixed_batch import mixed_batch
 from ttlora.tuners.targets import DEFAULT_TARGET_MODULES, require_matches
 from ttlora.tuners.tt_lora.attention import TTLoraMultiheadAttention
 from ttlora.tuners.tt_lora.combine import config_of_sum, weighted_sum
@@ -23,11 +19,10 @@ from ttlora.tuners.tt_lora.experts import ParamWrapper
 from ttlora.tuners.tt_lora.fused_experts import with_fused_experts
 from ttlora.tuners.tt_lora.layer import TTLoraLayer
 from ttlora.tuners.tt_lora.linear import TTLoraLinear
-from ttlora.tuners.tt_lora.together import built_together
-from ttlora.tuners.tuner import Tuner
+from ttlora.tuners.tt_lora.tuner import TrainTuner
 
 
-class TTLoraModel(Tuner):
+class TTLoraModel(TrainTuner):
     """Puts `TTLoraLayer` in the place of the target modules of a model; made by ``get_peft_model``.
 
     Args:
@@ -44,19 +39,14 @@ class TTLoraModel(Tuner):
     tuner_layer_cls = TTLoraLayer
     target_module_mapping = DEFAULT_TARGET_MODULES
 
-    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Adapt the target modules, and write the sizes and shapes into the model's copy of the adapter's config."""
-        twin = self._twin(adapter_name)
-        # a copy: what is resolved for this model is no part of the user's config, which may serve for another model
-        config = copy.copy(self.peft_config[adapter_name])
-        config = self.peft_config[adapter_name] = config if config.from_file else with_fused_experts(config, model)
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
-        # kept: to walk all modules of a model takes a few percent of a small forward
-        self._adapted_layers = [module for module in self.modules() if isinstance(module, TTLoraLayer)]
-        layers = {name: layer for name, layer in self._layers() if adapter_name in layer.ttlora_update}
+    def _config_for(self, config: TTLoraConfig, model: nn.Module) -> TTLoraConfig:
+        return with_fused_experts(config, model)
+
+    def _write_shapes(self, adapter_name: str) -> None:
+        config, layers = self.peft_config[adapter_name], self._layers_with(adapter_name)
         write_shapes(
             config,
-            {name: layer.ttlora_update[adapter_name].shape for name, layer in layers.items()},
+            {name: layer.updates[adapter_name].shape for name, layer in layers.items()},
             {name: layer.weight_sizes for name, layer in layers.items()},
             {name: layer.kind for name, layer in layers.items()},
         )
@@ -66,7 +56,6 @@ class TTLoraModel(Tuner):
                 return next((at for at, name in enumerate(layers) if f".{name}".endswith(f".{target}")), len(layers))
 
             config.target_parameters = sorted(config.target_parameters, key=place)
-        copy_cores(layers.values(), twin, adapter_name)
 
     def add_weighted_adapter(
         self,
@@ -103,7 +92,7 @@ class TTLoraModel(Tuner):
         trains: dict[str, TensorTrain] = {}
         errors: dict[str, float] = {}
         for name, layer in self._layers():
-            if any(adapter in layer.ttlora_cores for adapter in adapters):
+            if any(adapter in layer.cores for adapter in adapters):
                 exact = weighted_sum(layer, dict(zip(adapters, weights, strict=True)))
                 trains[name] = exact if r is None and not tolerance else exact.round(r, tolerance)
                 norm, distance = exact.norm().item(), (trains[name] - exact).norm().item()
@@ -119,23 +108,14 @@ class TTLoraModel(Tuner):
             raise
         for name, layer in self._layers():
             if name in trains:
-                cores = layer.ttlora_cores[adapter_name]
-                cores.data = layer.ttlora_update[adapter_name].entries_of(trains[name]).to(cores)
+                cores = layer.cores[adapter_name]
+                cores.data = layer.updates[adapter_name].entries_of(trains[name]).to(cores)
         return errors
 
     def _check_adapted(self, adapter_name: str) -> None:
-        names = [name for name, layer in self._layers() if adapter_name in layer.ttlora_update]
+        names = self._layers_with(adapter_name)
         for field in ("shape_pattern", "rank_pattern", "alpha_pattern"):
             require_matches(field.removesuffix("_pattern"), getattr(self.peft_config[adapter_name], field), names)
-
-    def _layers(self) -> Iterator[tuple[str, TTLoraLayer]]:
-        """The adapted layers by the names that the config's patterns know, for a parameter its own."""
-        for path, module in self.model.named_modules():
-            name = path.replace(".base_layer", "")
-            if isinstance(module, ParamWrapper):
-                yield f"{name}.{module.parameter_name}", module
-            elif isinstance(module, TTLoraLayer):
-                yield name, module
 
     def _create_and_replace(
         self,
@@ -172,27 +152,6 @@ class TTLoraModel(Tuner):
         self._replace_module(
             parent, target_name, kind(target, adapter_name, peft_config, current_key, **quantization), target
         )
-
-    @contextmanager
-    def _enable_peft_forward_hooks(
-        self, *_: Any, adapter_names: list[str] | None = None, num_beams: int | None = None, **__: Any
-    ) -> Iterator[None]:
-        """Build all factors at once, and hand the names of a mixed batch to the layers."""
-        # a replica of nn.DataParallel has layers of its own, whose cores lie on its device
-        layers = [] if getattr(self, "_is_replica", False) else self._adapted_layers
-        if adapter_names is None:
-            with nullcontext() if torch.compiler.is_compiling() else built_together(layers):
-                yield
-        else:
-            with mixed_batch(self, adapter_names, num_beams), built_together(layers, adapter_names):
-                yield
-
-
-def copy_cores(layers: Iterable[TTLoraLayer], source: str | None, target: str) -> None:
-    """Let an adapter be a copy of another; None: it stays at its start."""
-    for layer in layers:
-        if source is not None and source in layer.ttlora_cores:
-            layer.ttlora_cores[target].data.copy_(layer.ttlora_cores[source])
 
 
 def _kind_of(layer: nn.Module) -> type[TTLoraLayer] | None:

@@ -1,61 +1,60 @@
 """Building the factors of all adapted layers at once, before a forward."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ttlora.tuners.tt_lora.layer import BUILT_FACTORS, TTLoraLayer, without_autocast
+from ttlora.tuners.tt_lora.factors import BuiltFactors, Factors
+from ttlora.tuners.tt_lora.layer import TTLoraLayer, without_autocast
 from ttlora.tuners.tt_lora.linear import TTLoraLinear
 
 
-@contextmanager
-def built_together(layers: Iterable[TTLoraLayer], adapter_names: Sequence[str] | None = None) -> Iterator[None]:
-    """Within it, layers find their factors built, those of one shape in one batched contraction.
+def build_together(layers: Iterable[TTLoraLayer], adapter_names: Sequence[str] | None = None) -> BuiltFactors:
+    """The factors that a forward will ask its layers for, those of one shape from one batched contraction.
 
     A train is contracted by a dozen tiny products, of which the calls take longer than the arithmetic: layer by layer
     they cost a small model several percent of its step, and a generation would repeat them for every token.
 
     What is not whole and at rest on its device (sharded, offloaded, replaced for a functional call, copied to another
-    device for a part of a batch) is left to the layers. What is built is the caller's alone: other threads that run the
-    same layers build their own.
+    device for a part of a batch) is left to the layers.
 
     Args:
         layers: Adapted layers.
         adapter_names: The adapters of a mixed batch, row by row; None: those that are active.
     """
+    wanted: list[tuple[TTLoraLayer, tuple[str, ...]]]
+    if adapter_names is None:
+        wanted = [(layer, (name,)) for layer in layers for name in layer.acting_adapters]
+    else:
+        # the other kinds of layers ask for the adapters of a mixed batch one by one, where they need them
+        wanted = [(layer, layer.adapters_of_rows(adapter_names)) for layer in layers if isinstance(layer, TTLoraLinear)]
     alike = defaultdict(list)
-    for layer in layers:
-        for names in _stacks(layer, adapter_names):
-            cores, update = [layer.ttlora_cores[name] for name in names], layer.ttlora_update[names[0]]
-            if all(_at_rest(layer, name) and layer.ttlora_update[name] == update for name in names):
-                like = (cores[0].device, cores[0].dtype, cores[0].requires_grad)
-                alike[update, len(names), *like].append((layer, names, cores))
-    built = dict(BUILT_FACTORS.get())
+    for layer, names in wanted:
+        if names and all(_at_rest(layer, name) for name in names) and len({layer.updates[name] for name in names}) == 1:
+            cores = [layer.cores[name] for name in names]
+            like = (cores[0].device, cores[0].dtype, cores[0].requires_grad)
+            alike[layer.updates[names[0]], len(names), *like].append((layer, names, cores))
+    single: dict[nn.Module, dict[str, Factors]] = defaultdict(dict)
+    stacked: dict[nn.Module, tuple[tuple[str, ...], Factors]] = {}
     for (update, count, device, *_), places in alike.items():
         with without_autocast(device):
             A, B = update.factors(torch.stack([core for *_, cores in places for core in cores]))
-        if adapter_names is not None:
-            A, B = (factor.view(-1, count, *factor.shape[1:]) for factor in (A, B))
+        if adapter_names is None:
+            for (layer, names, _), *factors in zip(places, A.unbind(), B.unbind(), strict=True):
+                single[layer][names[0]] = _pair(*factors)
+            continue
+        A, B = (factor.view(-1, count, *factor.shape[1:]) for factor in (A, B))
         for (layer, names, _), *factors in zip(places, A.unbind(), B.unbind(), strict=True):
-            built[layer, names[0] if adapter_names is None else names] = (factors[0], factors[1])
-    before = BUILT_FACTORS.set(built)
-    try:
-        yield
-    finally:
-        BUILT_FACTORS.reset(before)
+            stacked[layer] = names, _pair(*factors)
+    return BuiltFactors(single, stacked)
 
 
-def _stacks(layer: TTLoraLayer, adapter_names: Sequence[str] | None) -> list[tuple[str, ...]]:
-    """The adapters whose factors the layer will ask for, as it asks for them: one by one, or stacked."""
-    if adapter_names is None:
-        return [(name,) for name in layer.acting_adapters]
-    used = layer.adapters_of_rows(adapter_names)
-    return [used] if used and isinstance(layer, TTLoraLinear) else []
+def _pair(A: Tensor, B: Tensor) -> Factors:
+    return A, B
 
 
 def _at_rest(layer: TTLoraLayer, name: str) -> bool:
-    cores = layer.ttlora_cores[name]
-    return type(cores) is nn.Parameter and not cores.is_meta and len(cores) == layer.ttlora_update[name].parameters
+    cores = layer.cores[name]
+    return type(cores) is nn.Parameter and not cores.is_meta and len(cores) == layer.updates[name].parameters

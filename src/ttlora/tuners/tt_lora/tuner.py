@@ -1,0 +1,64 @@
+"""What the tuners have in common whose layers are `TTLoraLayer`."""
+
+import copy
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from ttlora.tuners.mixed_batch import mixed_batch
+from ttlora.tuners.tt_lora.layer import TTLoraLayer
+from ttlora.tuners.tt_lora.together import build_together
+from ttlora.tuners.tuner import Tuner
+
+
+class TrainTuner(Tuner):
+    """A tuner that knows its layers, and builds the factors of all of them before a forward."""
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Adapt the target modules, and write what was resolved for them into the model's copy of the config."""
+        twin = self._twin(adapter_name)
+        # a copy: what is resolved for this model is no part of the user's config, which may serve for another model
+        config = copy.copy(self.peft_config[adapter_name])
+        self.peft_config[adapter_name] = config if config.from_file else self._config_for(config, model)
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        # kept: to walk all modules of a model takes a few percent of a small forward
+        self._adapted_layers = [module for module in model.modules() if isinstance(module, TTLoraLayer)]
+        self._write_shapes(adapter_name)
+        for layer in self._adapted_layers:
+            if twin is not None and twin in layer.cores:
+                layer.cores[adapter_name].data.copy_(layer.cores[twin])
+
+    def _config_for(self, config: Any, model: nn.Module) -> Any:
+        """A new adapter's config, in the words of this model."""
+        return config
+
+    @abstractmethod
+    def _write_shapes(self, adapter_name: str) -> None:
+        """Write sizes and shapes into the adapter's config, which then says by itself what its cores mean."""
+
+    def _layers(self) -> Iterator[tuple[str, TTLoraLayer]]:
+        """The adapted layers by the names that the config's patterns know."""
+        for path, module in self.model.named_modules():
+            if isinstance(module, TTLoraLayer):
+                yield module.name_in_patterns(path.replace(".base_layer", "")), module
+
+    def _layers_with(self, adapter_name: str) -> dict[str, TTLoraLayer]:
+        return {name: layer for name, layer in self._layers() if adapter_name in layer.updates}
+
+    @contextmanager
+    def _enable_peft_forward_hooks(
+        self, *_: Any, adapter_names: list[str] | None = None, num_beams: int | None = None, **__: Any
+    ) -> Iterator[None]:
+        """Build all factors at once, and hand the names of a mixed batch to the layers."""
+        # a replica of nn.DataParallel has layers of its own, whose cores lie on its device
+        layers = [] if getattr(self, "_is_replica", False) else self._adapted_layers
+        if adapter_names is None:
+            with nullcontext() if torch.compiler.is_compiling() else build_together(layers).handed_on():
+                yield
+        else:
+            with mixed_batch(self, adapter_names, num_beams), build_together(layers, adapter_names).handed_on():
+                yield
