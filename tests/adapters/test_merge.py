@@ -151,7 +151,7 @@ def adapter(bert: Path, tmp_path: Path) -> Path:
     [
         ({"hidden_size": 64}, ["no place for 'classifier.weight' of sizes [2, 32], trained"]),
         ({"num_hidden_layers": 1}, ["layer.1.attention.self.query"]),
-        ({"num_hidden_layers": 3}, ["layer.2.attention.self.query.ttlora_cores is not in it"]),
+        ({"num_hidden_layers": 3}, ["it has no bert.encoder.layer.2.attention.self.query.ttlora_cores, which"]),
     ],
 )
 def test_another_base_model(adapter: Path, bert: Path, tmp_path: Path, sizes: Any, parts: list[str]) -> None:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
+from ttlora.adapters.read import MODEL_PREFIX
 from ttlora.finetune import folder
 
 ROWS = sentiment_rows(12, seed=1)
@@ -189,7 +190,11 @@ def test_adapter_that_lacks_a_tensor(copy, ttlora):
     weights = load_file(file)
     dropped = next(name for name in weights if "query" in name)
     save_file({name: weight for name, weight in weights.items() if name != dropped}, file)
-    assert_one_line(ttlora("evaluate", copy), "does not fit model", f"it has no {dropped}")
+    assert_one_line(
+        ttlora("evaluate", copy),
+        "does not fit model",
+        f"it has no {dropped.removeprefix(MODEL_PREFIX)}, which the model needs",
+    )
 
 
 def other_bert(bert: Path, folder: Path, **sizes: int) -> Path:
@@ -229,7 +234,7 @@ def test_shapes_are_named_where_an_adapter_does_not_fit(bert, data, tmp_path, tt
     other = other_bert(bert, tmp_path / "other", hidden_size=64)
     assert_one_line(
         ttlora("evaluate", tmp_path / "out", "--model", other),
-        "bert.pooler.dense.weight is 32x32 in the file and 64x64 in the model",
+        "bert.pooler.dense.weight is 32x32 in it and 64x64 in the model",
     )
 
 

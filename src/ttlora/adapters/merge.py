@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from ttlora.adapters.base_model import require_mergeable
 from ttlora.adapters.read import MODEL_PREFIX, Adapter
 from ttlora.adapters.tied_weights import TiedWeights
+from ttlora.adapters.weights import require_fit
 from ttlora.compat import renamed_for_transformers
 from ttlora.errors import UserError, one_line
 
@@ -98,20 +99,11 @@ def _load(adapter: Adapter, adapted: PeftModel) -> None:
             raise UserError(f"{adapter.folder} cannot be merged: {key.removeprefix(MODEL_PREFIX)} is not finite")
     # adapters of older versions of transformers name the modules of some models otherwise
     found = renamed_for_transformers(adapted, adapter.config, saved)
-    wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    for key, tensor in wanted.items():
-        if key not in found or found[key].shape != tensor.shape:
-            sizes = f"is {list(found[key].shape)} in it" if key in found else "is not in it"
-            raise UserError(
-                f"{adapter.folder} does not fit the model: {key.removeprefix(MODEL_PREFIX)} {sizes} and "
-                f"{list(tensor.shape)} in the model"
-            )
-    extra = found.keys() - wanted.keys()
-    if extra:
+    require_fit(
+        f"{adapter.folder} does not fit the model",
+        {key: tensor.shape for key, tensor in found.items()},
+        get_peft_model_state_dict(adapted, save_embedding_layers=False),
         # PEFT saves embeddings with the adapter where it thinks that they may have been resized
-        extra -= get_peft_model_state_dict(adapted, save_embedding_layers=True).keys()
-    if extra:
-        raise UserError(
-            f"{adapter.folder} does not fit the model, which has no {min(extra).removeprefix(MODEL_PREFIX)}"
-        )
+        spare=lambda: get_peft_model_state_dict(adapted, save_embedding_layers=True),
+    )
     set_peft_model_state_dict(adapted, saved)

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from ttlora.adapters.weights import cast_weights
 from ttlora.errors import UserError, one_line
 from ttlora.finetune.data import TaskData
 from ttlora.finetune.methods import Method
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
-from ttlora.finetune.weights import cast_weights
 from ttlora.record import Record
 from ttlora.whole_files import names_in, require_writable, write_json
 

@@ -1,4 +1,8 @@
-"""Labels beside the points of a scatter plot, where they hide neither each other nor a point."""
+"""Labels beside the points of a scatter plot, where they hide neither each other nor a point.
+
+adjustText does not serve here: with 15 points a figure it left labels on points in each of eight figures, and it draws
+from numpy's global random numbers.
+"""
 
 import math
 import random

@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 import torch
 from safetensors.torch import save_file
 
+from ttlora.adapters.weights import read_weights
 from ttlora.errors import UserError
 from ttlora.finetune.base import Base, load_base
 from ttlora.finetune.methods.method import Method, in_float32, in_head
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
-from ttlora.finetune.weights import read_weights
 
 
 class Full(Method):

@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 
 from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
+from ttlora.adapters.weights import read_weights
 from ttlora.errors import UserError, one_line
 from ttlora.finetune.base import Base, load_base
 from ttlora.finetune.methods.method import Method, in_float32
 from ttlora.finetune.methods.targets import find_targets
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
-from ttlora.finetune.weights import read_weights
 from ttlora.tuners.targets import require_matches, require_modules
 from ttlora.tuners.tt_lora import TTLoraConfig
 

@@ -10,12 +10,12 @@ from peft import PrefixTuningConfig, get_peft_model_state_dict, set_peft_model_s
 from safetensors.torch import save_file
 from torch import nn
 
+from ttlora.adapters.weights import read_weights
 from ttlora.errors import UserError
 from ttlora.finetune.base import Base
 from ttlora.finetune.methods.peft_method import CONFIG, WEIGHTS, PeftMethod
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
-from ttlora.finetune.weights import read_weights
 
 PROMPT = "prompt.safetensors"
 
