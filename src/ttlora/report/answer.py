@@ -76,7 +76,7 @@ def _shown(comparison: ModelTable, row: Row) -> float:
 
 
 def _distance(comparison: ModelTable, subject: Row, other: Row) -> str:
-    """How far a row is from another, and whether the seeds can tell."""
+    """The distance between the scores of two rows, and whether it is larger than the spread of the seeds."""
     mine, theirs = comparison.average(subject), comparison.average(other)
     assert mine is not None, "the subject has an average"
     assert theirs is not None, "tasks of the average are run with all methods"
@@ -147,7 +147,7 @@ def _shared(comparison: ModelTable, subject: Row, baseline: Row | None) -> list[
 
 
 def _computing(row: Row, columns: list[Column]) -> set[tuple[str, ...]]:
-    """What of the recipes decides how long a step takes, whatever the method."""
+    """The settings that decide how long a step takes with any method."""
     names = ("batch_size", "max_length", "threads")
     return {
         tuple(str(run.record.recipe.get(name)) for name in names) for column in columns for run in row.cells[column]

@@ -78,7 +78,7 @@ class ModelTable:
         return row.average(self.averaged)
 
     def is_best(self, row: Row, column: Column | None) -> bool:
-        """Whether no row has a better value in a column (None: in the average), as they are shown with two digits."""
+        """Whether no row has a better value in a column (None: the average), after rounding to the two digits shown."""
         values = [self._shown(other, column) for other in self.rows]
         known = [value for value in values if value is not None]
         value = self._shown(row, column)
@@ -109,7 +109,7 @@ class ModelTable:
         return tuple(row for row in self.rows if row is best[row.method])
 
     def merit(self, row: Row) -> tuple[float, int, int]:
-        """What rows are ranked by: the average, then the number of tasks, then being small."""
+        """The key for ranking rows: the average, then the number of tasks, then fewer parameters."""
         average = self.average(row)
         return (-math.inf if average is None else average.value, len(row.cells), -row.parameters)
 

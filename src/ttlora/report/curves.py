@@ -57,7 +57,7 @@ def draw_curves(comparison: ModelTable, prefix: str) -> list[Picture]:
 
 
 def _mean_curve(runs: Iterable[Run], key: str, scale: int) -> Curve:
-    """Mean over the runs that have a log, as far as all of them came."""
+    """Mean over the runs that have a log, up to the last step that all of them reached."""
     logs = [{entry["epoch"]: entry[key] for entry in run.log if key in entry} for run in runs]
     logs = [log for log in logs if log]
     if not logs:

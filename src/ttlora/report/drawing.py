@@ -1,4 +1,4 @@
-"""What all figures have in common: style, markers, axes of large numbers, and their form as files."""
+"""What all figures share: style, markers, axes of large numbers, and writing to files."""
 
 import html
 import io
@@ -56,7 +56,7 @@ class Mark:
 
     @property
     def size(self) -> float:
-        """Width of the marker in points; stars have little body."""
+        """Width of the marker in points; stars are drawn larger because they look small."""
         return 12.0 if self.marker == "*" else 7.5
 
 
@@ -119,7 +119,7 @@ def marks(comparison: ModelTable) -> Mapping[Row, Mark]:
 
 
 def label_of(row: Row) -> str:
-    """A row's label, short enough for a figure; what tells it from others is mostly at its end."""
+    """A row's label, shortened in its middle to fit a figure: labels mostly differ at their ends."""
     label = row.label
     return label if len(label) <= LONGEST_LABEL else f"{label[: LONGEST_LABEL - 17]}…{label[-16:]}"
 
@@ -130,12 +130,12 @@ def shown_rows(comparison: ModelTable) -> tuple[Row, ...]:
 
 
 def chosen(comparison: ModelTable) -> str:
-    """What a figure's description adds where it has no room for all rows."""
+    """A sentence for the figure's description if it does not show all rows."""
     return "" if len(shown_rows(comparison)) == len(comparison.rows) else " Of each method, the best of its settings."
 
 
 def average_label(comparison: ModelTable) -> str:
-    """What the average score is, for an axis."""
+    """The axis label for the average score."""
     if len(comparison.averaged) == 1:
         column = comparison.averaged[0]
         return printable(f"{column.name}: {column.measure} × 100", 44)
@@ -157,7 +157,7 @@ def count_axis(axes: Axes, values: Sequence[float], text: Callable[[float], str]
 
 
 def short_count(value: float) -> str:
-    """A count with a letter for its thousands: 16.3K, 4.19M."""
+    """A count in thousands or millions: 16.3K, 4.19M."""
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
         if value >= size:
             return f"{value / size:.3g}{letter}"

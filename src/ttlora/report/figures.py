@@ -1,4 +1,4 @@
-"""The paper's figures for one base model: score against size, storage, score by α, and the price of a step."""
+"""The paper's figures for one base model: score against size, storage, score by α, and time and memory of a step."""
 
 from collections.abc import Sequence
 
@@ -118,7 +118,7 @@ def _bar_box(axes: Axes, x: float, low: float, high: float) -> Bbox:
 
 
 def _draw_headline(axes: Axes, scores: Sequence[tuple[Row, Mean]], points: Sequence[tuple[float, float]]) -> list[Bbox]:
-    """A line where the best method without any adapter is, which has no place on a logarithmic axis."""
+    """A line for the best method without adapter: zero parameters have no place on a logarithmic axis."""
     bare = [(mean.value, row) for row, mean in scores if not row.parameters > 0]
     if not bare:
         return []

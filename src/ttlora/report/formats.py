@@ -12,14 +12,14 @@ def format_mean(mean: Mean, scale: int = 100, with_count: bool = False) -> str:
 
 
 def format_factor(factor: float) -> str:
-    """How many times as large: two digits that count below 10, whole numbers from there on."""
+    """A ratio as text, such as 3.4×: two significant digits below 10, whole numbers above."""
     if factor >= 10:
         return f"{factor:,.0f}×"
     return f"{factor:.1f}×" if factor >= 1 else f"{factor:.2g}×"
 
 
 def format_range(counts: tuple[int, int]) -> str:
-    """A count, or the least and the greatest."""
+    """One count if all are equal, or the smallest and the largest."""
     least, most = counts
     return f"{least:,}" if least == most else f"{least:,} to {most:,}"
 
@@ -35,7 +35,7 @@ def format_size(count: int) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Seconds with three digits that count."""
+    """Seconds with three significant digits."""
     return f"{seconds:,.0f} s" if seconds >= 100 else f"{seconds:.3g} s"
 
 
@@ -48,7 +48,7 @@ def format_duration(seconds: float) -> str:
 
 
 def format_metric(column: Column) -> str:
-    """A metric's name and what its values are shown times."""
+    """A metric's name and the factor for showing its values."""
     return column.measure if column.scale == 1 else f"{column.measure} × {column.scale}"
 
 

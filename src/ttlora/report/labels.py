@@ -88,7 +88,7 @@ class _Room:
     obstacles: Sequence[Box]
 
     def find(self) -> list[_Place]:
-        """A place for each label; of several orders to give them away in, the one that hides least."""
+        """A place for each label: several orders of placing them are tried, and the one that hides least is taken."""
         crowded = sorted(range(len(self.points)), key=self._distance_to_others)
         by_height = sorted(range(len(self.points)), key=lambda index: self.points[index][1])
         chance = random.Random(0)
@@ -160,7 +160,7 @@ def _write(axes: Axes, label: Label) -> Annotation:
 
 
 def _candidates(point: Point, width: float, height: float, half: float, pixels: float) -> Iterable[tuple[Box, float]]:
-    """Boxes around a point with their distance; beside it counts as nearer than above or below, right than left."""
+    """Boxes around a point with their distance; a box beside it counts as nearer than one above, and right as nearest."""
     for radius in RADII:
         for step in range(DIRECTIONS):
             angle = 2 * math.pi * step / DIRECTIONS
@@ -189,7 +189,7 @@ def _nearest(box: Box, point: Point) -> Point:
 
 
 def _toward(start: Point, end: Point, length: float) -> Point:
-    """The point at some length on the way."""
+    """The point at distance `length` on the way from `start` to `end`."""
     share = length / max(math.dist(start, end), length)
     return (start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1]))
 

@@ -68,7 +68,7 @@ def write_report(results: Sequence[str | Path], output: str | Path) -> Report:
 
 
 def _prefixes(comparisons: Sequence[ModelTable]) -> list[str]:
-    """The models' names as beginnings of file names, no two alike."""
+    """Each model's name as the beginning of file names; no two are alike."""
     prefixes: list[str] = []
     for comparison in comparisons:
         name = re.sub(r"[^A-Za-z0-9.]+", "-", comparison.name).strip("-.")[:60] or "model"

@@ -1,4 +1,4 @@
-"""One row of a table: the runs of a method with the same settings, and what they come to."""
+"""One row of a table: the runs of a method with the same settings, and their means."""
 
 import math
 from collections import defaultdict
@@ -55,12 +55,12 @@ class Column:
 
     @property
     def scale(self) -> int:
-        """What its values are shown times: scores in 0..1 as the paper prints them."""
+        """The factor for showing its values: 100 for scores in 0..1, as the paper prints them."""
         return 1 if self.lower_is_better else 100
 
     @property
     def lower_is_better(self) -> bool:
-        """Whether the best value is the least."""
+        """Whether lower values are better."""
         return self.metric in LOWER_IS_BETTER
 
 
@@ -103,7 +103,7 @@ class Row:
 
     @property
     def peak_memory(self) -> int:
-        """Most bytes that any of its runs had in use."""
+        """The highest peak memory of its runs, in bytes."""
         return max(run.record.peak_memory_bytes for run in self.runs)
 
     def score(self, column: Column) -> Mean | None:
@@ -130,6 +130,6 @@ class Row:
         return Mean(value, Mean.of([fmean(values) for values in by_seed.values()]).spread, len(by_seed))
 
     def seconds_per_step(self, columns: Iterable[Column]) -> float:
-        """Mean duration of a step over those of the tasks that it was run on, each task counting alike."""
+        """Mean duration of a step over those of the tasks on which it was run, with equal weight for each task."""
         tasks = [self.cells[column] for column in columns if column in self.cells] or list(self.cells.values())
         return fmean(fmean(run.record.seconds_per_step for run in runs) for runs in tasks)

@@ -1,4 +1,4 @@
-"""What there is to report: finished runs, failed runs, and what could not be read, found under files and folders."""
+"""Find finished runs, failed runs and unreadable records under files and folders."""
 
 import json
 import os
@@ -115,7 +115,7 @@ def _require_drawable(path: Path, record: Record) -> None:
 
 
 def _find_files(results: Sequence[str | Path]) -> Iterator[Path]:
-    """Records and failures, each once; a failure beside a record has been mended since."""
+    """Records and failures, each once, without failures that have a record beside them: a later run succeeded."""
     seen = set()
     for name in results:
         path = Path(os.path.expanduser(name))

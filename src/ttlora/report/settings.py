@@ -42,7 +42,7 @@ Settings = Mapping[str, str]
 
 
 def task_key(record: Record) -> tuple[str, str]:
-    """What makes two records comparable: the task (its validation file, if it is the user's own) and its metric."""
+    """The task (the validation file of the user's own data) and the metric: two records with the same can be compared."""
     place = record.recipe.get("validation") if record.task == "file" else None
     return (f"file {place}" if place else record.task, record.primary_metric)
 
@@ -78,7 +78,7 @@ def value_text(value: Any) -> str:
 
 
 def without_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """The newest of each set of runs that differ in nothing but their folder, and a line for each older one."""
+    """Of runs that differ in their folder alone the newest, and a line for each older one."""
     newest: dict[object, Run] = {}
     notes = []
     for run in sorted(runs, key=lambda run: (run.modified, str(run.path))):

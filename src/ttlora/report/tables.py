@@ -76,7 +76,7 @@ def cost_table(comparison: ModelTable) -> Table:
 
 
 def explanations(comparison: ModelTable) -> list[str]:
-    """What one has to know to read the score table, a sentence each."""
+    """Sentences that explain the score table."""
     seeds = same_seeds(comparison)
     metrics = ", ".join(f"{column.name} {format_metric(column)}" for column in comparison.columns)
     if seeds is None:
@@ -137,7 +137,7 @@ def to_csv(comparisons: Sequence[ModelTable]) -> str:
 
 
 def csv_text(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows by column name as CSV, a column for each name in any of them; no spreadsheet takes a cell for a formula."""
+    """Rows as CSV, with a column for each name that any row has; no cell reads as a formula in a spreadsheet."""
     headings = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -156,7 +156,7 @@ def _entry(comparison: ModelTable, row: Row, column: Column | None, same: bool) 
 
 
 def markdown_table(table: Table) -> str:
-    """A table in Markdown; names in it mean nothing to Markdown, nor to HTML."""
+    """A table in Markdown; names in it are escaped for Markdown and HTML."""
     lines = [
         _markdown_line([escaped(heading) for heading in table.headings]),
         _markdown_line(["---", *["---:"] * (len(table.headings) - 1)]),
@@ -174,7 +174,7 @@ def _markdown_line(cells: Sequence[str]) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text that means nothing to Markdown, nor to the HTML it is turned into."""
+    """Text escaped for Markdown and for the HTML that is made from it."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", text)
 
@@ -209,5 +209,5 @@ def _csv_mean(name: str, mean: Mean | None, scale: int) -> dict[str, str]:
 
 
 def _harmless(text: str) -> str:
-    """A cell that no spreadsheet takes for a formula."""
+    """A cell that a spreadsheet does not read as a formula."""
     return f"'{text}" if re.match(r"[=+@\t\r]|-(?![\d.]+$)", text) else text

@@ -1,4 +1,4 @@
-"""What the pages of all reports have in common: how templates are rendered, and recipes in them."""
+"""What all pages share: rendering of templates, and of recipes in them."""
 
 import json
 import re
@@ -55,7 +55,7 @@ def render_template(name: str, **content: Any) -> str:
 
 
 def _recipes(runs: Sequence[Run]) -> list[PrintedRecipe]:
-    """The recipes of some runs; those that differ in seed and output alone are told once."""
+    """The recipes of runs; recipes that differ in seed and output alone are printed once."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         rest = {key: value for key, value in run.record.recipe.items() if key not in ("seed", "output")}

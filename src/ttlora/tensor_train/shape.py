@@ -211,7 +211,7 @@ def _near_equal_factors(features: int) -> tuple[int, ...]:
 
 
 def _lowest_sum_factors(features: int, most: int) -> tuple[int, ...]:
-    """The fewest of up to ``most`` factors that have the least sum, the largest first."""
+    """The factorisation into at most ``most`` factors with the least sum, of equals the shortest; the largest first."""
     factors: tuple[int, ...] = (features,)
     for count in range(2, most + 1):
         finer = _smallest_sum_factors(features, count, features)

@@ -1,4 +1,4 @@
-"""Where the entries of a train start."""
+"""The entries of a train at the start of training."""
 
 import math
 

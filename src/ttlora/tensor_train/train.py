@@ -285,7 +285,7 @@ def _split_rows(B: Float[Tensor, "rows *rest"], dims: Sequence[int]) -> list[Flo
 
 
 def _rounding_error(matrix: Float[Tensor, "rows columns"]) -> float:
-    """The norm below which singular values are rounding errors."""
+    """The norm below which singular values count as rounding errors."""
     return float(max(matrix.shape) * torch.finfo(matrix.dtype).eps * torch.linalg.vector_norm(matrix))
 
 

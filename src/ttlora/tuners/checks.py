@@ -1,4 +1,4 @@
-"""What every adapter checks: its config, which may come from anywhere, and the layers that it is put on."""
+"""Checks that all methods share: of configs, which may come from anywhere, and of the layers to adapt."""
 
 import inspect
 import re
@@ -192,7 +192,7 @@ def require_called(parent: nn.Module, child_name: str, name: str) -> None:
 
 
 def _copies(parent: nn.Module, embedding: Any) -> list[str]:
-    """The other embeddings below a module that have the weight of this one, as in T5 and BART."""
+    """The other embeddings below a module that share this one's weight, as in T5 and BART."""
     weight = getattr(embedding, "weight", None)
     return [
         path
@@ -203,14 +203,14 @@ def _copies(parent: nn.Module, embedding: Any) -> list[str]:
 
 @lru_cache(maxsize=1024)
 def _reads_weight(kind: type, child: str) -> bool:
-    """Whether a module's methods hand on a child's weight, rather than to ask for its dtype or device."""
+    """Whether a module's methods use a child's weight itself, beyond its dtype and device."""
     reading = re.compile(rf"self\.{re.escape(child)}\.weight(,?$|\.squeeze\(| @)", re.MULTILINE)
     return any(reading.search(source) for source in _sources(kind))
 
 
 @lru_cache(maxsize=64)
 def _sources(kind: type) -> list[str]:
-    """The source of a class's methods, but for those that prepare weights."""
+    """The source of a class's methods, without those that initialise weights."""
     found = []
     for owner in kind.__mro__[: kind.__mro__.index(nn.Module)]:
         for name, method in vars(owner).items():

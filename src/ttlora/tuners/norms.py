@@ -65,7 +65,7 @@ class TrainedNorm(ModulesToSaveWrapper):
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
     ) -> nn.Module:
-        """The norm as it was: what was trained means nothing without the adapter."""
+        """The original norm: the trained copy belongs to the adapter, which is not merged."""
         return self.original_module
 
 
@@ -96,7 +96,7 @@ def _dtype(norm: nn.Module) -> torch.dtype:
 
 
 def _norms(model: nn.Module) -> dict[str, nn.Module]:
-    """The norms by name, those that other adapters train as their wrappers."""
+    """The norms by name; a norm that another adapter trains is its wrapper."""
     found: dict[str, nn.Module] = {}
     wrappers: list[str] = []
     for name, module in model.named_modules():

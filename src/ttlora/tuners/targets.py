@@ -106,13 +106,13 @@ def require_layers(model: nn.Module, config: Any) -> None:
 
 
 def unmatched(names: Iterable[str], paths: Iterable[str]) -> list[str]:
-    """The names that are neither one of the paths nor the end of one."""
+    """The names that no path is or ends with."""
     endings = {ending for path in paths for ending in _endings(path)}
     return sorted(set(names) - endings)
 
 
 def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Paths and modules of a model, as if no adapter were in it: what is adapted stands at its own path."""
+    """Paths and modules of a model as they are without adapters: an adapted layer counts as its base layer."""
     seen: set[int] = set()
 
     def walk(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -129,7 +129,7 @@ def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def own_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Paths and parameters of a model, as if no adapter were in it; what is parametrised counts as one."""
+    """Paths and parameters of a model as they are without adapters; a parametrised weight counts as one parameter."""
     for path, module in own_modules(model):
         names = [name for name, _ in module.named_parameters(recurse=False)]
         for name in [*names, *getattr(module, "parametrizations", ())]:

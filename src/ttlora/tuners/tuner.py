@@ -51,7 +51,7 @@ class Tuner(BaseTuner):
             raise
 
     def _check_adapted(self, adapter_name: str) -> None:
-        """Refuse what the config of a new adapter says of modules that it has not adapted."""
+        """Refuse a new adapter whose config has settings for modules that it does not adapt."""
 
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
         # here the default targets of the model's type are known

@@ -43,7 +43,7 @@ PLAIN = (COLOURS[0], MARKERS[0])
 def draw_figures(
     search: SearchResult, front: Sequence[TrialResult], answer: SearchAnswer, importances: Importances
 ) -> list[Picture]:
-    """Every figure for which the search has something to show."""
+    """The figures of a search; one for which there is no data is left out."""
     with drawing():
         return [
             *_draw_front(search, front, answer),
@@ -154,7 +154,7 @@ def _looks(figure: Figure, axes: Axes, alphas: Sequence[float]) -> dict[float, t
 
 
 def _corners(axes: Axes, points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The front as steps, to the axes' right end: what a size allows, every larger one allows too."""
+    """The front as steps to the right end of the axes: a score that a size reaches, every larger size reaches too."""
     corners: list[tuple[float, float]] = []
     ends = [x for x, _ in points[1:]] + [axes.get_xlim()[1]]
     for (x, y), end in zip(points, ends, strict=False):

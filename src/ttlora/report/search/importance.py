@@ -97,7 +97,7 @@ def importances(search: SearchResult) -> Importances:
 
 
 def _comparable(trials: Sequence[TrialResult]) -> tuple[int, list[TrialResult], list[float]]:
-    """The last epoch that at least half of the trials have reached, who has, and each one's lowest loss up to there."""
+    """The last epoch that at least half of the trials have reached, those trials, and their lowest losses up to it."""
     reached = sorted((_reached(trial) for trial in trials), reverse=True)
     enough = max(math.ceil(len(trials) / 2), min(FEWEST_TRIALS, len(trials)))
     epoch = reached[enough - 1]
@@ -107,7 +107,7 @@ def _comparable(trials: Sequence[TrialResult]) -> tuple[int, list[TrialResult], 
 
 
 def _reached(trial: TrialResult) -> int:
-    """To which epoch a trial's lowest loss is known: to the last planned one, if it ended by its own patience."""
+    """The last epoch to which a trial's lowest loss is known: the last planned one, unless a scheduler stopped it."""
     return trial.record.epochs if trial.record.stopped_early else trial.record.planned_epochs
 
 

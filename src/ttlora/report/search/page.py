@@ -57,5 +57,5 @@ def _subtitle(search: SearchResult) -> str:
 
 
 def _numbers(search: SearchResult, trials: Sequence[TrialResult]) -> list[int]:
-    """The places of trials among all, which name their recipes on the page."""
+    """The numbers of trials in the list of all trials; the page names recipes by them."""
     return [1 + search.trials.index(trial) for trial in trials]

@@ -25,7 +25,7 @@ GOLDEN = 0.6180339887498949
 
 
 def draw_importances(search: SearchResult, importances: Importances) -> list[Picture]:
-    """Bars of importance, if the trials say anything about it."""
+    """Bars of importance; None if the trials allow no estimate."""
     if not importances.settings:
         return []
     settings = importances.settings[::-1]
@@ -60,7 +60,7 @@ def draw_losses(search: SearchResult) -> list[Picture]:
 
 
 def loss_axis(axes: Axes, which: Literal["x", "y"], losses: Sequence[float]) -> None:
-    """Make one of the axes fit for losses: logarithmic where some are several times the others."""
+    """Scale one axis for losses: logarithmic if some are several times as large as others."""
     low, high = min(losses), max(losses)
     axis = axes.xaxis if which == "x" else axes.yaxis
     if low <= 0 or high < LARGE_RATIO * low:
@@ -73,7 +73,7 @@ def loss_axis(axes: Axes, which: Literal["x", "y"], losses: Sequence[float]) -> 
 def number_ticks(
     axis: Axis, low: float, high: float, most: int = 8, text: Callable[[float], str] = number_text
 ) -> None:
-    """Ticks of a logarithmic axis, `most` at most where powers of ten leave the choice, written by `text`."""
+    """Ticks of a logarithmic axis, at most `most` of them where possible, written by `text`."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in ((1, 2, 5), (1, 3), (1,)):
         ticks = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
@@ -102,7 +102,7 @@ def _draw_numbers(search: SearchResult, names: Sequence[str], text: str) -> Pict
 
 
 def _draw_number(axes: Axes, search: SearchResult, name: str) -> None:
-    """Choices at even distances, each trial a little beside its own; many values on an axis of numbers."""
+    """Values at even distances, each trial drawn a little beside its value; many values get an axis of numbers."""
     values = [trial.settings[name] for trial in search.trials]
     choices = sorted(set(values))
     drawn_often = 2 * len(choices) <= len(values) or all(isinstance(choice, int) for choice in choices)
@@ -129,7 +129,7 @@ def _draw_number(axes: Axes, search: SearchResult, name: str) -> None:
 
 
 def _are_logarithmic(choices: Sequence[float]) -> bool:
-    """Whether rising numbers lie more evenly on a logarithmic axis: their median is nearer to its middle."""
+    """Whether sorted numbers lie more evenly on a logarithmic axis, where their median is nearer to the middle."""
     if choices[0] <= 0:
         return False
     low, middle, high = choices[0], median(choices), choices[-1]
@@ -172,13 +172,13 @@ def _by_category(search: SearchResult, name: str) -> dict[str, list[TrialResult]
 
 
 def _median(trials: Sequence[TrialResult]) -> float | None:
-    """Of those that ran to the end; stopped ones have their loss at another epoch."""
+    """The lowest loss of the trials that ran to the end: a stopped trial's loss is that of another epoch."""
     losses = [trial.loss for trial in trials if not trial.record.stopped_early]
     return median(losses) if losses else None
 
 
 def _aside(index: int) -> float:
-    """How far beside its value a trial stands, so that equal ones are seen: spread evenly, the same each time."""
+    """How far beside its value each trial is drawn, so that equal values do not hide one another; always the same."""
     return 0.5 * ((index * GOLDEN) % 1 - 0.5)
 
 

@@ -46,7 +46,7 @@ def front_table(search: SearchResult, front: Sequence[TrialResult]) -> Table:
 
 
 def importance_table(search: SearchResult, importances: Importances) -> Table:
-    """What each setting accounts for."""
+    """The importance of each setting."""
     rows = tuple((Cell(search.heading(one.setting)), Cell(f"{100 * one.share:.1f} %")) for one in importances.settings)
     return Table(("setting", "share of the variance of the validation loss"), rows)
 
@@ -117,7 +117,7 @@ def _settings(search: SearchResult, trial: TrialResult) -> list[Cell]:
 
 
 def _setting(search: SearchResult, trial: TrialResult, name: str) -> Cell:
-    """A setting's cell; what is no number is sorted by its length, then as text, so that shapes go by their cores."""
+    """A setting's cell; values other than numbers are sorted by length, then as text: shapes by number of cores."""
     value = trial.settings.get(name)
     if name == "method":
         return Cell(METHOD_NAMES.get(str(value), setting_text(value)), value=_place(search, trial, name))

@@ -99,13 +99,13 @@ class SearchResult:
 
     @cached_property
     def shown(self) -> tuple[str, ...]:
-        """The settings that tables tell: those of the paper's Table IV, and what else the trials differ in."""
+        """The settings that tables show: those of the paper's Table IV, and others in which the trials differ."""
         first = [name for name in TABLE_SETTINGS if any(name in trial.settings for trial in self.trials)]
         return tuple(dict.fromkeys([*first, *self.searched]))
 
     @cached_property
     def method(self) -> str:
-        """The method of all trials, or how many there are."""
+        """The name of the trials' method, or the number of methods if there are several."""
         methods = {trial.record.method for trial in self.trials}
         only = next(iter(methods))
         return METHOD_NAMES.get(only, printable(only, 40)) if len(methods) == 1 else f"{len(methods)} methods"
@@ -180,7 +180,7 @@ def setting_text(value: Any) -> str:
 
 
 def number_text(value: float) -> str:
-    """A number with six digits that count at most: 0.05, 5e-4."""
+    """A number with at most six significant digits: 0.05, 5e-4."""
     if value == 0 or 0.01 <= abs(value) < 1e6:
         return f"{value:.6g}"
     digits, _, power = f"{value:.5e}".partition("e")

@@ -36,7 +36,7 @@ class TrainLinear(nn.Module):
         return F.linear(F.linear(x, A.to(x.dtype)), B.to(x.dtype), self.bias)
 
     def extra_repr(self) -> str:
-        """What the printed model tells of it."""
+        """The sizes, for the printed model."""
         shape = self.update.shape
         return f"{shape.out_features} x {shape.in_features}, dims={list(shape.dims)}, ranks={list(shape.ranks)}"
 

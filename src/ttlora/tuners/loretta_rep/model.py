@@ -79,7 +79,7 @@ class LorettaRepModel(TrainTuner):
         return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
 
     def _put_trained_norms_in(self, adapter_names: list[str]) -> None:
-        """Let the trained copies stay when the wrappers of the norms go."""
+        """Put the trained copies of the norms in the places of the originals, so that unloading keeps them."""
         for norm in self.model.modules():
             if isinstance(norm, TrainedNorm):
                 trained = [name for name in adapter_names if name in norm.modules_to_save]

@@ -45,7 +45,7 @@ class LorettaRepUpdate:
 
     @torch.no_grad()
     def start(self, zero: bool) -> Float[Tensor, "parameters"]:
-        """Where the entries start: ``A`` with rows as long as LoRA's have on average, ``B`` at zero or at random."""
+        """The entries at the start: the rows of ``A`` have LoRA's mean length, ``B`` is zero or random."""
         shape, of_columns = self.columns.shape, random_update(self.columns)
         core = TensorTrain(shape, of_columns).cores[self.columns.zero_core]
         # the matrix is linear in each core

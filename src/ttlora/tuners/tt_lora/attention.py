@@ -79,7 +79,7 @@ class TTLoraMultiheadAttention(TTLoraLayer):
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
     ) -> nn.Module:
-        """The base layer as it was, with the updates added if `merge` says so."""
+        """The base layer without its wrapper; with `merge`, the updates are added to its weights first."""
         if merge:
             self.merge(safe_merge, adapter_names)
         base_layer: Any = self.get_base_layer()

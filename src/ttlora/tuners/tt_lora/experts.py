@@ -1,4 +1,4 @@
-"""Parameters that no layer of their own holds, such as the stacked weights of experts, updated by tensor trains."""
+"""Parameters outside of linear layers, such as the stacked weights of experts, updated by tensor trains."""
 
 from typing import Any
 
@@ -93,7 +93,7 @@ class ParamWrapper(TTLoraLayer):
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
     ) -> nn.Module:
-        """The base layer as it was, with the updates of all wrappers around it added if `merge` says so."""
+        """The base layer without its wrappers; with `merge`, their updates are added to its weights first."""
         wrapper: nn.Module = self
         while merge and isinstance(wrapper, ParamWrapper):
             wrapper.merge(safe_merge, adapter_names)

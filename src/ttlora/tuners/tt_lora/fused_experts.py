@@ -45,7 +45,7 @@ def fused_weights(model: nn.Module) -> list[FusedWeight]:
 
 
 def names_of_experts(model: nn.Module) -> set[str]:
-    """The names by which targets mean stacked weights: those of the linear layers that they once were."""
+    """The names of the layers that are stacked in parameters now; a target of such a name means the parameter."""
     return {layer.rpartition(".")[2] for weight in fused_weights(model) for layer in weight.layers}
 
 

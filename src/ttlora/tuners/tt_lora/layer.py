@@ -81,7 +81,7 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
 
     @property
     def updates(self) -> dict[str, Any]:
-        """What the cores of each adapter mean: an `Update`, or what another method has in its place."""
+        """The update that the cores of each adapter stand for: an `Update`, or another method's class for it."""
         updates: dict[str, Any] = getattr(self, self.other_param_names[1])
         return updates
 
@@ -99,11 +99,11 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _resolve_update(self, config: TTLoraConfig, module_name: str) -> Update:
-        """What the cores of an adapter mean."""
+        """The update that the cores of an adapter stand for."""
         return resolve_update(config, module_name, self.out_features, self.in_features, self.experts)
 
     def _start(self, update: Update, config: TTLoraConfig) -> Float[Tensor, "parameters"]:
-        """Where its cores start."""
+        """The cores at the start of training."""
         # A loaded adapter brings its cores along, and the paper's start takes seconds a layer.
         if config.init_weights == "paper" and not config.inference_mode:
             return gaussian_update(update.shape, PAPER_STD)
@@ -117,7 +117,7 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         return [adapter for adapter in self.active_adapters if adapter in self.cores]
 
     def adapters_of_rows(self, adapter_names: Sequence[str]) -> tuple[str, ...]:
-        """The adapters that this layer has out of those of a mixed batch, each once, in order."""
+        """Those adapters of a mixed batch that this layer has, each once, sorted by name."""
         return tuple(sorted({name for name in adapter_names if name in self.cores}))
 
     @property
@@ -174,7 +174,7 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         return self.base_parameter.data
 
     def set_base_weight(self, weight_data: Tensor) -> None:
-        """Put another weight in its place."""
+        """Replace the weight that is updated."""
         if self.quantization_backend is not None:
             unpack_weight(self.get_base_layer())
             super().set_base_weight(weight_data)
@@ -247,7 +247,7 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         return "ttlora." + super().__repr__()
 
     def extra_repr(self) -> str:
-        """What the printed model tells of the base layer's quantisation."""
+        """The base layer's quantisation, for the printed model."""
         return quantization_extra_repr(self)
 
     def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Any:
@@ -338,7 +338,7 @@ def call_with(module: nn.Module, tensors: dict[str, Tensor], args: tuple[Any, ..
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Where autocast is on, turn it off."""
+    """A context in which autocast is off."""
     return torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext()
 
 
