@@ -160,7 +160,7 @@ def _write(axes: Axes, label: Label) -> Annotation:
 
 
 def _candidates(point: Point, width: float, height: float, half: float, pixels: float) -> Iterable[tuple[Box, float]]:
-    """Boxes around a point with their distance; a box beside it counts as nearer than one above, and right as nearest."""
+    """Boxes around a point with their distance; one beside it counts as nearer than one above, and right as nearest."""
     for radius in RADII:
         for step in range(DIRECTIONS):
             angle = 2 * math.pi * step / DIRECTIONS

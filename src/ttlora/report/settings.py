@@ -42,7 +42,7 @@ Settings = Mapping[str, str]
 
 
 def task_key(record: Record) -> tuple[str, str]:
-    """The task (the validation file of the user's own data) and the metric: two records with the same can be compared."""
+    """The task (the validation file of the user's own data) and the metric: records with the same can be compared."""
     place = record.recipe.get("validation") if record.task == "file" else None
     return (f"file {place}" if place else record.task, record.primary_metric)
 
