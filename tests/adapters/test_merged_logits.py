@@ -349,7 +349,7 @@ def refused(
             ["was trained with 66 tokens", "64 to 65 of lm_head.weight are not"],
         ),
         (tt(target_modules=["lm_head"]), False, ["lm_head is 64 x 32", "66 x 32"]),
-        (lora(target_modules=["lm_head"]), False, ["lm_head.lora_B.weight is [66, 4] in it and [64, 4] in the model"]),
+        (lora(target_modules=["lm_head"]), False, ["lm_head.lora_B.weight is 66x4 in it and 64x4 in the model"]),
         (lora(target_modules=["q_proj"], trainable_token_indices=[65]), False, ["index 65 is out of bounds"]),
     ],
 )

@@ -298,7 +298,7 @@ def test_a_config_in_the_encodings_of_json(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"r": 3, "r": 4}', "holds 'r' more than once"),
+        ('{"r": 3, "r": 4}', "has the key 'r' twice"),
         ('{"alpha": NaN}', "holds NaN, which is no number"),
         ('{"peft_type": "TTLORA", "alpha": 1e999}', "alpha=inf is not a finite number"),
         ('{"r": ' + "9" * 5000 + "}", "is damaged"),

@@ -13,6 +13,7 @@ from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from ttlora.errors import UserError, one_line
+from ttlora.strict_json import each_key_once
 from ttlora.tuners.checks import require_pattern, shown
 from ttlora.values import is_number, is_whole
 
@@ -59,18 +60,9 @@ def _read_values(file: Path) -> Any:
         if len(text) > LARGEST_CONFIG:
             size = file.stat().st_size
             raise UserError(f"{file} has {size:,} bytes, too many for the config of an adapter")
-        return json.loads(text, object_pairs_hook=_unrepeated, parse_constant=_refuse_constant)
+        return json.loads(text, object_pairs_hook=each_key_once, parse_constant=_refuse_constant)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} is damaged: {one_line(error)}") from error
-
-
-def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"it holds {shown(repeated)} more than once")
-    return values
 
 
 def _refuse_constant(name: str) -> None:

@@ -3,11 +3,12 @@
 import csv
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ttlora.errors import UserError, one_line
+from ttlora.strict_json import RepeatedKeyError, each_key_once, repeated
 from ttlora.utf8 import read_utf8
 from ttlora.values import shown
 
@@ -54,23 +55,16 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line, object_pairs_hook=_object, parse_constant=_constant)
+                row = json.loads(line, object_pairs_hook=each_key_once, parse_constant=_constant)
             except RecursionError:
                 raise UserError(f"{path}, line {number} is nested too deeply") from None
-            except _KeyTwiceError as error:
-                raise UserError(f"{path}, line {number} has the key {str(error)!r} twice") from None
+            except RepeatedKeyError as error:
+                raise UserError(f"{path}, line {number} has the key {error.key!r} twice") from None
             except ValueError as error:
                 raise UserError(f"{path}, line {number} is no JSON: {error}") from None
             if not isinstance(row, dict):
                 raise UserError(f"{path}, line {number} is no JSON object but {shown(row)}")
             yield f"line {number}", row
-
-
-def _object(pairs: list[tuple[str, Any]]) -> Row:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        raise _KeyTwiceError(_twice([key for key, _ in pairs]))
-    return row
 
 
 def _constant(name: str) -> float | None:
@@ -124,18 +118,8 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
 
 def _columns(path: Path, names: list[str]) -> list[str]:
     """The names of a file's columns, after checking that they differ."""
-    if (name := _twice(names)) is not None:
+    if (name := repeated(names)) is not None:
         raise UserError(f"{path} has two columns called {name!r}: rename one, or take it out")
     if "\0" in "".join(names):
         raise UserError(f"{path} is not UTF-8 text: the names of its columns hold zero bytes, as in UTF-16")
     return names
-
-
-class _KeyTwiceError(ValueError):
-    """A JSON object has two values for one key."""
-
-
-def _twice(names: Iterable[str]) -> str | None:
-    """The first name that occurs a second time; None: all names differ."""
-    seen: set[str] = set()
-    return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]
