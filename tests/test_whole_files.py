@@ -50,7 +50,7 @@ def test_a_folder_is_filled(output: str) -> None:
 def test_a_failure_leaves_nothing(output: str, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(TypeError):
-        fill(output, last="1", first=5)  # type: ignore[arg-type]
+        fill(output, last="1", first=5)
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from answers import assert_refused, causal, outputs
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -16,6 +15,7 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
+from tests.adapters.answers import assert_refused, causal, outputs
 from ttlora import TTLoraConfig
 from ttlora.adapters.convert import from_lora
 from ttlora.adapters.read import read_adapter

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from damage import damage
 from peft import IA3Config, LoHaConfig, LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.adapters.damage import damage
 from ttlora import BottleneckConfig, LorettaRepConfig, TTLoraConfig
 from ttlora.adapters.read import read_adapter
 from ttlora.cli.main import main

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from answers import assert_refused, causal, outputs
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification
 
+from tests.adapters.answers import assert_refused, causal, outputs
 from ttlora import TTLoraConfig
 from ttlora.adapters.export import to_lora
 from ttlora.adapters.read import read_adapter

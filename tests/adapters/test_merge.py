@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from answers import outputs
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -20,6 +19,7 @@ from transformers import (
     MixtralForCausalLM,
 )
 
+from tests.adapters.answers import outputs
 from ttlora import TTLoraConfig
 from ttlora.adapters.base_model import load_base_of
 from ttlora.adapters.merge import merge_adapter

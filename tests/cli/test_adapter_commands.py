@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import sentiment_rows, write_jsonl
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
+from tests.conftest import sentiment_rows, write_jsonl
 from ttlora import TTLoraConfig
 
 TOKENS = torch.arange(4, 20).reshape(2, 8)

@@ -11,8 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import command
 
+from tests.conftest import command
 from ttlora.cli.compare import compare
 from ttlora.errors import UserError
 from ttlora.experiments import display

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import command
 from safetensors import SafetensorError
 
+from tests.conftest import command
 from ttlora.cli import main as cli
 from ttlora.cli.main import COMMANDS, main
 from ttlora.errors import RunError, UserError

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_tokenizer, sentiment_rows, write_jsonl
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -19,9 +18,9 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from tests.cli.test_wrong_use import assert_one_line
+from tests.conftest import make_tokenizer, sentiment_rows, write_jsonl
 from ttlora import TTLoraConfig
-
-from .test_wrong_use import assert_one_line
 
 TOKENS = torch.arange(4, 20).reshape(2, 8)
 

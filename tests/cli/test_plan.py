@@ -84,5 +84,5 @@ def test_the_table_marks_shapes_that_are_not_aligned(capsys: pytest.CaptureFixtu
 )
 def test_wrong_use(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
-        plan("llama2-7b", **arguments)  # type: ignore[arg-type]
+        plan("llama2-7b", **arguments)
     assert "\n" not in str(error.value)

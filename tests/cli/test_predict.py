@@ -3,8 +3,8 @@ import json
 import sys
 
 import pytest
-from conftest import write_jsonl
 
+from tests.conftest import write_jsonl
 from ttlora.cli.main import main
 from ttlora.finetune.finished import FinishedRun
 

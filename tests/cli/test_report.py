@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from report.records import write_failure, write_run
 
+from tests.report.records import write_failure, write_run
 from ttlora.cli.report import report
 from ttlora.errors import UserError
 from ttlora.report import report as module

@@ -8,8 +8,8 @@ import time
 
 import pytest
 import yaml
-from conftest import command
 
+from tests.conftest import command
 from ttlora.cli.main import main
 from ttlora.record import Record
 

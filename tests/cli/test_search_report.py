@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from report.records import write_failure
-from report.search.made_up import write_search
 
+from tests.report.records import write_failure
+from tests.report.search.made_up import write_search
 from ttlora.cli.search_report import print_search_report, search_report_as_json
 from ttlora.report.search import report as module
 from ttlora.report.search.report import write_search_report

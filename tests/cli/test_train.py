@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import command
 
+from tests.conftest import command
 from ttlora.cli.main import main
 from ttlora.finetune import training
 

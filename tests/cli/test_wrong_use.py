@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import command, sentiment_rows, write_jsonl
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
+from tests.conftest import command, sentiment_rows, write_jsonl
 from ttlora.adapters.read import MODEL_PREFIX
 from ttlora.finetune import folder
 
@@ -262,7 +262,7 @@ def refuse_everything(error):
         (torch, "save", RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"), "the disk"),
         (torch, "save", RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), "the disk"),
         (folder, "cast_weights", SafetensorError("I/O error: No space left on device (os error 28)"), "No space left"),
-        (folder.shutil, "copyfile", OSError(30, "Read-only file system"), "Read-only file system"),
+        (shutil, "copyfile", OSError(30, "Read-only file system"), "Read-only file system"),
     ],
 )
 def test_disk_that_is_full_ends_in_one_line(target, name, error, reason, bert, data, tmp_path, ttlora, monkeypatch):

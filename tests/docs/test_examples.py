@@ -4,11 +4,11 @@ import doctest
 import inspect
 
 import pytest
-from conftest import sentiment_rows, write_jsonl
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModel
 
 import ttlora
+from tests.conftest import sentiment_rows, write_jsonl
 
 FUNCTIONS = [name for name in ttlora.__all__ if inspect.isfunction(getattr(ttlora, name))]
 

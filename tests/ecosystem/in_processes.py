@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from peft import get_peft_model
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM
 
@@ -72,4 +72,4 @@ def work(rank: int, processes: int, folder: str, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    mp.start_processes(work, (2, sys.argv[1], Path(sys.argv[2])), nprocs=2, start_method="fork")
+    start_processes(work, (2, sys.argv[1], Path(sys.argv[2])), nprocs=2, start_method="fork")

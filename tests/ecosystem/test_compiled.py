@@ -7,7 +7,7 @@ import torch
 from peft import get_peft_model
 from transformers import AutoModel, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from ecosystem.conftest import IDS, logits
+from tests.ecosystem.conftest import IDS, logits
 from ttlora import TTLoraConfig
 
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from ecosystem import in_processes
+from tests.ecosystem import in_processes
 
 
 @pytest.fixture(scope="module")

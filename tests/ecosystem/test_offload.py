@@ -7,7 +7,7 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from ecosystem.conftest import logits, train
+from tests.ecosystem.conftest import logits, train
 from ttlora import TTLoraConfig
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from ecosystem.conftest import IDS, cores_of, logits, train
+from tests.ecosystem.conftest import IDS, cores_of, logits, train
 from ttlora import TTLoraConfig
 
 HALVES = [torch.bfloat16, torch.float16]

@@ -9,12 +9,12 @@ from torch import nn
 from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, PerGroup
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, TorchAoConfig
 
-from ecosystem.conftest import cores_of, logits, train
+from tests.ecosystem.conftest import cores_of, logits, train
 from ttlora import TTLoraConfig
 from ttlora.tuners.tt_lora import TTLoraLayer
 
 # Of torchao's two int4 configurations, this is the one that a CPU computes.
-INT4 = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(16))
+INT4 = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(16))  # type: ignore[attr-defined]
 
 # the configuration, the layer it makes, and the relative error of a weight that is written back
 KINDS = {

@@ -9,7 +9,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.sentence_transformer.losses import CoSENTLoss
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-from ecosystem.conftest import cores_of
+from tests.ecosystem.conftest import cores_of
 from ttlora import TTLoraConfig
 
 SENTENCES = ["the film was great", "a dull story about people", "its house was bright"]

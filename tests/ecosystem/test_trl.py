@@ -7,7 +7,7 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from ecosystem.conftest import cores_of, logits
+from tests.ecosystem.conftest import cores_of, logits
 from ttlora import LorettaRepConfig, TTLoraConfig
 
 ARGUMENTS = {

@@ -6,8 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import write_jsonl
 from safetensors import safe_open
+
+from tests.conftest import write_jsonl
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "sft" / "sft.py"
 SENTENCE = "the film was a lovely story about people"

@@ -4,8 +4,9 @@ import json
 import shutil
 
 import pytest
+import torch
 
-from ttlora.errors import UserError
+from ttlora.errors import RunError, UserError
 from ttlora.experiments import own_process
 from ttlora.experiments.comparison import Comparison
 from ttlora.experiments.counts import count_all
@@ -75,7 +76,7 @@ def test_run_that_was_stopped_goes_on(prepare):
 def here(monkeypatch):
     """Work in this process, whose output stays its own."""
     monkeypatch.setattr(own_process, "_print_to", lambda log: None)
-    monkeypatch.setattr(own_process.torch, "set_num_threads", lambda count: None)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
 
 
 def test_failed_run_is_done_again_from_nothing(prepare, here, tmp_path):
@@ -96,7 +97,7 @@ def test_failed_run_is_done_again_from_nothing(prepare, here, tmp_path):
     ("error", "message"),
     [
         (UserError("the data\nare wrong"), "the data are wrong"),
-        (training.RunError("out of memory"), "out of memory"),
+        (RunError("out of memory"), "out of memory"),
         (KeyError("x"), "unexpected KeyError: 'x' ({log} shows where)"),
     ],
 )

@@ -3,7 +3,6 @@ import shutil
 
 import pytest
 import torch
-from conftest import make_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForSequenceClassification,
@@ -13,6 +12,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from tests.conftest import make_tokenizer
 from ttlora.errors import UserError
 from ttlora.finetune.base import load_base
 from ttlora.finetune.tasks import Task

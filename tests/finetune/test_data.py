@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pyarrow
 import pytest
-from conftest import write_jsonl
 from pyarrow import parquet
 
+from tests.conftest import write_jsonl
 from ttlora.errors import UserError
 from ttlora.finetune.data import load_data, load_validation
 from ttlora.finetune.files import read_rows
@@ -269,7 +269,7 @@ def test_parquet_holds_lists_chats_dates_and_an_index(tmp_path):
     assert load(path, path, label_kind="generation")[1].inputs[0].answers == ("b",)
 
 
-NAMES = {
+NAMES: dict[str, tuple[list, tuple[str, ...], list[int]]] = {
     "numbers are written back": (["007", "010"], ("007", "010"), [0, 1]),
     "a number and its text are one": ([1, "1", 0, "0"], (0, 1), [1, 1, 0, 0]),
     "a whole number has one text": ([1.0, 1, 0.0], (0, 1), [1, 1, 0]),

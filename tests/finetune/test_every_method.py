@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from test_methods import OTHERS, SMALL
-from test_resume import killed, outcome
 
+from tests.finetune.test_methods import OTHERS, SMALL
+from tests.finetune.test_resume import killed, outcome
 from ttlora.finetune import training
 from ttlora.finetune.finished import FinishedRun
 from ttlora.finetune.methods import METHODS

@@ -3,8 +3,8 @@
 import subprocess
 
 import pytest
-from conftest import command, sentiment_rows, write_jsonl
 
+from tests.conftest import command, sentiment_rows, write_jsonl
 from ttlora.errors import UserError
 from ttlora.finetune import run, training
 from ttlora.finetune.finished import FinishedRun

@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 import torch
-from conftest import BAD, GOOD, make_tokenizer, sentiment_rows, write_jsonl
 from transformers import LlamaForCausalLM
 
+from tests.conftest import BAD, GOOD, make_tokenizer, sentiment_rows, write_jsonl
 from ttlora.errors import UserError
 from ttlora.finetune.base import Base, load_base
 from ttlora.finetune.data import Split, load_data

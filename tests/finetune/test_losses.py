@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from conftest import BAD, GOOD, PLAIN, write_jsonl
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, TrainingArguments
 
+from tests.conftest import BAD, GOOD, PLAIN, write_jsonl
 from ttlora.finetune.base import load_base
 from ttlora.finetune.data import Split, load_data
 from ttlora.finetune.finished import FinishedRun

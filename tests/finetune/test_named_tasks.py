@@ -1,8 +1,8 @@
 """Every named task reads rows in the fields of the hub's configs, for a head and for a prompt."""
 
 import pytest
-from conftest import write_jsonl
 
+from tests.conftest import write_jsonl
 from ttlora.errors import UserError
 from ttlora.finetune.data import load_data
 from ttlora.finetune.inputs import Prompted

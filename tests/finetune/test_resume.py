@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import command
 
+from tests.conftest import command
 from ttlora.errors import UserError
 from ttlora.finetune import folder, run, training
 from ttlora.finetune.recipe import Recipe
@@ -73,7 +73,7 @@ MOMENTS = {
     "in a validation": (training._Trainer, "prediction_step", 5, True),
     "in a checkpoint, weights written": (training._Trainer, "_save_optimizer_and_scheduler", 2, True),
     "in a checkpoint, all written but the mark": (training._Progress, "on_save", 2, True),
-    "while old checkpoints are dropped": (training.shutil, "rmtree", 1, True),
+    "while old checkpoints are dropped": (shutil, "rmtree", 1, True),
     "after the last epoch": (folder.RunFolder, "write_adapter", 1, True),
     "while the adapter is written": (folder, "cast_weights", 1, False),
     "while the saved adapter is measured": (run, "measure", 1, True),

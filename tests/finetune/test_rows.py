@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 import torch
-from conftest import write_jsonl
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -15,6 +14,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from tests.conftest import write_jsonl
 from ttlora.errors import UserError
 from ttlora.finetune.base import Base, load_base
 from ttlora.finetune.finished import FinishedRun

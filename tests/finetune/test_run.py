@@ -3,7 +3,6 @@ import re
 
 import pytest
 import torch
-from conftest import make_tokenizer, sentiment_rows, write_jsonl
 from safetensors.torch import load_file
 from transformers import (
     AutoModel,
@@ -16,6 +15,7 @@ from transformers import (
     Trainer,
 )
 
+from tests.conftest import make_tokenizer, sentiment_rows, write_jsonl
 from ttlora.errors import RunError, UserError
 from ttlora.finetune import machine, training
 from ttlora.finetune.data import load_data

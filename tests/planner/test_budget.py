@@ -74,7 +74,7 @@ def test_what_was_fixed_is_named(r: int | None, vary_dims: bool, message: str) -
 
 
 def budget_plan(budget: int, **arguments: object) -> Plan:
-    plan = make_plan("llama2-7b", budget=budget, **arguments)  # type: ignore[arg-type]
+    plan = make_plan("llama2-7b", budget=budget, **arguments)
     assert plan.bytes_16bit <= budget
     return plan
 

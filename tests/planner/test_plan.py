@@ -98,9 +98,9 @@ def save_bert(folder: Path) -> BertForSequenceClassification:
 def test_it_is_what_the_tuner_makes(tmp_path: Path, targets: list[str] | None) -> None:
     model = save_bert(tmp_path)
     plan = make_plan(str(tmp_path), targets=targets, r=3)
-    targets = "all-linear" if targets == ["all-linear"] else targets
+    modules = "all-linear" if targets == ["all-linear"] else targets
     # as `ttlora train` does, where the pooler is part of the head
-    config = TTLoraConfig(r=3, task_type="SEQ_CLS", target_modules=targets, modules_to_save=["bert.pooler"])
+    config = TTLoraConfig(r=3, task_type="SEQ_CLS", target_modules=modules, modules_to_save=["bert.pooler"])
     adapted = get_peft_model(model, config)
     cores = {name: p for name, p in adapted.named_parameters() if "ttlora_cores" in name}
     assert plan.adapter_parameters == sum(p.numel() for p in cores.values())
@@ -155,7 +155,7 @@ def test_no_default_targets_for_a_type(tmp_path: Path, monkeypatch: pytest.Monke
 )
 def test_wrong_use(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
-        make_plan("llama2-7b", **arguments)  # type: ignore[arg-type]
+        make_plan("llama2-7b", **arguments)
     assert "\n" not in str(error.value)
 
 

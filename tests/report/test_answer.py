@@ -1,6 +1,6 @@
 import pytest
 
-from report.records import write_run
+from tests.report.records import write_run
 from ttlora.report.answer import answer
 from ttlora.report.comparison import compare
 from ttlora.report.runs import find_runs

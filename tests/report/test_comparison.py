@@ -2,7 +2,7 @@ from statistics import stdev
 
 import pytest
 
-from report.records import write_run
+from tests.report.records import write_run
 from ttlora.report.comparison import compare
 from ttlora.report.runs import find_runs
 

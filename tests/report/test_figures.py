@@ -3,7 +3,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from report.records import write_run
+from tests.report.records import write_run
 from ttlora.report.comparison import compare
 from ttlora.report.curves import _mean_curve, _thinned
 from ttlora.report.drawing import drawing, marks

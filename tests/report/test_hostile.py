@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from report.records import make_record
+from tests.report.records import make_record
 from ttlora.cli.main import main
 from ttlora.cli.search_report import search_report_as_json
 from ttlora.errors import UserError

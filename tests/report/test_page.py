@@ -2,8 +2,8 @@ import re
 
 import pytest
 
-from report.reading import HOSTILE, Page
-from report.records import write_run
+from tests.report.reading import HOSTILE, Page
+from tests.report.records import write_run
 from ttlora.report.answer import ModelAnswer
 from ttlora.report.comparison import compare
 from ttlora.report.drawing import Picture

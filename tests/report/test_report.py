@@ -1,6 +1,6 @@
 import pytest
 
-from report.records import write_failure, write_run
+from tests.report.records import write_failure, write_run
 from ttlora.errors import UserError
 from ttlora.report import report as module
 from ttlora.report.report import write_report

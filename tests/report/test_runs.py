@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from report.records import write_failure, write_run
+from tests.report.records import write_failure, write_run
 from ttlora.errors import UserError, printable
 from ttlora.report.runs import find_runs
 from ttlora.report.settings import without_repeats

@@ -1,6 +1,6 @@
 import pytest
 
-from report.records import write_run
+from tests.report.records import write_run
 from ttlora.report.comparison import compare
 from ttlora.report.runs import find_runs
 from ttlora.report.settings import common_settings, file_names, model_names, value_text

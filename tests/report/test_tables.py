@@ -3,7 +3,7 @@ import io
 
 import pytest
 
-from report.records import write_run
+from tests.report.records import write_run
 from ttlora.report.comparison import compare
 from ttlora.report.formats import format_factor, format_mean, format_range, format_seconds, format_size
 from ttlora.report.rows import Mean

@@ -3,8 +3,8 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import shapes
 
+from tests.tensor_train.strategies import shapes
 from ttlora.tensor_train import TTShape, aligned_dims
 
 

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 from hypothesis import given
-from strategies import shapes
 
+from tests.tensor_train.strategies import shapes
 from ttlora.tensor_train import TensorTrain, TTShape, Update
 from ttlora.tensor_train.start import gaussian_update, random_update, zero_update
 from ttlora.tensor_train.update import LORA_ROW_NORM

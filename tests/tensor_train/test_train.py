@@ -3,9 +3,9 @@ import tensorly
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from strategies import trains
 from tensorly.decomposition import tensor_train as tensorly_tt_svd
 
+from tests.tensor_train.strategies import trains
 from ttlora.tensor_train import TensorTrain, TTShape
 
 

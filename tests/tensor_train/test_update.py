@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import shapes, trains
 
+from tests.tensor_train.strategies import shapes, trains
 from ttlora.tensor_train import TensorTrain, TTShape, Update, even_core_size
 from ttlora.tensor_train.start import random_update, zero_update
 from ttlora.tensor_train.update import LORA_ROW_NORM

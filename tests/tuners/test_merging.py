@@ -87,7 +87,7 @@ def test_tied_weights(kind, targets, resized, tmp_path):
     merged = adapted.merge_and_unload()
     torch.testing.assert_close(logits(merged), expected, rtol=0, atol=1e-5)
     merged.save_pretrained(tmp_path)
-    loaded = type(merged).from_pretrained(tmp_path).eval()
+    loaded = type(model).from_pretrained(tmp_path).eval()
     torch.testing.assert_close(logits(loaded), expected, rtol=0, atol=1e-5)
 
 

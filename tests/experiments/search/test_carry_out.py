@@ -3,17 +3,18 @@
 from contextlib import nullcontext
 
 import pytest
-from conftest import sentiment_rows, write_jsonl
 
+from tests.conftest import sentiment_rows, write_jsonl
 from ttlora.errors import UserError
+from ttlora.experiments.engine import Share
 from ttlora.experiments.search import carry_out
 
 
 def test_a_search_that_goes_on_has_the_rows_that_it_was_begun_with(begun, data, end, tmp_path, monkeypatch):
     handed_over = []
     monkeypatch.setattr(carry_out, "connected", lambda *_: nullcontext())
-    monkeypatch.setattr(carry_out.Share, "asked", lambda *_: carry_out.Share(1, 0, 1))
-    monkeypatch.setattr(carry_out.Share, "at_a_time", 1)
+    monkeypatch.setattr(Share, "asked", lambda *_: Share(1, 0, 1))
+    monkeypatch.setattr(Share, "at_a_time", 1)
     monkeypatch.setattr(carry_out, "do_runs", lambda *options, **keywords: handed_over.append(options))
     monkeypatch.setattr(begun.folder, "drop_checkpoints", lambda trials: None)
     rows = tmp_path / "rows"

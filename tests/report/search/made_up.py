@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from report.records import RECIPE, make_record, write_run
+from tests.report.records import RECIPE, make_record, write_run
 from ttlora.record import Record
 from ttlora.report.comparison import task_columns
 from ttlora.report.runs import Run
@@ -46,7 +46,7 @@ def write_search(folder: Path, count: int, seed: int = 0, **changes: Any) -> Sea
     """Write trials whose loss depends on the learning rate most, then on the rank, of which many are stopped early."""
     chance = random.Random(seed)
     for number in range(count):
-        settings = {
+        settings: dict[str, Any] = {
             "shape": chance.choice(SHAPES),
             "r": chance.choice([1, 2, 4, 5, 8, 12, 16]),
             "alpha": chance.choice([1.0, 2.0, 4.0, 8.0]),

@@ -1,5 +1,5 @@
-from report.records import write_failure
-from report.search.made_up import make_search, make_trial, write_trial
+from tests.report.records import write_failure
+from tests.report.search.made_up import make_search, make_trial, write_trial
 from ttlora.report.search.answer import answer
 from ttlora.report.search.trials import read_search
 

@@ -3,7 +3,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from report.search.made_up import make_search, make_trial, write_search
+from tests.report.search.made_up import make_search, make_trial, write_search
 from ttlora.report.drawing import drawing, new_figure
 from ttlora.report.search.answer import answer
 from ttlora.report.search.figures import FIGURE_NAMES, _corners, draw_figures

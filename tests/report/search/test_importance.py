@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from report.search.made_up import log_of, make_search, make_trial
+from tests.report.search.made_up import log_of, make_search, make_trial
 from ttlora.report.search.importance import _columns, _comparable, importances
 
 

@@ -2,9 +2,9 @@ import re
 
 import pytest
 
-from report.reading import HOSTILE, Page
-from report.records import write_failure
-from report.search.made_up import make_search, make_trial, write_trial
+from tests.report.reading import HOSTILE, Page
+from tests.report.records import write_failure
+from tests.report.search.made_up import make_search, make_trial, write_trial
 from ttlora.report.drawing import Picture
 from ttlora.report.search.answer import answer
 from ttlora.report.search.importance import Importances

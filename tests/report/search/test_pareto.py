@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from report.search.made_up import make_trial
+from tests.report.search.made_up import make_trial
 from ttlora.report.search.pareto import front, highest, smallest_reaching, smallest_within_a_point
 
 TRIALS = st.lists(

@@ -1,12 +1,13 @@
 import pytest
 
-from report.records import write_run
-from report.search.made_up import write_search, write_trial
+from tests.report.records import write_run
+from tests.report.search.made_up import write_search, write_trial
 from ttlora.errors import UserError
 from ttlora.report import report as comparison
 from ttlora.report.drawing import Picture
 from ttlora.report.report import write_report
 from ttlora.report.search import report as module
+from ttlora.report.search.figures import FIGURE_NAMES
 from ttlora.report.search.report import write_search_report
 
 
@@ -21,11 +22,11 @@ def files(folder):
 
 
 def test_all_files_and_what_they_say(tmp_path, monkeypatch):
-    pictures = [Picture(name, "Title", "Description", "<svg></svg>", b"") for name in module.FIGURE_NAMES]
+    pictures = [Picture(name, "Title", "Description", "<svg></svg>", b"") for name in FIGURE_NAMES]
     monkeypatch.setattr(module, "draw_figures", lambda *_: pictures)
     write_search(tmp_path / "trials", 10)
     written = write_search_report([tmp_path / "trials"], tmp_path / "report", 0.5, ["random over 10 trials"])
-    figures = {f"figures/{name}.{end}" for name in module.FIGURE_NAMES for end in ("svg", "png")}
+    figures = {f"figures/{name}.{end}" for name in FIGURE_NAMES for end in ("svg", "png")}
     assert files(tmp_path / "report") == {"report.html", "tables.md", "tables.csv"} | figures
     assert set(written.files) == {tmp_path / "report" / name for name in files(tmp_path / "report")}
     assert written.answer.best is written.search.trials[0]

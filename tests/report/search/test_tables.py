@@ -3,7 +3,7 @@ import io
 
 import pytest
 
-from report.search.made_up import make_search, make_trial
+from tests.report.search.made_up import make_search, make_trial
 from ttlora.report.search.answer import answer
 from ttlora.report.search.importance import Importance, Importances
 from ttlora.report.search.pareto import front

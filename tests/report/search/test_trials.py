@@ -1,7 +1,7 @@
 import pytest
 
-from report.records import write_failure
-from report.search.made_up import make_search, make_trial, write_trial
+from tests.report.records import write_failure
+from tests.report.search.made_up import make_search, make_trial, write_trial
 from ttlora.errors import UserError
 from ttlora.report.search.trials import number_text, read_search, setting_text
 

@@ -49,9 +49,9 @@ def test_a_wrong_value_is_named_in_one_line(wrong, message):
 
 
 def test_peft_knows_the_method(tmp_path):
-    assert peft.utils.PeftType("BOTTLENECK") is PeftType.BOTTLENECK
-    assert PEFT_TYPE_TO_CONFIG_MAPPING[PeftType.BOTTLENECK] is BottleneckConfig
-    assert PEFT_TYPE_TO_TUNER_MAPPING[PeftType.BOTTLENECK] is BottleneckModel
+    assert peft.utils.PeftType("BOTTLENECK") is PeftType["BOTTLENECK"]
+    assert PEFT_TYPE_TO_CONFIG_MAPPING[PeftType("BOTTLENECK")] is BottleneckConfig
+    assert PEFT_TYPE_TO_TUNER_MAPPING[PeftType("BOTTLENECK")] is BottleneckModel
     config = BottleneckConfig(
         r=64, tt_rank=5, shape={768: [8, 8, 12, 8, 8]}, core_size=None, non_linearity="relu", scale=2.0,
         init_weights=False, train_layer_norms=False, target_modules=["dense"], exclude_modules=["pooler"],

@@ -184,7 +184,7 @@ class TestAttention:
         assert list(layer.get_delta_weight("default").shape) == [36, 12]
         attention = plain.attention
         with torch.no_grad():
-            attention.in_proj_weight += layer.get_delta_weight("default")
+            attention.in_proj_weight.add_(layer.get_delta_weight("default"))
             attention.out_proj.weight += layer.out_proj.get_delta_weight("default")
         x = torch.randn(2, 5, 12)
         torch.testing.assert_close(model(x), plain(x))
