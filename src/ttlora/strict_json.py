@@ -3,13 +3,15 @@
 from collections.abc import Iterable
 from typing import Any
 
+from ttlora.values import shown
+
 
 class RepeatedKeyError(ValueError):
     """An object has a key more than once."""
 
     def __init__(self, key: str) -> None:
-        self.key = key[:80]
-        super().__init__(f"it has the key {self.key!r} twice")
+        self.key = key
+        super().__init__(f"it has the key {shown(key)} twice")
 
 
 def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
             except RecursionError:
                 raise UserError(f"{path}, line {number} is nested too deeply") from None
             except RepeatedKeyError as error:
-                raise UserError(f"{path}, line {number} has the key {error.key!r} twice") from None
+                raise UserError(f"{path}, line {number} has the key {shown(error.key)} twice") from None
             except ValueError as error:
                 raise UserError(f"{path}, line {number} is no JSON: {error}") from None
             if not isinstance(row, dict):

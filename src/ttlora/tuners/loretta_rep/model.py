@@ -11,6 +11,7 @@ from ttlora.tuners.loretta_rep.config import LorettaRepConfig, write_shapes
 from ttlora.tuners.loretta_rep.layer import LorettaRepLinear
 from ttlora.tuners.norms import TrainedNorm, train_norms
 from ttlora.tuners.targets import DEFAULT_TARGET_MODULES
+from ttlora.tuners.tt_lora.layer import TTLoraLayer
 from ttlora.tuners.tt_lora.tuner import TrainTuner
 
 
@@ -38,11 +39,8 @@ class LorettaRepModel(TrainTuner):
         if config.train_layer_norms:
             train_norms(model, adapter_name, adapter_name in self.active_adapters, config.inference_mode)
 
-    def _write_shapes(self, adapter_name: str) -> None:
-        layers = self._layers_with(adapter_name)
-        write_shapes(
-            self.peft_config[adapter_name], {name: layer.updates[adapter_name] for name, layer in layers.items()}
-        )
+    def _write_shapes(self, config: LorettaRepConfig, adapter_name: str, layers: dict[str, TTLoraLayer]) -> None:
+        write_shapes(config, {name: layer.updates[adapter_name] for name, layer in layers.items()})
 
     def _create_and_replace(
         self,

@@ -42,8 +42,7 @@ class TTLoraModel(TrainTuner):
     def _config_for(self, config: TTLoraConfig, model: nn.Module) -> TTLoraConfig:
         return with_fused_experts(config, model)
 
-    def _write_shapes(self, adapter_name: str) -> None:
-        config, layers = self.peft_config[adapter_name], self._layers_with(adapter_name)
+    def _write_shapes(self, config: TTLoraConfig, adapter_name: str, layers: dict[str, TTLoraLayer]) -> None:
         write_shapes(
             config,
             {name: layer.updates[adapter_name].shape for name, layer in layers.items()},

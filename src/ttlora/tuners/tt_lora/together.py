@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ttlora.tuners.tt_lora.factors import BuiltFactors, Factors
 from ttlora.tuners.tt_lora.layer import TTLoraLayer, without_autocast
@@ -29,30 +29,27 @@ def build_together(layers: Iterable[TTLoraLayer], adapter_names: Sequence[str] |
         wanted = [(layer, (name,)) for layer in layers for name in layer.acting_adapters]
     else:
         # the other kinds of layers ask for the adapters of a mixed batch one by one, where they need them
-        wanted = [(layer, layer.adapters_of_rows(adapter_names)) for layer in layers if isinstance(layer, TTLoraLinear)]
+        linear = [layer for layer in layers if isinstance(layer, TTLoraLinear)]
+        wanted = [(layer, names) for layer in linear if (names := layer.adapters_of_rows(adapter_names))]
     alike = defaultdict(list)
     for layer, names in wanted:
-        if names and all(_at_rest(layer, name) for name in names) and len({layer.updates[name] for name in names}) == 1:
-            cores = [layer.cores[name] for name in names]
+        cores, update = [layer.cores[name] for name in names], layer.updates[names[0]]
+        if all(_at_rest(layer, name) and layer.updates[name] == update for name in names):
             like = (cores[0].device, cores[0].dtype, cores[0].requires_grad)
-            alike[layer.updates[names[0]], len(names), *like].append((layer, names, cores))
+            alike[update, len(names), *like].append((layer, names, cores))
     single: dict[nn.Module, dict[str, Factors]] = defaultdict(dict)
     stacked: dict[nn.Module, tuple[tuple[str, ...], Factors]] = {}
     for (update, count, device, *_), places in alike.items():
         with without_autocast(device):
             A, B = update.factors(torch.stack([core for *_, cores in places for core in cores]))
-        if adapter_names is None:
-            for (layer, names, _), *factors in zip(places, A.unbind(), B.unbind(), strict=True):
-                single[layer][names[0]] = _pair(*factors)
-            continue
-        A, B = (factor.view(-1, count, *factor.shape[1:]) for factor in (A, B))
-        for (layer, names, _), *factors in zip(places, A.unbind(), B.unbind(), strict=True):
-            stacked[layer] = names, _pair(*factors)
+        if adapter_names is not None:
+            A, B = (factor.view(-1, count, *factor.shape[1:]) for factor in (A, B))
+        for (layer, names, _), factors in zip(places, zip(A.unbind(), B.unbind(), strict=True), strict=True):
+            if adapter_names is None:
+                single[layer][names[0]] = factors
+            else:
+                stacked[layer] = names, factors
     return BuiltFactors(single, stacked)
-
-
-def _pair(A: Tensor, B: Tensor) -> Factors:
-    return A, B
 
 
 def _at_rest(layer: TTLoraLayer, name: str) -> bool:

@@ -27,8 +27,9 @@ class TrainTuner(Tuner):
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         # kept: to walk all modules of a model takes a few percent of a small forward
         self._adapted_layers = [module for module in model.modules() if isinstance(module, TTLoraLayer)]
-        self._write_shapes(adapter_name)
-        for layer in self._adapted_layers:
+        layers = self._layers_with(adapter_name)
+        self._write_shapes(self.peft_config[adapter_name], adapter_name, layers)
+        for layer in layers.values():
             if twin is not None and twin in layer.cores:
                 layer.cores[adapter_name].data.copy_(layer.cores[twin])
 
@@ -37,8 +38,8 @@ class TrainTuner(Tuner):
         return config
 
     @abstractmethod
-    def _write_shapes(self, adapter_name: str) -> None:
-        """Write sizes and shapes into the adapter's config, which then says by itself what its cores mean."""
+    def _write_shapes(self, config: Any, adapter_name: str, layers: dict[str, TTLoraLayer]) -> None:
+        """Write sizes and shapes of its layers into the adapter's config, which then says what its cores mean."""
 
     def _layers(self) -> Iterator[tuple[str, TTLoraLayer]]:
         """The adapted layers by the names that the config's patterns know."""
