@@ -2,7 +2,8 @@
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -10,6 +11,7 @@ from peft.utils import PeftType, TaskType, resolve_quantization_backend
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from ttlora.tensor_train import TTShape
 from ttlora.values import is_whole
 
 LARGEST_ORDER = 256
@@ -63,6 +65,44 @@ def require_pattern(name: str, pattern: object, inside: str = "{}") -> None:
         re.compile(inside.replace("{}", pattern))  # type: ignore[arg-type]
     except (re.error, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{name} has {shown(pattern)}, which is no name and no regular expression: {error}") from None
+
+
+@contextmanager
+def named(module_name: str) -> Iterator[None]:
+    """Within it, an error in a value names the module that the value is for.
+
+    Args:
+        module_name: The module's name in the model.
+
+    Raises:
+        ValueError: There was one.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{module_name}: {error}") from None
+
+
+def require_saving(shape: TTShape, rank: str, entries: int, what: str) -> TTShape:
+    """The shape, if its train is no larger than any train of that matrix needs to be.
+
+    At full rank a train has up to 8/3 of the matrix's entries; dims of 1 in its middle can multiply that.
+
+    Args:
+        shape: The shape.
+        rank: The setting of its ranks and its value, such as "r=5".
+        entries: Entries of the matrix.
+        what: What the matrix is, such as "weight".
+
+    Raises:
+        ValueError: It is larger.
+    """
+    if shape.parameters > 3 * entries:
+        raise ValueError(
+            f"shape {list(shape.dims)} with {rank} takes {shape.parameters:,} parameters for a {what} of {entries:,} "
+            f"entries; lower {rank.partition('=')[0]} or leave out the dims of 1"
+        )
+    return shape
 
 
 def by_size(name: str, values: Mapping[Any, Any]) -> dict[str, Any]:

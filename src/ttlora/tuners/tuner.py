@@ -1,12 +1,15 @@
 """What our tuners have in common."""
 
+from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
 
 from ttlora.compat import holds_adapters
+from ttlora.tuners.checks import require_called
 from ttlora.tuners.targets import require_layers, require_modules, require_parameters
 from ttlora.tuners.tied import require_one_place, ties_embeddings, untie
 
@@ -57,6 +60,39 @@ class Tuner(BaseTuner):
         # here the default targets of the model's type are known
         if not peft_config.from_file and peft_config.layers_to_transform is not None and peft_config.target_modules:
             require_layers(model, peft_config)
+
+    def _create_and_replace(
+        self,
+        peft_config: Any,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+        **_: Any,
+    ) -> None:
+        if not peft_config.from_file:
+            require_called(parent, target_name, current_key)
+        if self._is_adapted(target, parameter_name):
+            layer: Any = target
+            layer.update_layer(adapter_name, peft_config, current_key)
+            return
+        base_layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+        make = self._layer_class(base_layer, current_key, parameter_name)
+        self._replace_module(parent, target_name, make(target, adapter_name, peft_config, current_key), target)
+
+    def _is_adapted(self, target: nn.Module, parameter_name: str | None) -> bool:
+        """Whether a target is a layer of ours, which a further adapter joins."""
+        return isinstance(target, self.tuner_layer_cls)
+
+    @abstractmethod
+    def _layer_class(self, base_layer: nn.Module, name: str, parameter_name: str | None) -> Callable[..., nn.Module]:
+        """What makes the layer of ours for a base layer, or for one of its parameters.
+
+        Raises:
+            TypeError: The base layer cannot be adapted; the message names it.
+        """
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """Add the updates to the base weights, as PEFT does.

@@ -11,7 +11,16 @@ from torch.nn import functional as F
 
 from ttlora.compat import add_peft_type
 from ttlora.tensor_train import TTShape, Update
-from ttlora.tuners.checks import LARGEST_ORDER, by_size, is_size, require_fields, settle_fields, shown
+from ttlora.tuners.checks import (
+    LARGEST_ORDER,
+    by_size,
+    is_size,
+    named,
+    require_fields,
+    require_saving,
+    settle_fields,
+    shown,
+)
 from ttlora.values import is_number
 
 BOTTLENECK = add_peft_type("BOTTLENECK")
@@ -122,21 +131,11 @@ def resolve_trains(config: BottleneckConfig, module_name: str, outputs: int) -> 
                 f"{outputs}, or use 'auto'"
             )
         dims = dims[str(outputs)]
-    try:
+    with named(module_name):
         up = TTShape.build(outputs, config.r, dims, config.tt_rank)
-    except ValueError as error:
-        raise ValueError(f"{module_name}: {error}") from None
-    # At full rank a train has up to 8/3 of the matrix's entries; dims of 1 in its middle can multiply that.
-    if up.parameters > 3 * outputs * config.r:
-        raise ValueError(
-            f"{module_name}: shape {list(up.dims)} with tt_rank={config.tt_rank} takes {up.parameters:,} parameters "
-            f"for a projection of {outputs * config.r:,} entries; lower tt_rank or leave out the dims of 1"
-        )
-    down = TTShape.build(config.r, outputs, up.dims[::-1], config.tt_rank)
-    try:
+        require_saving(up, f"tt_rank={config.tt_rank}", outputs * config.r, "projection")
+        down = TTShape.build(config.r, outputs, up.dims[::-1], config.tt_rank)
         return Update(down, core_size=config.core_size), Update(up, core_size=config.core_size)
-    except ValueError as error:
-        raise ValueError(f"{module_name}: {error}") from None
 
 
 def write_shape(config: BottleneckConfig, dims: Mapping[int, tuple[int, ...]]) -> None:

@@ -5,13 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ttlora.tuners.bottleneck.config import BottleneckConfig, write_shape
 from ttlora.tuners.bottleneck.layer import BottleneckLinear
 from ttlora.tuners.bottleneck.projection import TrainLinear
-from ttlora.tuners.checks import require_called, require_linear
+from ttlora.tuners.checks import require_linear
 from ttlora.tuners.mixed_batch import mixed_batch
 from ttlora.tuners.norms import train_norms
 from ttlora.tuners.tuner import Tuner
@@ -95,26 +94,9 @@ class BottleneckModel(Tuner):
             peft_config.target_modules = set(targets)
         return peft_config
 
-    def _create_and_replace(
-        self,
-        peft_config: BottleneckConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-        **_: Any,
-    ) -> None:
-        if not peft_config.from_file:
-            require_called(parent, target_name, current_key)
-        if isinstance(target, BottleneckLinear):
-            target.update_layer(adapter_name, peft_config, current_key)
-            return
-        base_layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        require_linear(base_layer, current_key)
-        layer = BottleneckLinear(target, adapter_name, peft_config, current_key)
-        self._replace_module(parent, target_name, layer, target)
+    def _layer_class(self, base_layer: nn.Module, name: str, parameter_name: str | None) -> type[BottleneckLinear]:
+        require_linear(base_layer, name)
+        return BottleneckLinear
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(

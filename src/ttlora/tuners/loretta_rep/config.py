@@ -11,8 +11,10 @@ from ttlora.tuners.checks import (
     LARGEST_ORDER,
     by_size,
     is_size,
+    named,
     require_fields,
     require_pattern,
+    require_saving,
     settle_fields,
     shown,
 )
@@ -126,12 +128,11 @@ def resolve_factors(
         raise ValueError(
             f"{module_name}: r={config.r} is more than the rank of its {out_features} x {in_features} weight; lower r"
         )
-    shapes = [_factor_shape(config, module_name, rows) for rows in (out_features, in_features)]
-    try:
-        rows = Update(shapes[0], config.alpha / config.r, config.core_size)
-        return LorettaRepUpdate(rows, Update(shapes[1], core_size=config.core_size))
-    except ValueError as error:
-        raise ValueError(f"{module_name}: {error}") from None
+    with named(module_name):
+        rows, columns = (_factor_shape(config, size) for size in (out_features, in_features))
+        return LorettaRepUpdate(
+            Update(rows, config.alpha / config.r, config.core_size), Update(columns, core_size=config.core_size)
+        )
 
 
 def write_shapes(config: LorettaRepConfig, updates: dict[str, LorettaRepUpdate]) -> None:
@@ -157,19 +158,10 @@ def write_shapes(config: LorettaRepConfig, updates: dict[str, LorettaRepUpdate])
     config.shape = written
 
 
-def _factor_shape(config: LorettaRepConfig, module_name: str, rows: int) -> TTShape:
+def _factor_shape(config: LorettaRepConfig, rows: int) -> TTShape:
     dims: Any = config.shape.get(str(rows), "auto") if isinstance(config.shape, dict) else config.shape
-    try:
-        shape = TTShape.build(rows, config.r, dims, config.tt_rank)
-    except ValueError as error:
-        raise ValueError(f"{module_name}: {error}") from None
-    # At full rank a train has up to 8/3 of the matrix's entries; dims of 1 in its middle can multiply that.
-    if shape.parameters > 3 * rows * config.r:
-        raise ValueError(
-            f"{module_name}: shape {list(shape.dims)} with tt_rank={config.tt_rank} takes {shape.parameters:,} "
-            f"parameters for a factor of {rows * config.r:,} entries; lower tt_rank or leave out the dims of 1"
-        )
-    return shape
+    shape = TTShape.build(rows, config.r, dims, config.tt_rank)
+    return require_saving(shape, f"tt_rank={config.tt_rank}", rows * config.r, "factor")
 
 
 def _are_sizes(value: object) -> bool:

@@ -1,12 +1,13 @@
 """A transformer whose target modules are updated by a LoRA of tensor trains."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_quantization_kwargs
 from torch import nn
 
-from ttlora.tuners.checks import require_called, require_linear
+from ttlora.tuners.checks import require_linear
 from ttlora.tuners.loretta_rep.config import LorettaRepConfig, write_shapes
 from ttlora.tuners.loretta_rep.layer import LorettaRepLinear
 from ttlora.tuners.norms import TrainedNorm, train_norms
@@ -42,27 +43,9 @@ class LorettaRepModel(TrainTuner):
     def _write_shapes(self, config: LorettaRepConfig, adapter_name: str, layers: dict[str, TTLoraLayer]) -> None:
         write_shapes(config, {name: layer.updates[adapter_name] for name, layer in layers.items()})
 
-    def _create_and_replace(
-        self,
-        peft_config: LorettaRepConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-        **_: Any,
-    ) -> None:
-        if not peft_config.from_file:
-            require_called(parent, target_name, current_key)
-        if isinstance(target, LorettaRepLinear):
-            target.update_layer(adapter_name, peft_config, current_key)
-            return
-        base_layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        require_linear(base_layer, current_key)
-        quantization = get_quantization_kwargs(self.model)
-        layer = LorettaRepLinear(target, adapter_name, peft_config, current_key, **quantization)
-        self._replace_module(parent, target_name, layer, target)
+    def _layer_class(self, base_layer: nn.Module, name: str, parameter_name: str | None) -> Callable[..., nn.Module]:
+        require_linear(base_layer, name)
+        return partial(LorettaRepLinear, **get_quantization_kwargs(self.model))
 
     def _unload_and_optionally_merge(
         self,

@@ -14,8 +14,10 @@ from ttlora.tuners.checks import (
     LARGEST_ORDER,
     is_name_list,
     is_size,
+    named,
     require_fields,
     require_pattern,
+    require_saving,
     settle_fields,
     shown,
 )
@@ -173,26 +175,16 @@ def resolve_update(
             f"{module_name} is {_product(actual)}, but this adapter was made for a model in which it is "
             f"{_product(sizes)}: load it into that model"
         )
-    try:
+    alpha = look_up(config.alpha_pattern, module_name, config.alpha)
+    with named(module_name):
         if experts is None:
             shape = TTShape.build(out_features, in_features, dims, r)
         else:
             shape = TTShape.build_experts(experts, out_features, in_features, dims, r)
-    except ValueError as error:
-        raise ValueError(f"{module_name}: {error}") from None
-    # At full rank a train has up to 8/3 of the weight's entries; dims of 1 in its middle can multiply that.
-    if shape.parameters > 3 * math.prod(actual):
-        raise ValueError(
-            f"{module_name}: shape {dims} with r={r} takes {shape.parameters:,} parameters for a weight of "
-            f"{math.prod(actual):,} entries; lower r or leave out the dims of 1"
-        )
-    alpha = look_up(config.alpha_pattern, module_name, config.alpha)
-    divisor = {"alpha": 1.0, "alpha/r": max(shape.ranks), "alpha/sqrt(r)": math.sqrt(max(shape.ranks))}
-    core_size = even_core_size(shape) if config.core_size == "even" else config.core_size
-    try:
+        require_saving(shape, f"r={r}", math.prod(actual), "weight")
+        divisor = {"alpha": 1.0, "alpha/r": max(shape.ranks), "alpha/sqrt(r)": math.sqrt(max(shape.ranks))}
+        core_size = even_core_size(shape) if config.core_size == "even" else config.core_size
         return Update(shape, alpha / divisor[config.scaling], core_size)
-    except ValueError as error:
-        raise ValueError(f"{module_name}: {error}") from None
 
 
 def saved_update(config: TTLoraConfig, module_name: str) -> Update:

@@ -1,14 +1,13 @@
 """A transformer whose target modules are updated by tensor trains."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
 
-from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_quantization_kwargs
 from torch import nn
 
 from ttlora.tensor_train import TensorTrain
-from ttlora.tuners.checks import is_linear, require_called
+from ttlora.tuners.checks import is_linear
 from ttlora.tuners.targets import DEFAULT_TARGET_MODULES, require_matches
 from ttlora.tuners.tt_lora.attention import TTLoraMultiheadAttention
 from ttlora.tuners.tt_lora.combine import config_of_sum, weighted_sum
@@ -116,41 +115,23 @@ class TTLoraModel(TrainTuner):
         for field in ("shape_pattern", "rank_pattern", "alpha_pattern"):
             require_matches(field.removesuffix("_pattern"), getattr(self.peft_config[adapter_name], field), names)
 
-    def _create_and_replace(
-        self,
-        peft_config: TTLoraConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-        **_: Any,
-    ) -> None:
+    def _is_adapted(self, target: nn.Module, parameter_name: str | None) -> bool:
+        if parameter_name is None:
+            return super()._is_adapted(target, parameter_name)
+        return isinstance(target, ParamWrapper) and target.parameter_name == parameter_name
+
+    def _layer_class(self, base_layer: nn.Module, name: str, parameter_name: str | None) -> Callable[..., nn.Module]:
         quantization = get_quantization_kwargs(self.model)
-        if not peft_config.from_file:
-            require_called(parent, target_name, current_key)
         if parameter_name is not None:
-            if isinstance(target, ParamWrapper) and target.parameter_name == parameter_name:
-                target.update_layer(adapter_name, peft_config, current_key)
-                return
-            wrapper = ParamWrapper(target, adapter_name, peft_config, current_key, parameter_name, **quantization)
-            self._replace_module(parent, target_name, wrapper, target)
-            return
-        if isinstance(target, TTLoraLayer):
-            target.update_layer(adapter_name, peft_config, current_key)
-            return
-        base_layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+            return partial(ParamWrapper, parameter_name=parameter_name, **quantization)
         kind = _kind_of(base_layer)
         if kind is None:
             raise TypeError(
-                f"Target module {current_key} is not supported: {type(base_layer).__name__} is none of "
+                f"Target module {name} is not supported: {type(base_layer).__name__} is none of "
                 "`torch.nn.Linear` (quantised or not), `transformers.pytorch_utils.Conv1D`, `torch.nn.Embedding`, "
                 "`torch.nn.Conv1d`, `torch.nn.Conv2d`, `torch.nn.Conv3d` and `torch.nn.MultiheadAttention`."
             )
-        self._replace_module(
-            parent, target_name, kind(target, adapter_name, peft_config, current_key, **quantization), target
-        )
+        return partial(kind, **quantization)
 
 
 def _kind_of(layer: nn.Module) -> type[TTLoraLayer] | None:
