@@ -136,8 +136,13 @@ def wanted(hint: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value for a message, cut if it is long."""
-    return "nothing" if value is None else _REPR.repr(value)
+    """A value of YAML or JSON for a message, cut if it is long."""
+    return "nothing" if value is None else short_repr(value)
+
+
+def short_repr(value: Any) -> str:
+    """A value as Python writes it, cut if it is long."""
+    return _REPR.repr(value)
 
 
 def short(value: Any) -> str:

@@ -14,8 +14,8 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from ttlora.errors import UserError, one_line
 from ttlora.strict_json import each_key_once
-from ttlora.tuners.checks import require_pattern, shown
-from ttlora.values import is_number, is_whole
+from ttlora.tuners.checks import require_pattern
+from ttlora.values import is_number, is_whole, short_repr
 
 # Far above any real config, and little enough to look at without harm.
 LARGEST_CONFIG = 2**24
@@ -43,7 +43,9 @@ def read_config(file: Path) -> Any:
     values = _read_values(file)
     method = values.get("peft_type") if isinstance(values, dict) else None
     if method not in list(PEFT_TYPE_TO_CONFIG_MAPPING):
-        raise UserError(f"{file} names the method {shown(method)}, which neither ttlora nor this version of PEFT knows")
+        raise UserError(
+            f"{file} names the method {short_repr(method)}, which neither ttlora nor this version of PEFT knows"
+        )
     try:
         _check_fields(PEFT_TYPE_TO_CONFIG_MAPPING[method], values)
         return PeftConfig.from_peft_type(**values)  # type: ignore[no-untyped-call]
@@ -84,10 +86,10 @@ def _check_fields(config_class: type, values: Mapping[str, Any]) -> None:
             hint = float  # PEFT names whole numbers, and takes others
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         if not _fits(value, hint) and not (type(value) is type(default) and value == default):
-            raise ValueError(f"{field.name}={shown(value)} is not {_words(hint)}")
+            raise ValueError(f"{field.name}={short_repr(value)} is not {_words(hint)}")
         if field.name == "base_model_name_or_path" and not str(value).isprintable():
             # a terminal obeys control characters, and this name is shown
-            raise ValueError(f"{field.name}={shown(value)} is no name of a model")
+            raise ValueError(f"{field.name}={short_repr(value)} is no name of a model")
         _check_patterns(field.name, value)
 
 

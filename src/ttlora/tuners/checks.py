@@ -12,11 +12,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ttlora.tensor_train import TTShape
-from ttlora.values import is_whole
+from ttlora.values import is_whole, short_repr
 
 LARGEST_ORDER = 256
-# Characters of a value in a message: a config from outside may hold megabytes.
-LONGEST_VALUE = 100
 
 
 def is_size(value: object) -> bool:
@@ -27,12 +25,6 @@ def is_size(value: object) -> bool:
 def is_name_list(value: object) -> bool:
     """Whether a value is a list, a tuple or a set of strings."""
     return isinstance(value, list | tuple | set | frozenset) and all(isinstance(name, str) for name in value)
-
-
-def shown(value: object) -> str:
-    """A value as messages show it, in one line of bounded length."""
-    text = repr(value)
-    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
 def require_fields(config: Any, **wanted: tuple[Callable[[Any], bool], str]) -> None:
@@ -47,7 +39,7 @@ def require_fields(config: Any, **wanted: tuple[Callable[[Any], bool], str]) -> 
     """
     for name, (holds, words) in wanted.items():
         if not holds(value := getattr(config, name)):
-            raise ValueError(f"{name}={shown(value)} is not {words}")
+            raise ValueError(f"{name}={short_repr(value)} is not {words}")
 
 
 def require_pattern(name: str, pattern: object, inside: str = "{}") -> None:
@@ -64,7 +56,9 @@ def require_pattern(name: str, pattern: object, inside: str = "{}") -> None:
     try:
         re.compile(inside.replace("{}", pattern))  # type: ignore[arg-type]
     except (re.error, TypeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"{name} has {shown(pattern)}, which is no name and no regular expression: {error}") from None
+        raise ValueError(
+            f"{name} has {short_repr(pattern)}, which is no name and no regular expression: {error}"
+        ) from None
 
 
 @contextmanager
@@ -117,7 +111,7 @@ def by_size(name: str, values: Mapping[Any, Any]) -> dict[str, Any]:
     """
     for key in values:
         if not is_size(key) and not (isinstance(key, str) and re.fullmatch("[1-9][0-9]{0,9}", key)):
-            raise ValueError(f"{name} has the key {shown(key)}, which is no number of rows or outputs")
+            raise ValueError(f"{name} has the key {short_repr(key)}, which is no number of rows or outputs")
     return {str(key): value for key, value in values.items()}
 
 

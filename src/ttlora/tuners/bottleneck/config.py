@@ -19,9 +19,8 @@ from ttlora.tuners.checks import (
     require_fields,
     require_saving,
     settle_fields,
-    shown,
 )
-from ttlora.values import is_number
+from ttlora.values import is_number, short_repr
 
 BOTTLENECK = add_peft_type("BOTTLENECK")
 NON_LINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -154,8 +153,8 @@ def _check_dims(dims: object) -> None:
     if dims == "auto":
         return
     if not isinstance(dims, list | tuple):
-        raise ValueError(f"shape has {shown(dims)}, which is neither 'auto' nor a list of positive integers")
+        raise ValueError(f"shape has {short_repr(dims)}, which is neither 'auto' nor a list of positive integers")
     if len(dims) > LARGEST_ORDER:
         raise ValueError(f"shape has {len(dims):,} dims; {LARGEST_ORDER} are the most")
     if not all(map(is_size, dims)):
-        raise ValueError(f"shape has {shown(dims)}, which is neither 'auto' nor a list of positive integers")
+        raise ValueError(f"shape has {short_repr(dims)}, which is neither 'auto' nor a list of positive integers")

@@ -16,11 +16,10 @@ from ttlora.tuners.checks import (
     require_pattern,
     require_saving,
     settle_fields,
-    shown,
 )
 from ttlora.tuners.loretta_rep.update import LorettaRepUpdate
 from ttlora.tuners.tt_lora.config import MATCHED_AS, by_pattern
-from ttlora.values import is_number
+from ttlora.values import is_number, short_repr
 
 LORETTA_REP = add_peft_type("LORETTA_REP")
 
@@ -99,7 +98,7 @@ class LorettaRepConfig(PeftConfig):
             for dims in self.shape.values():
                 if not isinstance(dims, list | tuple) or len(dims) > LARGEST_ORDER or not all(map(is_size, dims)):
                     raise ValueError(
-                        f"shape has {shown(dims)}, and not a list of up to {LARGEST_ORDER} positive integers"
+                        f"shape has {short_repr(dims)}, and not a list of up to {LARGEST_ORDER} positive integers"
                     )
 
 

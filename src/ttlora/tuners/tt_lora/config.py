@@ -19,9 +19,8 @@ from ttlora.tuners.checks import (
     require_pattern,
     require_saving,
     settle_fields,
-    shown,
 )
-from ttlora.values import is_number
+from ttlora.values import is_number, short_repr
 
 TTLORA = add_peft_type("TTLORA")
 KINDS = ("linear", "embedding", "convolution", "attention", "parameter")
@@ -126,7 +125,7 @@ class TTLoraConfig(PeftConfig):
                 try:
                     check(value)
                 except ValueError as error:
-                    raise ValueError(f"{patterns} for {shown(pattern)}: {error}") from None
+                    raise ValueError(f"{patterns} for {short_repr(pattern)}: {error}") from None
         require_fields(
             self,
             scaling=(lambda value: value in SCALINGS, f"one of {', '.join(map(repr, SCALINGS))}"),
@@ -144,10 +143,10 @@ class TTLoraConfig(PeftConfig):
         if self.target_parameters is not None:
             self.target_parameters = list(dict.fromkeys(self.target_parameters))
         if unknown := [kind for kind in self.weight_kinds.values() if kind not in KINDS]:
-            raise ValueError(f"weight_kinds has {shown(unknown[0])}, which is none of {', '.join(KINDS)}")
+            raise ValueError(f"weight_kinds has {short_repr(unknown[0])}, which is none of {', '.join(KINDS)}")
         for size in self.weight_sizes.values():
             if not isinstance(size, list | tuple) or len(size) not in (2, 3) or not all(map(is_size, size)):
-                raise ValueError(f"weight_sizes has {shown(size)}, and not [out, in] or [experts, out, in]")
+                raise ValueError(f"weight_sizes has {short_repr(size)}, and not [out, in] or [experts, out, in]")
 
 
 def resolve_update(
@@ -293,7 +292,7 @@ def _product(sizes: Sequence[int]) -> str:
 
 def _check_patterns(name: str, patterns: object) -> None:
     if not isinstance(patterns, dict):
-        raise ValueError(f"{name}={shown(patterns)} is not a dict from module names to values")
+        raise ValueError(f"{name}={short_repr(patterns)} is not a dict from module names to values")
     for pattern in patterns:
         require_pattern(name, pattern, MATCHED_AS)
 
@@ -301,20 +300,20 @@ def _check_patterns(name: str, patterns: object) -> None:
 def _check_rank(r: object) -> None:
     ranks = r if isinstance(r, list | tuple) else [r]
     if not ranks or len(ranks) > LARGEST_ORDER or not all(map(is_size, ranks)):
-        raise ValueError(f"r={shown(r)} is neither a positive integer nor a list of up to {LARGEST_ORDER} of them")
+        raise ValueError(f"r={short_repr(r)} is neither a positive integer nor a list of up to {LARGEST_ORDER} of them")
 
 
 def _check_alpha(alpha: object) -> None:
     if not is_number(alpha):
-        raise ValueError(f"alpha={shown(alpha)} is not a finite number")
+        raise ValueError(f"alpha={short_repr(alpha)} is not a finite number")
 
 
 def _check_shape(shape: object) -> None:
     if shape == "auto":
         return
     if not isinstance(shape, list | tuple):
-        raise ValueError(f"shape={shown(shape)} is neither 'auto' nor a list of positive integers")
+        raise ValueError(f"shape={short_repr(shape)} is neither 'auto' nor a list of positive integers")
     if len(shape) > LARGEST_ORDER:
         raise ValueError(f"shape has {len(shape):,} dims; {LARGEST_ORDER} are the most")
     if not all(map(is_size, shape)):
-        raise ValueError(f"shape={shown(shape)} is neither 'auto' nor a list of positive integers")
+        raise ValueError(f"shape={short_repr(shape)} is neither 'auto' nor a list of positive integers")
