@@ -57,7 +57,7 @@ def llama2_7b_layers(count: int, dtype: torch.dtype, **sizes: Any) -> LlamaForCa
     of_llama2_7b = BUILT_IN["llama2-7b"].hyperparameters
     with torch.device("meta"):
         model = llama(dtype, **{**of_llama2_7b, "num_hidden_layers": count, "vocab_size": 8, **sizes})
-    return model.to_empty(device="cpu")
+    return model.to_empty(device=torch.get_default_device())
 
 
 def sharing_weights(model: nn.Module) -> Any:

@@ -85,14 +85,22 @@ def in_turn(
     ):
         for name, run in contestants.items():
             arguments = () if prepare is None else (prepare(),)
+            _wait_for_device()
             started = time.perf_counter()
             result = run(*arguments)
+            _wait_for_device()
             took = time.perf_counter() - started
             # freed before the next contestant starts, whose memory would come on top
             del result, arguments
             if number >= warm_up:
                 seconds[name].append(took)
     return seconds
+
+
+def _wait_for_device() -> None:
+    """Wait until an accelerator has done what it was told to do."""
+    if torch.get_default_device().type != "cpu":
+        torch.accelerator.synchronize()
 
 
 def compare(seconds: Mapping[str, list[float]], frozen: str | None = "frozen") -> dict[str, dict[str, float]]:
@@ -132,6 +140,7 @@ COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "seconds": ("ms", lambda seconds: f"{1000 * seconds:,.2f}" if seconds < 1 else f"{1000 * seconds:,.0f}"),
     "seconds_a_layer": ("ms a layer", lambda seconds: f"{1000 * seconds:.2f}"),
     "seconds_a_matrix": ("ms a matrix", lambda seconds: f"{1000 * seconds:,.2f}"),
+    "operators_a_matrix": ("operators a matrix", lambda count: f"{count:.2f}"),
     "bytes": ("bytes", lambda count: f"{count:,.0f}"),
     "spread": ("spread", lambda spread: f"{100 * spread:.0f} %"),
     "to_frozen": ("x frozen", lambda ratio: f"{ratio:.3f}"),
@@ -156,6 +165,7 @@ def parse(docstring: str | None, rounds: int | None = 15) -> argparse.Namespace:
     if rounds is not None:
         told = "runs of each contestant, in turn (default: %(default)s)"
         parser.add_argument("--rounds", type=int, default=rounds, help=told)
+    parser.add_argument("--device", default="cpu", help="where to compute, such as cuda (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="torch's threads (default: %(default)s)")
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="(default: %(default)s)"
@@ -172,6 +182,13 @@ def parse(docstring: str | None, rounds: int | None = 15) -> argparse.Namespace:
         parser.error(f"--json {arguments.json} is there already and is not overwritten: name another file")
     arguments.dtype = getattr(torch, arguments.dtype)
     torch.set_num_threads(arguments.threads)
+    if arguments.device != "cpu":
+        try:
+            torch.empty(1, device=arguments.device)
+        except (RuntimeError, AssertionError) as error:
+            parser.error(f"--device {arguments.device} cannot be used: {str(error).splitlines()[0]}")
+        # where all that a benchmark makes is made from now on
+        torch.set_default_device(arguments.device)
     return arguments
 
 
@@ -182,6 +199,7 @@ def publish(arguments: argparse.Namespace, benchmark: str, rows: list[Row]) -> N
         "rounds": rounds,
         "threads": arguments.threads,
         "dtype": str(arguments.dtype).removeprefix("torch."),
+        "device": arguments.device,
         "machine": platform.machine(),
         "versions": {
             "python": platform.python_version(),
@@ -192,7 +210,8 @@ def publish(arguments: argparse.Namespace, benchmark: str, rows: list[Row]) -> N
     }
     versions = ", ".join(f"{name} {version}" for name, version in conditions["versions"].items())
     timed = "" if rounds is None else f"medians of {rounds} rounds in turn; "
-    caption = f"{conditions['dtype']}, {arguments.threads} threads; {timed}{versions}"
+    where = f"{arguments.threads} threads" if arguments.device == "cpu" else torch.cuda.get_device_name()
+    caption = f"{conditions['dtype']}, {where}; {timed}{versions}"
     if arguments.markdown:
         print(as_markdown(rows, caption))
     else:

@@ -8,6 +8,7 @@ import inference
 import layer
 import memory
 import mixed_batch
+import operators
 import pytest
 import save_load
 import step
@@ -243,3 +244,13 @@ def test_a_copy_shares_weights_and_no_modules():
     copied = sharing_weights(model)
     assert {id(p) for p in copied.parameters()} == {id(p) for p in model.parameters()}
     assert not {id(m) for m in copied.modules()} & {id(m) for m in model.modules()}
+
+
+@pytest.mark.parametrize("case", operators.BARS)
+def test_operators(case):
+    rows = operators.measure(case, vocab_size=64, intermediate_size=64)
+    assert shown(rows)[1] == {(case, TT): [("operators a matrix", operators.BARS[case][-1])]}
+    counts = {row.contestant: row.figures["operators_a_matrix"] for row in rows}
+    assert all(bar.met for row in rows for bar in row.bars), counts
+    # six products, and what the factors of all layers together cost a matrix
+    assert 6 < counts[TT] < counts[LORA] < counts[VERA]

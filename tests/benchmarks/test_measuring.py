@@ -54,7 +54,9 @@ def test_a_bar_is_met_up_to_its_limit():
 @pytest.mark.parametrize("markdown", [True, False])
 def test_what_is_published(tmp_path, capsys, markdown):
     file = tmp_path / "figures.json"
-    publish(Namespace(rounds=7, threads=3, dtype=torch.bfloat16, json=file, markdown=markdown), "layer", ROWS)
+    publish(
+        Namespace(rounds=7, threads=3, device="cpu", dtype=torch.bfloat16, json=file, markdown=markdown), "layer", ROWS
+    )
     printed = capsys.readouterr().out
     assert "first, TT-LoRA r=5: bar 0.35 of LoRA's overhead: 0.31, met" in printed
     assert "second, TT-LoRA r=5: bar 1 x LoRA's peak: 1.2, NOT MET" in printed

@@ -177,10 +177,14 @@ def test_signals_end_it_as_ctrl_c_does(name, status, capsys, monkeypatch):
             cleaned.append(True)
 
     monkeypatch.setattr(cli, "_call", work)
-    assert main(["plan"]) == status
+    before = signal.signal(number, signal.SIG_DFL)  # the tests themselves may run under nohup
+    try:
+        assert main(["plan"]) == status
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
     assert cleaned
     assert capsys.readouterr().err == "ttlora: error: interrupted\n"
-    assert signal.getsignal(number) is signal.SIG_DFL
 
 
 def test_a_signal_that_nohup_ignores_stays_ignored(monkeypatch):

@@ -69,6 +69,21 @@ def relative(got, expected):
     return ((got - expected).norm() / expected.norm()).item()
 
 
+def test_an_update_that_is_added_where_the_output_lies_is_one_of_its_own(load, random_update):
+    model = get_peft_model(load(), random_update())
+    layer = next(iter(layers_of(model).values()))
+    dy = torch.randn(2, 3, layer.out_features)
+    found = []
+    for forward in (layer, lambda x: TTLoraLayer._adapted_forward(layer, x, ["default"])):
+        x = torch.randn(2, 3, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        y = forward(x)
+        y.backward(dy)
+        found.append((y.detach(), x.grad, layer.ttlora_cores["default"].grad))
+        layer.zero_grad()
+    for in_place, two in zip(*found, strict=True):
+        torch.testing.assert_close(in_place, two, rtol=1e-4, atol=1e-5)
+
+
 def test_it_starts_as_the_base_trains_and_comes_back(load, kind, tmp_path):
     base = logits(load())
     model = get_peft_model(load(), TTLoraConfig())

@@ -232,37 +232,57 @@ class TensorTrain:
 
 
 def contract_rows(
-    flat: Tensor, cores: Sequence[Float[Tensor, "*batch _left _k _right"]]
+    flat: Tensor, cores: Sequence[Float[Tensor, "*batch _left _k _right"]], scale: float = 1.0
 ) -> list[Float[Tensor, "*batch _rows _right"]]:
     """Neighbouring cores contracted from the left, one more in each product: row ``(a, j_1, ..., j_n)``.
 
     Args:
         flat: The flat vector of the cores, whose dtype and device the product of no cores has.
         cores: ``C_i ... C_j``; the first bond ``a`` is read as part of the rows.
+        scale: What the last product is multiplied with.
     """
-    if not cores:
-        return [flat.new_ones(*flat.shape[:-1], 1, 1)]
+    if len(cores) < 2:
+        alone = cores[0].flatten(-3, -2) if cores else flat.new_ones(*flat.shape[:-1], 1, 1)
+        return [alone * scale]
     products = [cores[0].flatten(-3, -2)]
-    for core in cores[1:]:
-        products.append((products[-1] @ core.flatten(-2)).reshape(*core.shape[:-3], -1, core.shape[-1]))
+    for index, core in enumerate(cores[1:], 1):
+        product = scaled_product(products[-1], core.flatten(-2), scale if index == len(cores) - 1 else 1.0)
+        products.append(product.reshape(*core.shape[:-3], -1, core.shape[-1]))
     return products
 
 
 def contract_columns(
-    flat: Tensor, cores: Sequence[Float[Tensor, "*batch _left _k _right"]]
+    flat: Tensor, cores: Sequence[Float[Tensor, "*batch _left _k _right"]], scale: float = 1.0
 ) -> list[Float[Tensor, "*batch _left _columns"]]:
     """Neighbouring cores contracted from the right, one more in each product: column ``(j_1, ..., j_n)``.
 
     Args:
         flat: The flat vector of the cores, whose dtype and device the product of no cores has.
         cores: ``C_i ... C_j``; the last bond is read as part of the columns.
+        scale: What the last product is multiplied with.
     """
-    if not cores:
-        return [flat.new_ones(*flat.shape[:-1], 1, 1)]
+    if len(cores) < 2:
+        alone = cores[0].flatten(-2) if cores else flat.new_ones(*flat.shape[:-1], 1, 1)
+        return [alone * scale]
     products = [cores[-1].flatten(-2)]
-    for core in reversed(cores[:-1]):
-        products.append((core.flatten(-3, -2) @ products[-1]).reshape(*core.shape[:-2], -1))
+    for index, core in reversed(list(enumerate(cores[:-1]))):
+        product = scaled_product(core.flatten(-3, -2), products[-1], 1.0 if index else scale)
+        products.append(product.reshape(*core.shape[:-2], -1))
     return products
+
+
+def scaled_product(
+    first: Float[Tensor, "*batch a b"], second: Float[Tensor, "*batch b c"], scale: float
+) -> Float[Tensor, "*batch a c"]:
+    """``scale * first @ second``, as one operator where there is at most one dim of a batch."""
+    if scale == 1:
+        return first @ second
+    if first.dim() > 3:
+        return first @ second * scale
+    # with beta=0 what stands in the sum's place is not read
+    unread = first.detach()[..., :1, :1]
+    multiply = torch.addmm if first.dim() == 2 else torch.baddbmm
+    return multiply(unread, first, second, beta=0, alpha=scale)
 
 
 def _kronecker(

@@ -34,7 +34,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ttlora.tensor_train.shape import TTShape
-from ttlora.tensor_train.train import TensorTrain, contract_columns, contract_rows
+from ttlora.tensor_train.train import TensorTrain, contract_columns, contract_rows, scaled_product
 
 LORA_ROW_NORM = 1 / math.sqrt(3)
 LARGEST_SCALE = 2.0**127
@@ -92,19 +92,21 @@ class Update:
         return 1.0 if self.core_size is None else LORA_ROW_NORM
 
     def factors(
-        self, flat: Float[Tensor, "*batch parameters"]
+        self, flat: Float[Tensor, "*batch parameters"], dtype: torch.dtype | None = None
     ) -> tuple[Float[Tensor, "*batch r in"], Float[Tensor, "*batch out r"]]:
-        """``A`` and ``B`` with ``ΔW = B A``, in the dtype of the entries, or in float32 if that is narrower.
+        """``A`` and ``B`` with ``ΔW = B A``.
 
         Args:
             flat: The entries ``θ``, or those of several adapters stacked.
+            dtype: That of a layer's products, for which the factors are also laid out; None: that of the entries, or
+                float32 if that is narrower.
         """
         # products of many cores lose too much in half precision, and they are small
         flat = flat.float() if flat.dtype.itemsize < 4 else flat
         if self.shape.boundary is not None and flat.requires_grad and not transformed():
-            factors: tuple[Tensor, Tensor] = _AlignedFactors.apply(flat, self)  # type: ignore[no-untyped-call]
+            factors: tuple[Tensor, Tensor] = _AlignedFactors.apply(flat, self, dtype)  # type: ignore[no-untyped-call]
             return factors
-        return one_node(self._contract, flat)
+        return one_node(self._contract, flat, dtype)
 
     def _contract(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         if self.core_size is not None and transformed():
@@ -114,6 +116,9 @@ class Update:
             flat = torch.cat([rest + (piece - rest) / gain**2 for rest, piece, gain in moved], dim=-1)
         elif self.core_size is not None and flat.requires_grad:
             flat = _Balance.apply(flat, self)  # type: ignore[no-untyped-call]
+        if self.shape.boundary is not None:
+            contraction = _Contraction(self, flat)
+            return contraction.of_columns[-1], contraction.of_rows[-1]
         A, B = TensorTrain(self.shape, flat).factors()
         return A * self.column_scale, B * self.row_scale
 
@@ -184,8 +189,23 @@ def _gains(shape: TTShape, z: int, epsilon: float | None) -> tuple[float, ...]:
     return tuple(gain(index) for index in range(shape.order))
 
 
+def laid_out(A: Tensor, B: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
+    """The factors in the dtype of a layer's products, with the columns of ``B`` each in one piece; None: as they are.
+
+    A product with a thin matrix whose short rows lie in memory one after the other is three times slower.
+    """
+    if dtype is None:
+        return A, B
+    columns = B.mT
+    # `to` leaves the layout of what has the dtype
+    columns = columns.contiguous() if B.dtype == dtype else columns.to(dtype, memory_format=torch.contiguous_format)
+    return A.to(dtype), columns.mT
+
+
 def one_node(
-    contract: Callable[[Tensor], tuple[Tensor, Tensor]], flat: Float[Tensor, "*batch parameters"]
+    contract: Callable[[Tensor], tuple[Tensor, Tensor]],
+    flat: Float[Tensor, "*batch parameters"],
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``contract(flat)`` as one node of the graph, which saves no tensors: backward contracts again.
 
@@ -195,10 +215,11 @@ def one_node(
     Args:
         contract: From entries to factors, in operations that autograd knows.
         flat: The entries.
+        dtype: As for `laid_out`.
     """
     if not flat.requires_grad or torch.compiler.is_compiling() or transformed():
-        return contract(flat)
-    factors: tuple[Tensor, Tensor] = _OneNode.apply(flat, contract)  # type: ignore[no-untyped-call]
+        return laid_out(*contract(flat), dtype)
+    factors: tuple[Tensor, Tensor] = _OneNode.apply(flat, contract, dtype)  # type: ignore[no-untyped-call]
     return factors
 
 
@@ -212,77 +233,88 @@ def transformed() -> bool:
 
 class _OneNode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, flat: Tensor, contract: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, flat: Tensor, contract: Callable[[Tensor], tuple[Tensor, Tensor]], dtype: torch.dtype | None
+    ) -> tuple[Tensor, Tensor]:
         ctx.flat, ctx.contract = flat, contract
-        return contract(flat.detach())
+        return laid_out(*contract(flat.detach()), dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         twice = torch.is_grad_enabled()  # with create_graph
         flat = ctx.flat if twice else ctx.flat.detach().requires_grad_()
         with torch.enable_grad():
             factors = ctx.contract(flat)
         # a side that is all rows or all columns of the other's middle block is an identity
-        learned = [(f, g) for f, g in zip(factors, gradients, strict=True) if f.requires_grad]
+        learned = [(f, g.to(f.dtype)) for f, g in zip(factors, gradients, strict=True) if f.requires_grad]
         outputs, directions = zip(*learned, strict=True)
         (gradient,) = torch.autograd.grad(outputs, flat, directions, create_graph=twice)
-        return gradient, None
+        return gradient, None, None
 
 
 class _AlignedFactors(torch.autograd.Function):
     """`Update.factors` of an aligned shape as one node of the graph.
 
     Contracting a train takes a dozen tiny products, and autograd spends more time on recording and walking them than
-    they take; every adapted layer pays for that in every step.
+    they take; every adapted layer pays for that in every step. Scales are factors of the products themselves.
     """
 
     @staticmethod
-    def forward(ctx: Any, flat: Tensor, update: Update) -> tuple[Tensor, Tensor]:
-        contraction = _Contraction(update.shape, flat)
-        # not as saved tensors, as in `one_node`
+    def forward(ctx: Any, flat: Tensor, update: Update, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
+        contraction = _Contraction(update, flat)
+        # not as saved tensors, as in `one_node`; what is returned holds this node, and would hold itself
         ctx.update, ctx.flat, ctx.contraction = update, flat, contraction
-        return contraction.of_columns[-1] * update.column_scale, contraction.of_rows[-1] * update.row_scale
+        return laid_out(contraction.of_columns.pop(), contraction.of_rows.pop(), dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         update, flat = ctx.update, ctx.flat
         # with create_graph, a second derivative runs through the products: they are computed again
-        contraction = _Contraction(update.shape, flat) if torch.is_grad_enabled() else ctx.contraction
-        pieces = contraction.backward(*gradients)
-        scales = [update.row_scale] * len(contraction.rows) + [update.column_scale] * len(contraction.columns)
-        if update.core_size is not None:
-            scales = [scale / gain**2 for scale, gain in zip(scales, update.gains, strict=True)]
+        contraction = _Contraction(update, flat) if torch.is_grad_enabled() else ctx.contraction
+        pieces = contraction.backward(*(gradient.to(flat.dtype) for gradient in gradients))
         batch = flat.dim() - 1
-        return torch.cat([piece.flatten(batch) for piece in torch._foreach_mul(pieces, scales)], -1), None
+        return torch.cat([piece.flatten(batch) for piece in pieces], -1), None, None
 
 
 class _Contraction:
     """The products that contract an aligned train, kept for their gradients.
 
     Args:
-        shape: An aligned shape.
+        update: Has an aligned shape.
         flat: The cores, end to end, or those of several trains stacked.
     """
 
-    def __init__(self, shape: TTShape, flat: Float[Tensor, "*batch parameters"]) -> None:
-        cores, bond = TensorTrain(shape, flat).cores, shape.span[0]
+    def __init__(self, update: Update, flat: Float[Tensor, "*batch parameters"]) -> None:
+        cores, bond = TensorTrain(update.shape, flat).cores, update.shape.span[0]
         self.rows, self.columns = cores[:bond], cores[bond:]
-        self.of_rows, self.of_columns = contract_rows(flat, self.rows), contract_columns(flat, self.columns)
+        self.of_rows = contract_rows(flat, self.rows, update.row_scale)
+        self.of_columns = contract_columns(flat, self.columns, update.column_scale)
+        # what the gradient of each core is multiplied with
+        scales = [update.row_scale] * bond + [update.column_scale] * len(self.columns)
+        if update.core_size is not None:
+            scales = [scale / gain**2 for scale, gain in zip(scales, update.gains, strict=True)]
+        self.row_scales, self.column_scales = scales[:bond], scales[bond:]
 
     def backward(self, dA: Float[Tensor, "*batch r in"], dB: Float[Tensor, "*batch out r"]) -> list[Tensor]:
         """The gradients of the cores, in their order, from those of the last product of either side."""
-        of_rows, gradient = [], dB
-        for core, product in zip(self.rows[:0:-1], self.of_rows[-2::-1], strict=True):
+        of_rows, gradient, last = [], dB, len(self.rows) - 1
+        for index in range(last, 0, -1):
+            core, product = self.rows[index], self.of_rows[index - 1]
             gradient = gradient.reshape(*product.shape[:-1], -1)
-            of_rows.append(product.mT @ gradient)
-            gradient = gradient @ core.flatten(-2).mT
-        of_rows.append(gradient)
-        of_columns, gradient = [], dA
-        for core, product in zip(self.columns[:-1], self.of_columns[-2::-1], strict=True):
+            of_rows.append(scaled_product(product.mT, gradient, self.row_scales[index]))
+            gradient = scaled_product(gradient, core.flatten(-2).mT, self.row_scales[0] if index == 1 else 1.0)
+        if self.rows:
+            of_rows.append(gradient if last else gradient * self.row_scales[0])
+        of_columns, gradient, last = [], dA, len(self.columns) - 1
+        for index, core in enumerate(self.columns[:-1]):
+            product = self.of_columns[last - 1 - index]
             gradient = gradient.reshape(*gradient.shape[:-2], -1, product.shape[-1])
-            of_columns.append(gradient @ product.mT)
-            gradient = core.flatten(-3, -2).mT @ gradient
-        return [*reversed(of_rows[: len(self.rows)]), *of_columns, *([gradient] if self.columns else [])]
+            of_columns.append(scaled_product(gradient, product.mT, self.column_scales[index]))
+            scale = self.column_scales[-1] if index == last - 1 else 1.0
+            gradient = scaled_product(core.flatten(-3, -2).mT, gradient, scale)
+        if self.columns:
+            of_columns.append(gradient if last else gradient * self.column_scales[0])
+        return [*reversed(of_rows), *of_columns]
 
 
 class _Balance(torch.autograd.Function):

@@ -319,6 +319,30 @@ class TestPrecision:
         y.float().sum().backward()
         assert layer.ttlora_cores["default"].grad.dtype == torch.float32
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_under_autocast_one_pass_is_what_two_are(self, dtype, bias):
+        layer = adapted(nn.Linear(16, 24, bias=bias).to(dtype))
+        dy = torch.randn(5, 24, dtype=torch.bfloat16)
+        found = []
+        for forward in (layer, lambda x: TTLoraLayer._adapted_forward(layer, x, ["default"])):
+            x = torch.randn(5, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                y = forward(x)
+            y.backward(dy)
+            found.append((y.detach(), x.grad, layer.ttlora_cores["default"].grad))
+            layer.zero_grad()
+        for one_pass, two in zip(*found, strict=True):
+            assert one_pass.dtype == two.dtype
+            assert (one_pass - two).norm() < 0.01 * two.norm()
+
+    def test_what_autocast_does_not_cast_stays(self):
+        layer = adapted(nn.Linear(16, 24).double())
+        x = torch.randn(5, 16, dtype=torch.float64)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = layer(x)
+        assert (y - layer(x)).norm() < 0.02 * y.norm()
+
     def test_double_precision_stays(self):
         layer = adapted(nn.Linear(16, 24).double())
         x = torch.randn(5, 16, dtype=torch.float64)

@@ -39,7 +39,12 @@ def gradients(model, logits):
 def counted(monkeypatch):
     calls = []
     original = Update.factors
-    monkeypatch.setattr(Update, "factors", lambda self, flat: calls.append(flat.shape) or original(self, flat))
+
+    def counting(self, flat, dtype=None):
+        calls.append(flat.shape)
+        return original(self, flat, dtype)
+
+    monkeypatch.setattr(Update, "factors", counting)
     return calls
 
 

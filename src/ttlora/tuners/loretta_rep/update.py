@@ -30,14 +30,15 @@ class LorettaRepUpdate:
         return self.rows.parameters + self.columns.parameters
 
     def factors(
-        self, flat: Float[Tensor, "*batch parameters"]
+        self, flat: Float[Tensor, "*batch parameters"], dtype: torch.dtype | None = None
     ) -> tuple[Float[Tensor, "*batch r in"], Float[Tensor, "*batch out r"]]:
-        """``A`` and ``B``, in the dtype of the entries, or in float32 if that is narrower.
+        """``A`` and ``B``.
 
         Args:
             flat: The entries, or those of several adapters stacked.
+            dtype: As for `Update.factors`.
         """
-        return one_node(self._contract, flat)
+        return one_node(self._contract, flat, dtype)
 
     def _contract(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         of_rows, of_columns = torch.split(flat, [self.rows.parameters, self.columns.parameters], dim=-1)

@@ -75,8 +75,8 @@ class ParamWrapper(TTLoraLayer):
             dtype = weight.dtype if weight.dtype.is_floating_point else cores.dtype
             self.cores[adapter_name] = cores.to(weight.device if device is None else device, dtype=dtype)
 
-    def _stored_factors(self, adapter: str) -> tuple[Tensor, Tensor]:
-        A, B = self.factors(adapter)
+    def _stored_factors(self, adapter: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        A, B = self.factors(adapter, dtype)
         if self.experts is None:
             return B, A
         # rows of the train are (output, expert)
@@ -86,7 +86,7 @@ class ParamWrapper(TTLoraLayer):
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """The adapter's dense update, as the parameter is stored, in the dtype of the cores."""
-        left, right = self._stored_factors(adapter)
+        left, right = self._stored_factors(adapter, self._exact_dtype(adapter))
         with without_autocast(left.device):
             return (left @ right).to(self.cores[adapter].dtype)
 

@@ -130,27 +130,45 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         """What a config's patterns call the weight of this layer, whose place in the model is `path`."""
         return path
 
-    def factors(self, adapter_name: str) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
-        """``A`` and ``B`` of the adapter, its scale included: the update is ``B A``, in float32 or wider."""
+    def factors(
+        self, adapter_name: str, dtype: torch.dtype | None = None
+    ) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
+        """``A`` and ``B`` of the adapter, its scale included: the update is ``B A``.
+
+        Args:
+            adapter_name: The adapter.
+            dtype: That of the layer's products; None: float32 or wider.
+        """
         # a compiled layer is traced once and has to build its own, and so has one that learns where they were built
         # without a graph
         built = None if torch.compiler.is_compiling() else built_factors().of(self, adapter_name)
         if built is not None:
+            A, B = built
             learns = torch.is_grad_enabled() and self.cores[adapter_name].requires_grad
-            if built[0].requires_grad or not learns:
-                return built
+            wide_enough = dtype in (None, A.dtype) or A.dtype.itemsize > dtype.itemsize
+            if wide_enough and (A.requires_grad or not learns):
+                return built if dtype is None else (A.to(dtype), B.to(dtype))
         cores = self._fetched_cores(adapter_name)
         with without_autocast(cores.device):
-            return self.updates[adapter_name].factors(cores)
+            factors: tuple[Tensor, Tensor] = self.updates[adapter_name].factors(cores, dtype)
+            return factors
+
+    @property
+    def product_dtype(self) -> torch.dtype | None:
+        """The dtype in which a forward that begins now will multiply with the factors; None: it says so itself."""
+        return None
 
     def _fetched_cores(self, adapter_name: str) -> Tensor:
         return fetched(self.cores, lambda: self.cores[adapter_name])
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """The adapter's dense update, as the base layer stores its weight, in the dtype of the cores."""
-        A, B = self.factors(adapter)
+        A, B = self.factors(adapter, self._exact_dtype(adapter))
         with without_autocast(A.device):
             return self._as_stored(B @ A).to(self.cores[adapter].dtype)
+
+    def _exact_dtype(self, adapter: str) -> torch.dtype:
+        return torch.promote_types(self.cores[adapter].dtype, torch.float32)
 
     def _matrix_sizes(self) -> tuple[int, int]:
         """Outputs and inputs of the base layer, the sizes of ``ΔW``."""
@@ -189,15 +207,15 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         with without_autocast(weight.device):
             for adapter in active:
                 if adapter in self.cores:
-                    left, right = (factor.to(weight.dtype) for factor in self._stored_factors(adapter))
+                    left, right = self._stored_factors(adapter, weight.dtype)
                     # in one product: a dense update beside the weights of all experts would double them
                     add_product = torch.addmm if weight.dim() == 2 else torch.baddbmm
                     weight = add_product(weight, left, right)
         return weight
 
-    def _stored_factors(self, adapter: str) -> tuple[Tensor, Tensor]:
+    def _stored_factors(self, adapter: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Two factors whose product is ``ΔW`` in the form in which the base layer stores its weight."""
-        A, B = self.factors(adapter)
+        A, B = self.factors(adapter, dtype)
         return B, A
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -275,14 +293,14 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         result = self._base_result(x, *args, **kwargs)
         dtype = result.dtype
         for adapter in active:
-            result = result + self._update(x, self.factors(adapter), dtype, self.dropouts[adapter])
+            result = result + self._update(x, self.factors(adapter, dtype), dtype, self.dropouts[adapter])
         return result.to(dtype)
 
     def _mixed_forward(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Any:
         result = self._base_result(x, *args, **kwargs)
         for adapter in self.adapters_of_rows(adapter_names):
             rows = [row for row, name in enumerate(adapter_names) if name == adapter]
-            update = self._update(x[rows], self.factors(adapter), result.dtype, self.dropouts[adapter])
+            update = self._update(x[rows], self.factors(adapter, result.dtype), result.dtype, self.dropouts[adapter])
             result[rows] += update.to(result.dtype)
         return result
 

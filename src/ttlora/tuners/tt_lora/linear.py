@@ -10,8 +10,12 @@ from transformers.pytorch_utils import Conv1D
 
 from ttlora.compat import has_hooks, in_out_features
 from ttlora.tensor_train.linear import low_rank_linear
+from ttlora.tensor_train.update import transformed
 from ttlora.tuners.tt_lora.factors import built_factors
 from ttlora.tuners.tt_lora.layer import TTLoraLayer, autocasts, without_autocast
+
+# what autocast brings into its own dtype
+AUTOCAST = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class TTLoraLinear(TTLoraLayer):
@@ -20,6 +24,8 @@ class TTLoraLinear(TTLoraLayer):
     For ``nn.Linear``, quantised or not, and ``transformers``' ``Conv1D``, which stores its weight transposed. "Linear"
     in its name is what PEFT knows it by when a further adapter asks for "all-linear".
     """
+
+    _last_dtype: torch.dtype | None = None
 
     def _matrix_sizes(self) -> tuple[int, int]:
         in_features, out_features = in_out_features(self.get_base_layer())
@@ -30,25 +36,53 @@ class TTLoraLinear(TTLoraLayer):
     def _as_stored(self, delta: Float[Tensor, "out in"]) -> Tensor:
         return delta.T if isinstance(self.get_base_layer(), Conv1D) else delta
 
-    def _adapted_forward(self, x: Tensor, active: list[str], *args: Any, **kwargs: Any) -> Any:
-        if len(active) == 1 and not args and not kwargs:
-            base = self._plain_base_layer(x, dropout=self.dropouts[active[0]])
-            if base is not None:
-                A, B = self.factors(active[0])
-                return low_rank_linear(x, base.weight, base.bias, A.to(x.dtype), B.to(x.dtype))
-        return super()._adapted_forward(x, active, *args, **kwargs)
+    @property
+    def product_dtype(self) -> torch.dtype | None:
+        """That of autocast, or of the weight; for a quantised weight that of the last forward."""
+        if self.quantization_backend is not None:
+            return self._last_dtype
+        weight = self.base_parameter
+        return torch.get_autocast_dtype(weight.device.type) if autocasts(weight.device) else weight.dtype
 
-    def _plain_base_layer(self, x: Tensor, dropout: nn.Module) -> nn.Linear | None:
-        """The base layer if it is no more than a frozen weight, so that it can be computed with the update."""
+    def _adapted_forward(self, x: Tensor, active: list[str], *args: Any, **kwargs: Any) -> Any:
+        if len(active) > 1 or args or kwargs or _drops(self.dropouts[active[0]]):
+            return super()._adapted_forward(x, active, *args, **kwargs)
+        dtype = torch.get_autocast_dtype(x.device.type) if autocasts(x.device) else x.dtype
+        base = self._plain_base_layer(x, dtype)
+        if base is not None:
+            bias = None if base.bias is None else base.bias.to(dtype)
+            return low_rank_linear(x.to(dtype), base.weight.to(dtype), bias, *self.factors(active[0], dtype))
+        if self.quantization_backend is None or transformed():
+            return super()._adapted_forward(x, active)
+        result = self.base_layer(x)
+        self._last_dtype = result.dtype
+        A, B = self.factors(active[0], result.dtype)
+        inputs = self._cast_input_dtype(x, result.dtype)
+        with without_autocast(x.device):
+            # it was made from a quantised weight just now, for nobody else: the update is added where it lies, unless
+            # a function of bitsandbytes has made it as a view, which autograd lets nobody change
+            rows, hidden = result.view(-1, result.shape[-1]), F.linear(inputs, A).view(-1, A.shape[0])
+            summed = torch.addmm(rows, hidden, B.T) if result._is_view() else rows.addmm_(hidden, B.T)
+            return summed.view(result.shape)
+
+    def _plain_base_layer(self, x: Tensor, dtype: torch.dtype) -> nn.Linear | None:
+        """The base layer if it is no more than a frozen weight, so that it can be computed with the update.
+
+        Args:
+            x: The layer's input.
+            dtype: That of its products; under autocast, which casts neither float64 nor integers, x may have another.
+        """
         base = self.base_layer
-        if type(base) is not nn.Linear or type(base.weight) is not nn.Parameter or base.weight.dtype != x.dtype:
+        if type(base) is not nn.Linear or type(base.weight) is not nn.Parameter:
+            return None
+        if any(given.dtype != dtype and given.dtype not in AUTOCAST for given in (x, base.weight)):
+            return None
+        if not autocasts(x.device) and base.weight.dtype != dtype:
             return None
         if base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad):
             return None
         # a hook, or a forward that was put in its place (as accelerate does to fetch weights), has to be called
-        if has_hooks(base) or "forward" in vars(base) or autocasts(x.device):
-            return None
-        return None if isinstance(dropout, nn.Dropout) and dropout.training else base
+        return None if has_hooks(base) or "forward" in vars(base) else base
 
     def _mixed_forward(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Any:
         used = self.adapters_of_rows(adapter_names)
@@ -93,3 +127,7 @@ class TTLoraLinear(TTLoraLayer):
         A, B = factors
         x = dropout(self._cast_input_dtype(x, dtype))
         return F.linear(F.linear(x, A.to(x.dtype)), B.to(x.dtype))
+
+
+def _drops(dropout: nn.Module) -> bool:
+    return isinstance(dropout, nn.Dropout) and dropout.training

@@ -35,13 +35,13 @@ def build_together(layers: Iterable[TTLoraLayer], adapter_names: Sequence[str] |
     for layer, names in wanted:
         cores, update = [layer.cores[name] for name in names], layer.updates[names[0]]
         if all(_at_rest(layer, name) and layer.updates[name] == update for name in names):
-            like = (cores[0].device, cores[0].dtype, cores[0].requires_grad)
+            like = (cores[0].device, layer.product_dtype, cores[0].dtype, cores[0].requires_grad)
             alike[update, len(names), *like].append((layer, names, cores))
     single: dict[nn.Module, dict[str, Factors]] = defaultdict(dict)
     stacked: dict[nn.Module, tuple[tuple[str, ...], Factors]] = {}
-    for (update, count, device, *_), places in alike.items():
+    for (update, count, device, dtype, *_), places in alike.items():
         with without_autocast(device):
-            A, B = update.factors(torch.stack([core for *_, cores in places for core in cores]))
+            A, B = update.factors(torch.stack([core for *_, cores in places for core in cores]), dtype)
         if adapter_names is not None:
             A, B = (factor.view(-1, count, *factor.shape[1:]) for factor in (A, B))
         for (layer, names, _), factors in zip(places, zip(A.unbind(), B.unbind(), strict=True), strict=True):
