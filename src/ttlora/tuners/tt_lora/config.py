@@ -3,10 +3,10 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, Self
 
-from peft import PeftConfig
+from peft import LoraConfig, PeftConfig
 
 from ttlora.compat import add_peft_type, look_up
 from ttlora.tensor_train import TTShape, Update, even_core_size
@@ -20,6 +20,7 @@ from ttlora.tuners.checks import (
     require_saving,
     settle_fields,
 )
+from ttlora.tuners.tt_lora.from_lora import options_of_lora, refuse_loras_options
 from ttlora.values import is_number, short_repr
 
 TTLORA = add_peft_type("TTLORA")
@@ -109,6 +110,35 @@ class TTLoraConfig(PeftConfig):
     weight_kinds: dict[str, str] = field(
         default_factory=dict, metadata={"help": "kinds of the adapted layers, written when the adapter is made"}
     )
+
+    def __new__(cls, *_: Any, **options: Any) -> Self:
+        """Refuse LoRA's options by name, for which a dataclass would only say that it does not know them."""
+        refuse_loras_options(options.keys() - {item.name for item in fields(cls)})
+        return super().__new__(cls)
+
+    @classmethod
+    def from_lora(cls, lora: LoraConfig, **options: Any) -> Self:
+        """A config that adapts what a LoRA config adapts.
+
+        Targets, layers, dropout, biases, modules saved whole and the task's type are taken over; ranks and scales are
+        those of another method, and stay at TT-LoRA's defaults.
+
+        Args:
+            lora: The LoRA config.
+            options: Fields of this config, which go before what is taken over.
+
+        Raises:
+            TypeError: An option is LoRA's.
+            ValueError: The LoRA config asks for what TT-LoRA does not have, such as DoRA.
+
+        Examples:
+            >>> from peft import LoraConfig
+            >>> from ttlora import TTLoraConfig
+            >>> config = TTLoraConfig.from_lora(LoraConfig(target_modules=["q_proj"], lora_dropout=0.1), r=3)
+            >>> config.target_modules, config.dropout, config.r
+            ({'q_proj'}, 0.1, 3)
+        """
+        return cls(**{**options_of_lora(lora), **options})
 
     def __post_init__(self) -> None:
         settle_fields(self, TTLORA)
