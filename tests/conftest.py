@@ -152,6 +152,16 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def llama32(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The causal model in float32."""
+    folder = tmp_path_factory.mktemp("llama32")
+    LlamaForCausalLM.from_pretrained(llama, dtype=torch.float32).save_pretrained(folder)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / file).write_bytes((llama / file).read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with sst2: 48 training and 24 validation rows."""
     folder = tmp_path_factory.mktemp("data")

@@ -81,15 +81,23 @@ class Record:
     @property
     def planned_epochs(self) -> int:
         """The epochs that the run was to train at most."""
+        if self._counts_steps:
+            return self.epochs
         planned = self.recipe.get("epochs")
         return max(planned, self.epochs) if isinstance(planned, int) else self.epochs
 
     @property
     def stopped_early(self) -> bool:
         """Whether the run was stopped before its epochs or its patience had run out."""
+        if self._counts_steps:  # and not in epochs, after which schedulers stop a run
+            return False
         patience = self.recipe.get("patience")
         waited = self.epochs - self.best_epoch
         return self.epochs < self.planned_epochs and not (isinstance(patience, int) and waited >= patience)
+
+    @property
+    def _counts_steps(self) -> bool:
+        return any(self.recipe.get(name) is not None for name in ("max_steps", "evaluate_every"))
 
     def write(self, path: Path) -> None:
         """Write the record as JSON; the file appears whole or not at all."""

@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, TrainingArguments
+from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
 
 from tests.conftest import BAD, GOOD, PLAIN, write_jsonl
 from ttlora.finetune.base import load_base
-from ttlora.finetune.data import Split, load_data
+from ttlora.finetune.data import Split
 from ttlora.finetune.finished import FinishedRun
 from ttlora.finetune.measure import outputs_of
 from ttlora.finetune.objectives import objective_of
@@ -47,15 +47,6 @@ def rows_of_many_lengths(count: int) -> list[dict]:
     ]
 
 
-@pytest.fixture(scope="module")
-def llama32(llama, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("llama32")
-    LlamaForCausalLM.from_pretrained(llama, dtype=torch.float32).save_pretrained(folder)
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / file).write_bytes((llama / file).read_bytes())
-    return folder
-
-
 def recipe_for(model, tmp_path, kind, batch_size, **keys):
     rows = write_jsonl(tmp_path / "rows.jsonl", rows_of_many_lengths(21))
     files = {"train": str(rows), "validation": str(rows), "output": str(tmp_path / f"out-{batch_size}")}
@@ -79,35 +70,6 @@ def test_validation_loss_does_not_depend_on_the_batch_size(kind, llama32, tmp_pa
     assert expected > 0.01
     for found in losses.values():
         assert found == pytest.approx([expected] * 3, rel=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["classes", "classes by a prompt", "text"])
-def test_accumulated_batches_learn_as_one_large_batch_does(kind, llama32, tmp_path):
-    """Also where rows have different numbers of tokens, and the last batches are not full."""
-
-    def curve(rows_at_once: int, accumulated: int) -> list[float]:
-        recipe = recipe_for(llama32, tmp_path, kind, rows_at_once)
-        task, training = (data := load_data(recipe)).task, data.training
-        base = load_base(recipe.model, task)
-        objective = objective_of(task, base, recipe)
-        rows, _ = objective.encode_for_training(training)
-        arguments = TrainingArguments(
-            str(tmp_path / "checkpoints"),
-            per_device_train_batch_size=rows_at_once,
-            gradient_accumulation_steps=accumulated,
-            num_train_epochs=2,
-            logging_steps=1,
-            save_strategy="no",
-            learning_rate=0.01,
-            **{**computing(objective), "seed": 5},
-        )
-        trainer = TaskTrainer(objective, arguments, train_dataset=rows)
-        trainer.train()
-        return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-
-    whole = curve(8, 1)
-    assert len(whole) == 6
-    assert curve(2, 4) == pytest.approx(whole, rel=1e-5)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -37,7 +37,7 @@ SMALL = {
 
 def adapt(folder, method: str, task: Task = TASK, **keys):
     recipe = find_method(method).complete(Recipe(model=str(folder), task="file", output="o", method=method, **keys))
-    base = load_base(str(folder), task, dtype=find_method(method).base_dtype)
+    base = load_base(str(folder), task, form=find_method(method).form(recipe))
     return base, find_method(method).adapt(base, recipe).model
 
 

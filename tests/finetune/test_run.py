@@ -194,7 +194,7 @@ def test_out_of_memory_is_one_line(error, bert, data, tmp_path, monkeypatch):
         raise error
 
     monkeypatch.setattr(training._Trainer, "training_step", exhaust)
-    with pytest.raises(RunError, match="out of memory: lower `batch_size` or `max_length`"):
+    with pytest.raises(RunError, match="out of memory: set `rows_at_once` to auto or to fewer rows"):
         train(make_recipe(bert, data, tmp_path / "out"), quiet=True)
 
 

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from ttlora.adapters.companions import is_made_up
 from ttlora.compat import reads_both_sides
 from ttlora.errors import UserError
+from ttlora.finetune.quantized import Bits, quantized, require_library
 from ttlora.finetune.tasks import Task
 from ttlora.models.hub import from_folder_or_hub, why_not_loaded
 from ttlora.models.skeleton import without_weights
@@ -89,11 +90,27 @@ def _position_limits(model: Any) -> Iterator[int]:
                 yield getattr(config, "max_position_embeddings", len(rows))
 
 
+@dataclass(frozen=True)
+class BaseForm:
+    """How the weights of a base model are held in memory.
+
+    Attributes:
+        dtype: Number format of what is not quantised; None: the one that the weights were saved in, but bfloat16 for
+            float16.
+        quantize: The bits of quantised weights; None: none are.
+        attention: Implementation of attention, as transformers calls it; None: transformers' choice.
+    """
+
+    dtype: torch.dtype | None = None
+    quantize: Bits | None = None
+    attention: str | None = None
+
+
 def load_base(
     name: str,
     task: Task,
     seed: int = 0,
-    dtype: torch.dtype | None = None,
+    form: BaseForm = BaseForm(),
     weights: Path | None = None,
     on_meta: bool = False,
 ) -> Base:
@@ -103,7 +120,7 @@ def load_base(
         name: A local folder, or a name on the hub; what the hub's cache holds is not asked for again.
         task: The task, its labels known.
         seed: Seed of the head's start.
-        dtype: Number format of the weights; None: the one they were saved in, but bfloat16 for float16.
+        form: How its weights are held.
         weights: Folder with other weights for the same model, head included.
         on_meta: Read no weights: the model is there for its sizes alone.
 
@@ -112,7 +129,7 @@ def load_base(
     """
 
     def load(name: str, **options: Any) -> Base:
-        return _load(name, task, seed, dtype, weights, on_meta, **options)
+        return _load(name, task, seed, form, weights, on_meta, **options)
 
     return from_folder_or_hub(name, load)
 
@@ -121,30 +138,39 @@ def _load(
     name: str,
     task: Task,
     seed: int,
-    dtype: torch.dtype | None,
+    form: BaseForm,
     weights: Path | None,
     on_meta: bool,
     **options: Any,
 ) -> Base:
     source = weights or name
+    if form.quantize is not None:
+        require_library(form.quantize)
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
         if is_made_up(tokenizer, name, **options):
             raise ValueError("it comes without the files of its tokenizer")
         fit_to_task(config, tokenizer, task)
-        torch.manual_seed(seed)
         model_class = AutoModelForCausalLM if task.is_causal else AutoModelForSequenceClassification
-        if on_meta:
+        if on_meta or form.quantize is not None:
             model = without_weights(model_class, config)
-            return Base(name, model, tokenizer, head_of(model, task.is_causal))
+            head = head_of(model, task.is_causal)
+            if on_meta:
+                return Base(name, model, tokenizer, head)
+        held: dict[str, Any] = {"dtype": form.dtype or "auto"}
+        if form.quantize is not None:
+            held |= quantized(form.quantize, form.dtype, head)
+        if form.attention is not None:
+            held["attn_implementation"] = form.attention
+        torch.manual_seed(seed)
         model, report = model_class.from_pretrained(
             source,
             config=config,
-            dtype=dtype or "auto",
             output_loading_info=True,
             ignore_mismatched_sizes=weights is None,
             trust_remote_code=False,
+            **held,
             **options,
         )
     except Exception as error:  # a missing file, a damaged file, a missing library: each with an error of its own

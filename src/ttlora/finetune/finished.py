@@ -115,7 +115,7 @@ class FinishedRun:
             recipe = replace(recipe, model=model).with_defaults({})
         task = folder.read_task()
         with cpu_threads(recipe.threads):
-            base = find_method(recipe.method).load(recipe.model, task, folder.adapter)
+            base = find_method(recipe.method).load(recipe, task, folder.adapter)
         return cls(record, recipe, objective_of(task, base, recipe))
 
     @property

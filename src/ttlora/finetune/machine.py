@@ -77,5 +77,8 @@ def telling_of_memory() -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         if out_of_memory(error):
-            raise RunError("out of memory: lower `batch_size` or `max_length`") from None
+            raise RunError(
+                "out of memory: set `rows_at_once` to auto or to fewer rows, set `gradient_checkpointing`, or lower "
+                "`max_length`"
+            ) from None
         raise

@@ -44,7 +44,7 @@ class Prepared:
         Raises:
             UserError: It is not there, or does not fit the task.
         """
-        base = load_base(recipe.model, data.task, recipe.seed, method.base_dtype)
+        base = load_base(recipe.model, data.task, recipe.seed, method.form(recipe))
         return cls(data, base, torch.get_rng_state())
 
     def copy_base(self, whole: bool) -> Base:

@@ -20,10 +20,14 @@ MOST = 2**31 - 1
 
 _PATHS = ("model", "output", "data", "train", "validation")
 _NAMES = ("targets", "choice_columns")
+_STEPS = (
+    *("epochs", "max_steps", "evaluate_every", "save_every", "patience"),
+    *("max_length", "max_new_tokens", "max_train_examples"),
+)
 _COUNTS = {
-    **dict.fromkeys(("epochs", "patience", "max_length", "max_new_tokens", "max_train_examples"), MOST),
+    **dict.fromkeys(_STEPS, MOST),
     # PyTorch makes a list of so many places for every batch
-    "batch_size": 2**20,
+    **dict.fromkeys(("batch_size", "rows_at_once", "gradient_accumulation"), 2**20),
     "threads": 1024,
 }
 
@@ -61,11 +65,29 @@ class Recipe:
         dropout: Dropout on the adapter's input, a probability (default: 0).
         settings: Other fields of the method's PEFT config, as "num_virtual_tokens=20 encoder_hidden_size=128".
         epochs: Most epochs to train.
-        patience: Epochs without a lower validation loss after which training stops.
-        batch_size: Rows a step.
-        learning_rate: Peak learning rate of AdamW, with linear decay (default: 1e-3; head: 1e-2; full: 5e-5).
+        max_steps: Most optimisation steps to train (default: those of all epochs).
+        evaluate_every: Steps after which the validation rows are measured (default: after each epoch).
+        save_every: Steps after which a checkpoint is written, from which a run that was stopped goes on (default: with
+            each measurement).
+        patience: Measurements without a lower validation loss after which training stops.
+        batch_size: Rows an optimisation step.
+        rows_at_once: Rows that are computed at a time, of which the gradients are added up to those of a step; auto:
+            as many as fit into memory (default: all rows of a step).
+        gradient_accumulation: In how many parts the rows of a step are computed; another way to say `rows_at_once`.
+        gradient_checkpointing: Compute activations again in the backward pass, which takes less memory and more time.
+        dtype: Number format in which the base model is held and computed (default: that of its file, but bfloat16 for
+            float16).
+        quantize: Hold the base model's weights in 4 or 8 bits, by bitsandbytes (NF4, with quantised constants), or by
+            torchao where that is not installed.
+        attention: Implementation of attention, as transformers calls it: eager, sdpa, flash_attention_2, ... (default:
+            transformers' choice).
+        compile: Compile the model with torch.compile.
+        optimizer: Optimiser, as transformers calls it: adamw_torch, adamw_8bit, adafactor, sgd, ... (default:
+            adamw_torch).
+        scheduler: How the learning rate falls after the warm-up (default: linear).
+        learning_rate: Peak learning rate (default: 1e-3; head: 1e-2; full: 5e-5).
         head_learning_rate: The head's own peak learning rate (default: the same, but beside an adapter 1e-3 at most).
-        weight_decay: Weight decay of AdamW.
+        weight_decay: Weight decay.
         warmup: Share of all steps over which the learning rate rises.
         max_length: Tokens a row; longer rows are cut. Models that take fewer set the limit.
         max_train_examples: Train on so many rows, drawn by the seed.
@@ -101,8 +123,20 @@ class Recipe:
     dropout: float | None = None
     settings: str | dict[str, Any] | None = None
     epochs: int = 20
+    max_steps: int | None = None
+    evaluate_every: int | None = None
+    save_every: int | None = None
     patience: int = 5
     batch_size: int = 32
+    rows_at_once: int | Literal["auto"] | None = None
+    gradient_accumulation: int | None = None
+    gradient_checkpointing: bool = False
+    dtype: Literal["float32", "bfloat16"] | None = None
+    quantize: Literal["4bit", "8bit"] | None = None
+    attention: str | None = None
+    compile: bool = False
+    optimizer: str | None = None
+    scheduler: Literal["linear", "cosine", "constant", "polynomial", "inverse_sqrt"] | None = None
     learning_rate: float | None = None
     head_learning_rate: float | None = None
     weight_decay: float = 0.0
@@ -144,7 +178,7 @@ class Recipe:
             self._require_text(name, value)
         for name, most in _COUNTS.items():
             count = getattr(self, name)
-            if count is not None and not 1 <= count <= most:
+            if isinstance(count, int) and not 1 <= count <= most:
                 raise UserError(f"{_argument(name)} is {shown(count)}, and has to be at least 1, and at most {most}")
         for rank in self.r if isinstance(self.r, list) else [self.r]:
             if isinstance(rank, int) and not 1 <= rank <= MOST:
@@ -156,6 +190,14 @@ class Recipe:
             self._require(name, lambda value: 0 <= value < 1, "at least 0 and below 1")
         self._require("alpha", lambda value: True, "a finite number")
         self._require("seed", lambda value: 0 <= value < 2**32, "from 0 to 4294967295")
+        self._require_parts()
+
+    @property
+    def rows_a_pass(self) -> int:
+        """How many rows are computed at a time; with ``rows_at_once="auto"`` the most that are tried."""
+        if self.gradient_accumulation is not None:
+            return self.batch_size // self.gradient_accumulation
+        return self.rows_at_once if isinstance(self.rows_at_once, int) else self.batch_size
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> Self:
         """The recipe with `defaults` for the keys that are None, and with absolute paths."""
@@ -196,6 +238,15 @@ class Recipe:
             return cls(**content)
         except UserError as error:
             raise UserError(f"{path} is no recipe: {error}") from None
+
+    def _require_parts(self) -> None:
+        """Refuse a batch that does not divide into the parts that are asked for."""
+        if self.gradient_accumulation is not None and self.rows_at_once is not None:
+            raise UserError("`gradient_accumulation` and `rows_at_once` say the same in two ways: name one of them")
+        for name in ("gradient_accumulation", "rows_at_once"):
+            part = getattr(self, name)
+            if isinstance(part, int) and self.batch_size % part:
+                raise UserError(f"{_argument(name)} is {part}, and does not divide `batch_size` {self.batch_size}")
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)

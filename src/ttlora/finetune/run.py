@@ -25,9 +25,10 @@ from ttlora.finetune.metrics import TEXT_METRICS
 from ttlora.finetune.objectives import Objective, objective_of
 from ttlora.finetune.prepared import Prepared
 from ttlora.finetune.progress import ProgressReport
+from ttlora.finetune.quantized import entries
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
-from ttlora.finetune.training import Trained, find_trained, fit
+from ttlora.finetune.training import Trained, ended_early, find_trained, fit, require_optimizer
 from ttlora.record import Record
 from ttlora.whole_files import writing
 
@@ -72,8 +73,9 @@ def train(recipe: Recipe, quiet: bool = False) -> Record:
     reset_peak_memory()
     with telling_of_memory(), writing(folder.path), cpu_threads(recipe.threads):
         data = load_data(recipe)
-        base = method.adapt(load_base(recipe.model, data.task, recipe.seed, method.base_dtype), recipe)
+        base = method.adapt(load_base(recipe.model, data.task, recipe.seed, method.form(recipe)), recipe)
         objective = objective_of(data.task, base, recipe)
+        require_optimizer(recipe)
         # before anything is written: a row that the model can do nothing with ends the run
         rows = objective.encode_data(data)
         claimed = folder.claim(recipe, data)
@@ -84,10 +86,11 @@ def train(recipe: Recipe, quiet: bool = False) -> Record:
             if trained is None or not trained.ended:
                 _announce(report, objective, rows)
                 trained = fit(objective, method, rows, recipe, folder, report)
-            if trained.epochs < recipe.epochs:
-                report.say(
-                    f"stopped: no lower validation loss for {recipe.patience} epochs; kept epoch {trained.best_epoch}"
-                )
+            if ended_early(trained, rows, recipe):
+                waited, kept = "epochs", f"epoch {trained.best_epoch}"
+                if recipe.evaluate_every is not None:
+                    waited, kept = "measurements", f"step {trained.best_step}"
+                report.say(f"stopped: no lower validation loss for {recipe.patience} {waited}; kept {kept}")
             # the fresh base model takes its place
             del base, objective
             gc.collect()
@@ -129,6 +132,7 @@ def train_epoch(recipe: Recipe, prepared: Prepared) -> Record:
             return _finish(recipe, method, folder, data, trained, prepared.copy_base(whole=True))
         _save(recipe, method, folder, data, trained)
         metrics = {name: trained.metrics[name] for name in data.task.metrics if name in trained.metrics}
+        assert trained.loss is not None, "every epoch is measured"
         record = _record(recipe, folder, base, metrics, trained.loss, trained)
         record.write(folder.so_far)
         return record
@@ -150,7 +154,7 @@ def _announce(report: ProgressReport, objective: Objective, rows: Encoded) -> No
     outside, head = count_parameters(base.model, base.head)
     # PEFT keeps the untrained head beside the one that trains
     weights = (weight for name, weight in base.model.named_parameters() if ".original_module." not in name)
-    frozen = sum(weight.numel() for weight in weights) - outside - head
+    frozen = sum(map(entries, weights)) - outside - head
     report.say(
         f"{recipe.method} on {Path(recipe.model).name}: {outside:,} parameters train in the model and {head:,} in its "
         f"head, {frozen:,} are frozen"
@@ -182,7 +186,7 @@ def _finish(
 ) -> Record:
     """Save the best weights, load them into `untrained` or a fresh base model, and measure them."""
     _save(recipe, method, folder, data, trained)
-    fresh = method.load(recipe.model, data.task, folder.adapter, untrained)
+    fresh = method.load(recipe, data.task, folder.adapter, untrained)
     metrics, loss = measure(objective_of(data.task, fresh, recipe), data.validation)
     record = _record(recipe, folder, fresh, metrics, loss, trained)
     record.write(folder.result)

@@ -1,17 +1,22 @@
 """The training loop: a run that is killed at any moment goes on from its last whole checkpoint to the same end."""
 
+import gc
 import json
 import math
 import shutil
 import time
 from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
+from transformers.training_args import OptimizerNames
 
-from ttlora.errors import RunError, UserError, one_line
+from ttlora.errors import RunError, UserError, one_line, out_of_memory
 from ttlora.finetune.data import Encoded
 from ttlora.finetune.folder import RunFolder
 from ttlora.finetune.methods import Method, in_head
@@ -27,6 +32,11 @@ LOGS_PER_EPOCH = 20
 HIGHEST_HEAD_RATE = 1e-3
 CHECKPOINT = "checkpoint-"  # as Trainer calls them
 MEASURED = "validation_"
+# in a checkpoint: the state of random numbers with which its epoch began, on which the order of the rows depends
+ORDER = "order.safetensors"
+DEFAULT_OPTIMIZER = "adamw_torch"
+# transformers' names, where they are others; this one is constant from the end of a warm-up on
+SCHEDULERS = {"constant": "constant_with_warmup"}
 
 
 @dataclass(frozen=True)
@@ -36,13 +46,15 @@ class Trained:
     Attributes:
         last: Name of the last whole checkpoint.
         best: Name of the checkpoint with the weights of the lowest validation loss.
-        best_epoch: Their epoch, from 1.
-        epochs: Epochs trained.
+        best_epoch: The epoch in which they were, from 1.
+        epochs: Epochs trained, one that has been begun among them.
         seconds: Duration over all resumed parts.
         step_seconds: Mean duration of a step.
-        loss: The lowest validation loss.
+        loss: The lowest validation loss; None: none was measured yet.
         metrics: What was measured with it, in training.
         ended: Whether there is nothing left to train.
+        step: Steps trained.
+        best_step: The step after which the weights of the lowest validation loss were measured.
     """
 
     last: str
@@ -51,9 +63,38 @@ class Trained:
     epochs: int
     seconds: float
     step_seconds: float
-    loss: float
+    loss: float | None
     metrics: dict[str, float]
     ended: bool
+    step: int = 0
+    best_step: int = 0
+
+
+def ended_early(trained: Trained, rows: Encoded, recipe: Recipe) -> bool:
+    """Whether a training ended before its last step: the validation loss had stopped falling."""
+    if not trained.step:  # of an earlier version, which counted epochs alone
+        return trained.epochs < recipe.epochs
+    steps = recipe.epochs * math.ceil(len(rows.training) / recipe.batch_size)
+    return trained.step < min(recipe.max_steps or steps, steps)
+
+
+def require_optimizer(recipe: Recipe) -> None:
+    """Refuse an optimiser that is not known, or whose library is not installed.
+
+    Raises:
+        UserError: It cannot be used.
+    """
+    name, known = recipe.optimizer or DEFAULT_OPTIMIZER, [one.value for one in OptimizerNames]
+    if name not in known:
+        close = get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UserError(
+            f"`optimizer` is {name!r}, which transformers does not know: {hint}there are {', '.join(known)}"
+        )
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(TrainingArguments(optim=name, use_cpu=True, report_to=[]))
+    except (ImportError, ValueError, RuntimeError) as error:
+        raise UserError(f"`optimizer` {name} cannot be used: {one_line(error)}") from None
 
 
 def find_trained(folder: RunFolder) -> Trained | None:
@@ -93,6 +134,9 @@ def fit(
 ) -> Trained:
     """Train an adapted model, from the folder's last whole checkpoint if there is one.
 
+    With ``rows_at_once="auto"`` it begins with all rows of a step at once, and goes on with half of them each time that
+    memory runs out.
+
     Args:
         objective: How the task is put to the adapted model.
         method: Saves what trains.
@@ -106,21 +150,54 @@ def fit(
         How far the training is.
 
     Raises:
-        RunError: The loss is no longer finite.
+        RunError: The loss is no longer finite, or memory runs out.
     """
+    rows_a_pass = recipe.rows_a_pass
+    while True:
+        try:
+            return _fit(objective, method, rows, recipe, folder, report, most, rows_a_pass)
+        except (MemoryError, RuntimeError) as error:
+            if recipe.rows_at_once != "auto" or rows_a_pass % 2 or not out_of_memory(error):
+                raise
+            rows_a_pass //= 2
+        # outside of the handler, which would hold what the failed step has made
+        objective.base.model.zero_grad(set_to_none=True)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        report.say(f"memory ran out: going on with {rows_a_pass} rows at once")
+
+
+def _fit(
+    objective: Objective,
+    method: Method,
+    rows: Encoded,
+    recipe: Recipe,
+    folder: RunFolder,
+    report: ProgressReport,
+    most: int | None,
+    rows_a_pass: int,
+) -> Trained:
     before = find_trained(folder)
     steps_per_epoch = math.ceil(len(rows.training) / recipe.batch_size)
     arguments = TrainingArguments(
         str(folder.checkpoints),
         num_train_epochs=recipe.epochs,
-        per_device_train_batch_size=recipe.batch_size,
+        max_steps=-1 if recipe.max_steps is None else min(recipe.max_steps, recipe.epochs * steps_per_epoch),
+        per_device_train_batch_size=rows_a_pass,
+        gradient_accumulation_steps=recipe.batch_size // rows_a_pass,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if recipe.gradient_checkpointing else None,
+        torch_compile=recipe.compile,
         train_sampling_strategy="group_by_length",  # batches of like lengths are half padding less to compute
+        optim=recipe.optimizer or DEFAULT_OPTIMIZER,
         learning_rate=recipe.learning_rate,
-        lr_scheduler_type="linear",
+        lr_scheduler_type=SCHEDULERS.get(recipe.scheduler or "linear", recipe.scheduler or "linear"),
         warmup_steps=recipe.warmup,
         weight_decay=recipe.weight_decay,
-        eval_strategy="epoch",
-        save_strategy="epoch",
+        # when to measure and to save is said by `_Pace`
+        eval_strategy="no",
+        save_strategy="no",
         logging_steps=max(1, steps_per_epoch // LOGS_PER_EPOCH),
         logging_nan_inf_filter=False,
         metric_for_best_model="eval_loss",
@@ -135,6 +212,7 @@ def fit(
         eval_dataset=[rows.validation[index] for index in by_length(rows.validation)],
         compute_metrics=metrics_of(objective.task),
         callbacks=[
+            _Pace(recipe.evaluate_every, recipe.save_every),
             _Patience(recipe.patience),
             _Log(folder.log),
             report,
@@ -142,15 +220,17 @@ def fit(
             _Pause(most),
         ],
     )
+    report.steps_per_epoch = steps_per_epoch
     trainer.remove_callback(PrinterCallback)
     trainer.method = method
     if before is not None:
-        report.say(f"going on after epoch {before.epochs}")
+        whole = before.step in (0, before.epochs * steps_per_epoch)
+        report.say(f"going on after {f'epoch {before.epochs}' if whole else f'step {before.step}'}")
     elif recipe.resume:
         report.say("nothing to go on from: starting with the first epoch")
     trainer.train(resume_from_checkpoint=None if before is None else str(folder.checkpoints / before.last))
     trained = find_trained(folder)
-    assert trained is not None, "every epoch ends with a checkpoint"
+    assert trained is not None, "a training ends with a checkpoint"
     return trained
 
 
@@ -179,6 +259,29 @@ class _Trainer(TaskTrainer):
                 group["params"] = [weight for weight in group["params"] if id(weight) not in heads]
                 optimizer.add_param_group({**group, "params": in_heads, "lr": rate})
         return optimizer
+
+
+class _Pace(TrainerCallback):
+    """Says when the validation rows are measured and when a checkpoint is written: with each measurement, at least.
+
+    Args:
+        evaluate_every: Steps between measurements; None: after each epoch.
+        save_every: Steps between checkpoints; None: none but those.
+    """
+
+    def __init__(self, evaluate_every: int | None, save_every: int | None) -> None:
+        self.evaluate_every, self.save_every = evaluate_every, save_every
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        step, every = state.global_step, self.evaluate_every
+        if every is not None and (step % every == 0 or step == state.max_steps):
+            control.should_evaluate = control.should_save = True
+        if self.save_every is not None and step % self.save_every == 0:
+            control.should_save = True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.evaluate_every is None:
+            control.should_evaluate = control.should_save = True
 
 
 class _Patience(EarlyStoppingCallback):
@@ -215,12 +318,24 @@ class _Progress(TrainerCallback):
     def __init__(self, folder: RunFolder, before: Trained | None, steps_per_epoch: int) -> None:
         self.folder, self.trained, self.steps_per_epoch = folder, before, steps_per_epoch
         self.seconds = 0.0 if before is None else before.seconds
-        self.step_seconds = 0.0 if before is None else before.step_seconds * before.epochs * steps_per_epoch
+        steps_before = 0 if before is None else before.step or before.epochs * steps_per_epoch
+        self.step_seconds = 0.0 if before is None else before.step_seconds * steps_before
         self.now = self.step_began = time.perf_counter()
         self.measured: dict[str, float] = {}
+        self.goes_on = before is not None
+        self.order = torch.get_rng_state()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.now = time.perf_counter()
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.goes_on and state.global_step % self.steps_per_epoch:
+            # within an epoch: its rows come in the order in which they came before, and Trainer leaves out the first
+            assert self.trained is not None
+            order = load_file(self.folder.checkpoints / self.trained.last / ORDER)
+            torch.set_rng_state(order["state"])
+        self.goes_on = False
+        self.order = torch.get_rng_state()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.step_began = time.perf_counter()
@@ -236,19 +351,24 @@ class _Progress(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         before, self.now = self.now, time.perf_counter()
         self.seconds += self.now - before
-        checkpoint, epoch = f"{CHECKPOINT}{state.global_step}", state.global_step // self.steps_per_epoch
-        loss = self.measured["loss"]
-        best = self.trained
-        if best is None or loss < best.loss:
-            metrics = {name: value for name, value in self.measured.items() if name != "loss"}
-            best = Trained(checkpoint, checkpoint, epoch, epoch, 0.0, 0.0, loss, metrics, ended=False)
+        step = state.global_step
+        checkpoint, epoch = f"{CHECKPOINT}{step}", math.ceil(step / self.steps_per_epoch)
+        if step % self.steps_per_epoch:
+            save_file({"state": self.order}, self.folder.checkpoints / checkpoint / ORDER)
+        loss, best = self.measured.pop("loss", None), self.trained
+        if best is None or best.loss is None or (loss is not None and loss < best.loss):
+            best = Trained(
+                checkpoint, checkpoint, epoch, epoch, 0.0, 0.0, loss, self.measured, ended=False, best_step=step
+            )
+        self.measured = {}
         self.trained = replace(
             best,
             last=checkpoint,
             epochs=epoch,
             seconds=self.seconds,
-            step_seconds=self.step_seconds / state.global_step,
+            step_seconds=self.step_seconds / step,
             ended=control.should_training_stop,
+            step=step,
         )
         write_json(self.folder.progress, asdict(self.trained))
         for old in self.folder.checkpoints.glob(f"{CHECKPOINT}*"):

@@ -20,8 +20,7 @@ from ttlora.text_forms import parse_bytes
 
 MOST_TRIALS = 10_000
 # what a search decides for each of its trials
-DECIDED = ("output", "resume", "threads")
-SHARED = tuple(item.name for item in fields(Recipe) if item.name not in DECIDED)
+DECIDED = ("output", "resume", "threads", "max_steps", "evaluate_every", "save_every")
 OWN = (
     "sampler",
     "scheduler",
@@ -31,10 +30,13 @@ OWN = (
     "cpus_per_trial",
     "gpus_per_trial",
 )
+# `scheduler` is the search's here, and not that of the learning rate
+SHARED = tuple(item.name for item in fields(Recipe) if item.name not in (*DECIDED, *OWN))
 INSTEAD = {
     "output": "give the search's folder as `output`",
     "resume": "a search always goes on where it was",
     "threads": "cpus_per_trial says how many threads a trial has",
+    **dict.fromkeys(("max_steps", "evaluate_every", "save_every"), "a search counts in epochs"),
     "models": "a search has one model",
     "tasks": "a search has one task",
     "methods": "a search has one method",

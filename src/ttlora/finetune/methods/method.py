@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ttlora.errors import UserError
-from ttlora.finetune.base import Base
+from ttlora.finetune.base import Base, BaseForm
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
 
@@ -25,7 +25,8 @@ class Method(ABC):
         summary: What trains, in a few words.
         defaults: Its own values for recipe keys that default to None; of `OPEN_KEYS` it reads only those named here.
         files: What `save` writes, and the name of each file in the adapter folder.
-        base_dtype: Number format that the base model has to be in; None: its own.
+        base_dtype: Number format that the base model has to be in; None: any.
+        trains_base: Whether weights of the base model itself train, outside the head, or none but the head's.
     """
 
     summary: str
@@ -33,6 +34,7 @@ class Method(ABC):
 
     files: ClassVar[Mapping[str, str]]
     base_dtype: ClassVar[torch.dtype | None] = None
+    trains_base: ClassVar[bool] = True
 
     def complete(self, recipe: Recipe) -> Recipe:
         """The recipe with the method's defaults for the keys that are None.
@@ -43,7 +45,19 @@ class Method(ABC):
         for key in OPEN_KEYS:
             if key not in self.defaults and getattr(recipe, key) is not None:
                 raise UserError(f"`{key}` means nothing to method {recipe.method}: leave it out")
+        if recipe.quantize is not None and self.trains_base:
+            raise UserError(
+                f"`quantize` is {recipe.quantize}, and method {recipe.method} trains the model's own weights, which "
+                "quantised ones cannot: leave it out, or take a method with an adapter, such as tt-lora"
+            )
+        if recipe.dtype is not None and self.base_dtype not in (None, getattr(torch, recipe.dtype)):
+            raise UserError(f"`dtype` is {recipe.dtype}, and method {recipe.method} needs float32: leave it out")
         return recipe.with_defaults(self.defaults)
+
+    def form(self, recipe: Recipe) -> BaseForm:
+        """How the base model is held in memory."""
+        dtype = getattr(torch, recipe.dtype) if recipe.dtype else self.base_dtype
+        return BaseForm(dtype, recipe.quantize, recipe.attention)
 
     def adapt(self, base: Base, recipe: Recipe) -> Base:
         """The base model in which only the method's weights require gradients, and are float32.
@@ -56,6 +70,8 @@ class Method(ABC):
                 f"`head_learning_rate` is {recipe.head_learning_rate:g}, and {base.name} has no head for this task: "
                 "leave it out; `learning_rate` is that of the adapter"
             )
+        if recipe.gradient_checkpointing and not base.model.supports_gradient_checkpointing:
+            raise UserError(f"`gradient_checkpointing`: model {base.name} does not know it: leave it out")
         return replace(base, model=self._adapt(base, recipe))
 
     @abstractmethod
@@ -71,11 +87,11 @@ class Method(ABC):
         """Save the weights that train, in their number format, so that Trainer can go on from `folder`."""
 
     @abstractmethod
-    def load(self, name: str, task: Task, folder: Path, base: Base | None = None) -> Base:
+    def load(self, recipe: Recipe, task: Task, folder: Path, base: Base | None = None) -> Base:
         """A base model with the weights of an adapter folder.
 
         Args:
-            name: The base model.
+            recipe: Names the base model, and says how it is held in memory.
             task: The task, its labels known.
             folder: The adapter folder.
             base: The base model itself, if it is at hand; it is changed. None: it is loaded.

@@ -30,9 +30,9 @@ class Full(Method):
         """Save the model in one file."""
         model.save_pretrained(folder, max_shard_size="1TB")
 
-    def load(self, name: str, task: Task, folder: Path, base: Base | None = None) -> Base:
+    def load(self, recipe: Recipe, task: Task, folder: Path, base: Base | None = None) -> Base:
         """Load the saved model, with the base model's tokenizer."""
-        return load_base(name, task, dtype=torch.float32, weights=folder)
+        return load_base(recipe.model, task, form=self.form(recipe), weights=folder)
 
 
 class _Some(Method):
@@ -53,13 +53,15 @@ class _Some(Method):
         trained = {name: weight.contiguous() for name, weight in model.named_parameters() if weight.requires_grad}
         save_file(trained, folder / "model.safetensors", metadata={"format": "pt"})
 
-    def load(self, name: str, task: Task, folder: Path, base: Base | None = None) -> Base:
+    def load(self, recipe: Recipe, task: Task, folder: Path, base: Base | None = None) -> Base:
         """Put the saved tensors into a fresh model."""
-        base = base or load_base(name, task)
+        base = base or load_base(recipe.model, task, form=self.form(recipe))
         for weight_name, weight in base.model.named_parameters():
             weight.requires_grad_(self._trains(weight_name, base))
         wanted = {key: weight for key, weight in in_float32(base.model).named_parameters() if weight.requires_grad}
-        base.model.load_state_dict(read_weights(folder / self.files["model.safetensors"], name, wanted), strict=False)
+        base.model.load_state_dict(
+            read_weights(folder / self.files["model.safetensors"], recipe.model, wanted), strict=False
+        )
         return base
 
 

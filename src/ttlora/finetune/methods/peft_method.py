@@ -39,6 +39,7 @@ class PeftMethod(Method):
     keys: Mapping[str, str]
 
     files: ClassVar[Mapping[str, str]] = {CONFIG: CONFIG, WEIGHTS: WEIGHTS}
+    trains_base: ClassVar[bool] = False
 
     def complete(self, recipe: Recipe) -> Recipe:
         """The recipe with the method's defaults for keys and settings that are not set.
@@ -86,11 +87,11 @@ class PeftMethod(Method):
         # the embeddings never train; without False, PEFT asks the hub whether they have been resized
         model.save_pretrained(folder, save_embedding_layers=False)
 
-    def load(self, name: str, task: Task, folder: Path, base: Base | None = None) -> Base:
+    def load(self, recipe: Recipe, task: Task, folder: Path, base: Base | None = None) -> Base:
         """Load from PEFT's form."""
-        base = self._load_untrained(name, task, folder, base)
+        base = self._load_untrained(recipe, task, folder, base)
         wanted = get_peft_model_state_dict(base.model, save_embedding_layers=False)
-        set_peft_model_state_dict(base.model, read_weights(folder / WEIGHTS, name, wanted))
+        set_peft_model_state_dict(base.model, read_weights(folder / WEIGHTS, recipe.model, wanted))
         return base
 
     def _make_config(self, base: Base, recipe: Recipe) -> Any:
@@ -106,7 +107,7 @@ class PeftMethod(Method):
         config.modules_to_save = [module for module in base.head if module not in ("classifier", "score")] or None
         return config
 
-    def _load_untrained(self, name: str, task: Task, folder: Path, base: Base | None) -> Base:
+    def _load_untrained(self, recipe: Recipe, task: Task, folder: Path, base: Base | None) -> Base:
         """A fresh base model with the adapter of a folder, which does not have its weights yet."""
         if not (folder / CONFIG).is_file():
             raise UserError(f"{folder} holds no {CONFIG}: it is no whole adapter folder")
@@ -115,11 +116,11 @@ class PeftMethod(Method):
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{folder / CONFIG} is damaged: {one_line(error)}") from None
         config.inference_mode = False
-        base = base or load_base(name, task)
+        base = base or load_base(recipe.model, task, form=self.form(recipe))
         try:
             return replace(base, model=in_float32(get_peft_model(base.model, config)))
         except (ValueError, TypeError) as error:
-            raise UserError(f"{folder} does not fit model {name}: {one_line(error)}") from None
+            raise UserError(f"{folder} does not fit model {recipe.model}: {one_line(error)}") from None
 
 
 def _require_excluded(base: Base, excluded: Any) -> None:

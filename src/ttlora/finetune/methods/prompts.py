@@ -49,6 +49,11 @@ class PromptMethod(PeftMethod):
                 f"method {recipe.method} puts keys and values in front of a row, which models of type "
                 f"{base.model.config.model_type} do not take: use prompt or p-tuning"
             )
+        if self.config is PrefixTuningConfig and recipe.gradient_checkpointing:
+            raise UserError(
+                f"`gradient_checkpointing` does not go with method {recipe.method}, whose keys and values cannot be "
+                "computed again: leave it out"
+            )
         count, left = base.virtual_tokens, base.longest_input(recipe.max_length)
         if left < 1:
             raise UserError(
@@ -68,12 +73,12 @@ class PromptMethod(PeftMethod):
         tensors = {name: weight.detach().clone().contiguous() for name, weight in state.items()}
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
-    def load(self, name: str, task: Task, folder: Path, base: Base | None = None) -> Base:
+    def load(self, recipe: Recipe, task: Task, folder: Path, base: Base | None = None) -> Base:
         """Load from PEFT's form."""
-        base = self._load_untrained(name, task, folder, base)
+        base = self._load_untrained(recipe, task, folder, base)
         model = base.model
         wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
-        weights = read_weights(folder / WEIGHTS, name, wanted)
+        weights = read_weights(folder / WEIGHTS, recipe.model, wanted)
         encoder = model.prompt_encoder["default"]
         # the prompt takes the place of the embedding that it was made from, which stays to be counted
         encoder.embedding_in_training = encoder.embedding

@@ -57,9 +57,7 @@ def options_of_lora(lora: LoraConfig) -> dict[str, Any]:
     for field in dataclasses.fields(LoraConfig):
         value = getattr(lora, field.name)
         if field.name not in known and value != getattr(plain, field.name):
-            raise ValueError(
-                f"{field.name}={value!r} is LoRA's alone, and TT-LoRA has no such thing: take it out"
-            )
+            raise ValueError(f"{field.name}={value!r} is LoRA's alone, and TT-LoRA has no such thing: take it out")
     options = {name: getattr(lora, name) for name in SHARED}
     if lora.use_rslora:
         options["scaling"] = "alpha/sqrt(r)"
