@@ -35,8 +35,12 @@ SMALL = {
 }
 
 
+def recipe_of(folder, method: str, **keys) -> Recipe:
+    return Recipe(model=str(folder), task="file", output="o", method=method, **keys)
+
+
 def adapt(folder, method: str, task: Task = TASK, **keys):
-    recipe = find_method(method).complete(Recipe(model=str(folder), task="file", output="o", method=method, **keys))
+    recipe = find_method(method).complete(recipe_of(folder, method, **keys))
     base = load_base(str(folder), task, form=find_method(method).form(recipe))
     return base, find_method(method).adapt(base, recipe).model
 
@@ -176,7 +180,7 @@ def test_saved_weights_come_back_bit_for_bit(method, base_name, request, tmp_pat
     _, model = adapt(folder, method, **SMALL.get(method, {}))
     randomise(model)
     save(method, model, tmp_path)
-    loaded = find_method(method).load(str(folder), TASK, tmp_path)
+    loaded = find_method(method).load(recipe_of(folder, method), TASK, tmp_path)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=base_name == "llama"):
         got, expected = loaded.model.eval()(IDS).logits, model.eval()(IDS).logits
     if (method, base_name) == ("p-tuning", "llama"):
@@ -196,7 +200,7 @@ def test_a_causal_model_has_no_head(method, llama, tmp_path):
     assert not any("modules_to_save" in name and "norm" not in name for name in trained_names(model))
     randomise(model)
     save(method, model, tmp_path)
-    loaded = find_method(method).load(str(llama), CAUSAL, tmp_path)
+    loaded = find_method(method).load(recipe_of(llama, method), CAUSAL, tmp_path)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         got, expected = loaded.model.eval()(IDS).logits, model.eval()(IDS).logits
     torch.testing.assert_close(got, expected, rtol=0.05, atol=0.05)
@@ -239,7 +243,7 @@ class TestPrompts:
         base, model = adapt(bert, "prefix", settings="prefix_projection=true encoder_hidden_size=16")
         randomise(model)
         save("prefix", model, tmp_path)
-        loaded = find_method("prefix").load(str(bert), TASK, tmp_path)
+        loaded = find_method("prefix").load(recipe_of(bert, "prefix"), TASK, tmp_path)
         assert count_parameters(loaded.model, base.head) == count_parameters(model, base.head)
         with torch.no_grad():
             torch.testing.assert_close(loaded.model.eval()(IDS).logits, model.eval()(IDS).logits)
@@ -249,7 +253,7 @@ class TestPrompts:
         base, model = adapt(bert, method)
         assert replace(base, model=model).virtual_tokens == tokens
         save(method, model, tmp_path)
-        loaded = find_method(method).load(str(bert), TASK, tmp_path)
+        loaded = find_method(method).load(recipe_of(bert, method), TASK, tmp_path)
         # the model has 40 places
         assert loaded.longest_input(128) == 40 - tokens
         ids = torch.full((1, 40 - tokens), 5)
