@@ -8,18 +8,15 @@ the process takes from the system but an exact count, the same in every run. Bar
 """
 
 import gc
-import weakref
 from collections.abc import Callable
-from typing import Any
 
-import torch
 from contestants import TT
 from measuring import LORA, Bar, Row, parse, publish
 from step import contestants, models_and_batches, step
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
+
+from ttlora.planner.live_bytes import LiveBytes
 
 
 def main() -> None:
@@ -48,39 +45,6 @@ def peak_bytes(model: nn.Module, run: Callable[[], object]) -> int:
         live.peak = live.bytes
         run()
     return live.peak
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that operators make, from then until they are freed.
-
-    Args:
-        known: Tensors that are there already, which are not counted.
-    """
-
-    def __init__(self, known: list[Tensor]) -> None:
-        super().__init__()
-        self.bytes = 0
-        self.peak = 0
-        self._known = {tensor.untyped_storage()._cdata for tensor in known}
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        results = function(*args, **(kwargs or {}))
-        for result in tree_leaves(results):
-            if isinstance(result, Tensor):
-                self._count(result.untyped_storage())
-        return results
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage._cdata in self._known:
-            return
-        self._known.add(storage._cdata)
-        self.bytes += storage.nbytes()
-        self.peak = max(self.peak, self.bytes)
-        weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
-
-    def _free(self, address: int, size: int) -> None:
-        self._known.remove(address)
-        self.bytes -= size
 
 
 if __name__ == "__main__":

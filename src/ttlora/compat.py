@@ -6,6 +6,7 @@ it is needed. Each function names the version that it was read in; pyproject.tom
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from peft import PeftConfig
@@ -199,6 +200,13 @@ def unpack_weight(layer: nn.Module) -> None:
         from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse
 
         weight.data, weight.quant_state = _convert_weight_packed_for_cpu_inverse(weight.data, weight.quant_state)
+
+
+def without_data() -> AbstractContextManager[Any]:
+    """Within it, tensors have sizes and no data: `torch._subclasses.fake_tensor.FakeTensorMode` (torch 2.7 to 2.13)."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode()
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json as json_format
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -12,6 +13,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from ttlora.planner.matrices import MatrixPlan
     from ttlora.planner.plan import Plan
+    from ttlora.planner.training import TrainingMemory
     from ttlora.tensor_train import TTShape
 
 
@@ -21,9 +23,15 @@ def plan(
     r: int | None = None,
     targets: str | None = None,
     budget: str | None = None,
+    batch_size: int | None = None,
+    max_length: int | None = None,
+    dtype: Literal["float32", "bfloat16"] | None = None,
+    quantize: Literal["4bit", "8bit"] | None = None,
+    gradient_checkpointing: bool = False,
+    memory: str | None = None,
     json: bool = False,
 ) -> None:
-    """Show what a TT-LoRA adapter for a model will cost; no weights are read.
+    """Show what a TT-LoRA adapter for a model will cost, and what memory its training takes; no weights are read.
 
     Args:
         model: A folder with a config.json, a name on the hub, or one of deberta-base, roberta-base, llama2-7b,
@@ -33,6 +41,13 @@ def plan(
         r: TT-rank. Default: the paper's where it has one for the model, else 5; with a budget, what fits.
         targets: Modules to adapt, such as q_proj,v_proj, or all-linear. Default: query and value.
         budget: Plan the largest adapter of this size in 16 bit, such as 40KB, 220KiB or 40000.
+        batch_size: Tell what memory a training takes, with so many rows at a time. Default: 32.
+        max_length: Likewise, with so many tokens a row. Default: 128.
+        dtype: Likewise, with the base model in this number format. Default: that of its config, or else bfloat16 for a
+            causal model.
+        quantize: Likewise, with the base model's weights in 4 or 8 bits.
+        gradient_checkpointing: Likewise, with activations that are computed again in the backward pass.
+        memory: Say whether a training fits into so much memory, such as 24GB.
         json: Print one JSON object.
 
     Raises:
@@ -40,7 +55,19 @@ def plan(
     """
     from ttlora.planner.plan import plan as make_plan
 
-    result = make_plan(model, shape, r, targets, budget)
+    result = make_plan(
+        model,
+        shape,
+        r,
+        targets,
+        budget,
+        batch_size=batch_size,
+        max_length=max_length,
+        dtype=dtype,
+        quantize=quantize,
+        gradient_checkpointing=gradient_checkpointing,
+        memory=memory,
+    )
     if json:
         print(json_format.dumps(_as_json(result), indent=2))
     else:
@@ -67,6 +94,8 @@ def _as_json(plan: Plan) -> dict[str, object]:
             for matrix in plan.matrices
         ],
         "notes": list(plan.notes),
+        "training": plan.training
+        and {**asdict(plan.training), "total": plan.training.total, "fits": plan.training.fits},
     }
 
 
@@ -92,6 +121,24 @@ def _print_table(plan: Plan) -> None:
     console.print(totals)
     for note in plan.notes:
         console.print(Text(note, style="dim"))
+    if plan.training is not None:
+        console.print()
+        _print_training(console, plan.training)
+
+
+def _print_training(console: Console, training: TrainingMemory) -> None:
+    size = f"{training.batch_size:,} x {training.max_length:,} tokens at a time"
+    console.print(f"training in {training.dtype}, {size}:")
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name in ("weights", "gradients", "optimizer", "activations", "total"):
+        table.add_row(name, f"{getattr(training, name) / 1e6:,.1f} MB")
+    console.print(table)
+    if training.card is not None:
+        fits = "fits into" if training.fits else "does not fit into"
+        console.print(f"which {fits} {training.card / 1e6:,.0f} MB")
+    console.print(Text("not counted: what a driver and an allocator take for themselves", style="dim"))
 
 
 def _row(matrix: MatrixPlan) -> tuple[str, ...]:

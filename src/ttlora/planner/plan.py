@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ttlora.errors import UserError
 from ttlora.models.architectures import BUILT_IN
@@ -10,11 +11,15 @@ from ttlora.models.skeleton import build_skeleton
 from ttlora.planner.budget import fit_budget
 from ttlora.planner.matrices import BYTES_16BIT, MatrixPlan, group_matrices
 from ttlora.planner.targets import adapted_modules, resolve_targets, split_experts
+from ttlora.planner.training import TrainingMemory, training_memory
 from ttlora.text_forms import parse_bytes, parse_names, parse_shape
 from ttlora.tuners.targets import require_matches
 from ttlora.tuners.tt_lora import TTLoraConfig, resolve_update
 
 LORA_R = 8
+# those of `Recipe`
+BATCH_SIZE, MAX_LENGTH = 32, 128
+SMALLEST_MEMORY = 10**6
 
 
 @dataclass(frozen=True)
@@ -26,12 +31,14 @@ class Plan:
         matrices: One line for each kind of adapted matrix.
         full_parameters: Parameters of the whole model.
         notes: What was chosen where the caller left a choice.
+        training: What a training takes of memory; None: that was not asked for.
     """
 
     model: str
     matrices: tuple[MatrixPlan, ...]
     full_parameters: int
     notes: tuple[str, ...]
+    training: TrainingMemory | None = None
 
     @property
     def adapter_parameters(self) -> int:
@@ -58,8 +65,17 @@ def plan(
     r: int | None = None,
     targets: str | Sequence[str] | None = None,
     budget: int | str | None = None,
+    *,
+    batch_size: int | None = None,
+    max_length: int | None = None,
+    dtype: Literal["float32", "bfloat16"] | None = None,
+    quantize: Literal["4bit", "8bit"] | None = None,
+    gradient_checkpointing: bool = False,
+    memory: int | str | None = None,
 ) -> Plan:
     """Plan a TT-LoRA adapter from a model's architecture alone; no weights are read.
+
+    With any of the last six arguments the plan also says what memory a training takes.
 
     Args:
         model: A built-in architecture, a folder that holds `config.json`, or a name on the hub.
@@ -68,6 +84,12 @@ def plan(
         r: The TT-rank. None: the paper's for the architecture, else 5; with a budget, the highest that fits.
         targets: Names of the modules to adapt, or "all-linear". None: those that `TTLoraConfig` adapts by default.
         budget: Bytes of the adapter's parameters in 16 bit, or a text such as 40KB. The plan is the largest that fits.
+        batch_size: Rows that are computed at a time (default: 32, as in `Recipe`).
+        max_length: Tokens a row (default: 128).
+        dtype: Number format of the base model. None: that of its config, or else bfloat16 for a causal model.
+        quantize: Bits of the base model's weights. None: they are not quantised.
+        gradient_checkpointing: Whether activations are computed again in the backward pass.
+        memory: The memory that is there, in bytes or as 24GB.
 
     Raises:
         UserError: The model is not known, its modules do not fit the targets or the shape, or the budget is too small.
@@ -79,6 +101,8 @@ def plan(
         (112640, 4194304)
         >>> ttlora.plan("model", targets="query,value", budget="2KB").bytes_16bit <= 2000
         True
+        >>> ttlora.plan("model", batch_size=8, max_length=32, memory="1GB").training.fits
+        True
     """
     model = str(model)
     if isinstance(shape, str):
@@ -89,6 +113,13 @@ def plan(
             raise UserError("`targets` is empty: name modules, as q_proj,v_proj, or leave it out")
     if isinstance(budget, str):
         budget = parse_bytes("`budget`", budget)
+    if isinstance(memory, str):
+        memory = parse_bytes("`memory`", memory)
+    for name, count in (("batch_size", batch_size), ("max_length", max_length), ("memory", memory)):
+        if count is not None and count < 1:
+            raise UserError(f"`{name}` is {count}, and has to be at least 1")
+    if memory is not None and memory < SMALLEST_MEMORY:
+        raise UserError(f"`memory` is {memory:,} bytes, in which no model trains: write 24GB, or 24GiB")
     skeleton = build_skeleton(model)
     architecture = BUILT_IN.get(model)
     paper_shapes = architecture.paper_shapes if architecture and shape is None else {}
@@ -121,7 +152,17 @@ def plan(
     elif paper_r:
         notes.append(f"TT-rank {paper_r}: the paper's for {model} (Table IV)")
     full_parameters = sum(parameter.numel() for parameter in skeleton.parameters())
-    return Plan(model, matrices, full_parameters, tuple(notes))
+    training = None
+    if gradient_checkpointing or any(given is not None for given in (batch_size, max_length, dtype, quantize, memory)):
+        if budget is not None:
+            config = TTLoraConfig(
+                target_modules=config.target_modules,
+                shape_pattern={matrix.name: list(matrix.dims) for matrix in matrices},
+                rank_pattern={matrix.name: list(matrix.shape.ranks[1:-1]) for matrix in matrices},
+            )
+        size = batch_size or BATCH_SIZE, max_length or MAX_LENGTH
+        training = training_memory(skeleton, config, *size, dtype, quantize, gradient_checkpointing, memory)
+    return Plan(model, matrices, full_parameters, tuple(notes), training)
 
 
 def _describe(matrices: Sequence[MatrixPlan]) -> str:
