@@ -15,11 +15,12 @@ from ttlora.strict_yaml import read_mapping
 from ttlora.values import complaint, fits, short, shown
 
 # what a comparison decides for each of its runs
-DECIDED = ("model", "task", "method", "seed", "output", "resume", "threads")
+DECIDED = ("model", "task", "method", "seed", "output", "resume", "threads", "push_to_hub")
 SHARED = tuple(item.name for item in fields(Recipe) if item.name not in DECIDED)
 INSTEAD = {
     "output": "give the comparison's folder as `output`",
     "resume": "a comparison always goes on where it was",
+    "push_to_hub": "upload the adapter of a run that you have chosen",
 }
 
 

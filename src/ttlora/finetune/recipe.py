@@ -19,7 +19,7 @@ from ttlora.values import complaint, is_whole, shown
 MOST = 2**31 - 1
 
 _PATHS = ("model", "output", "data", "train", "validation")
-_NAMES = ("targets", "choice_columns")
+_NAMES = ("targets", "choice_columns", "report_to")
 _STEPS = (
     *("epochs", "max_steps", "evaluate_every", "save_every", "patience"),
     *("max_length", "max_new_tokens", "max_train_examples"),
@@ -92,6 +92,9 @@ class Recipe:
         max_length: Tokens a row; longer rows are cut. Models that take fewer set the limit.
         max_train_examples: Train on so many rows, drawn by the seed.
         adapter_dtype: Number format of the saved weights (default: bfloat16; full: float32).
+        report_to: Trackers that follow the training, as transformers calls them: tensorboard, wandb, trackio, mlflow
+            and others (default: none).
+        push_to_hub: Name on the hub under which the adapter is uploaded when it is done.
         seed: Seed of all that is random.
         threads: CPU threads (default: PyTorch's choice).
         resume: Go on with the run in OUTPUT where it stopped.
@@ -144,6 +147,8 @@ class Recipe:
     max_length: int = 128
     max_train_examples: int | None = None
     adapter_dtype: Literal["bfloat16", "float16", "float32"] | None = None
+    report_to: str | list[str] | None = None
+    push_to_hub: str | None = None
     seed: int = 0
     threads: int | None = None
     resume: bool = False

@@ -12,6 +12,7 @@ import torch
 from ttlora.finetune.base import Base, load_base
 from ttlora.finetune.data import Encoded, TaskData, load_data
 from ttlora.finetune.folder import RunFolder
+from ttlora.finetune.library_names import require_optimizer, require_trackers
 from ttlora.finetune.machine import (
     cpu_threads,
     peak_memory_bytes,
@@ -27,8 +28,9 @@ from ttlora.finetune.prepared import Prepared
 from ttlora.finetune.progress import ProgressReport
 from ttlora.finetune.quantized import entries
 from ttlora.finetune.recipe import Recipe
+from ttlora.finetune.sharing import push, require_pushable, write_card
 from ttlora.finetune.tasks import Task
-from ttlora.finetune.training import Trained, ended_early, find_trained, fit, require_optimizer
+from ttlora.finetune.training import Trained, ended_early, find_trained, fit
 from ttlora.record import Record
 from ttlora.whole_files import writing
 
@@ -76,6 +78,9 @@ def train(recipe: Recipe, quiet: bool = False) -> Record:
         base = method.adapt(load_base(recipe.model, data.task, recipe.seed, method.form(recipe)), recipe)
         objective = objective_of(data.task, base, recipe)
         require_optimizer(recipe)
+        require_trackers(recipe)
+        if recipe.push_to_hub is not None:
+            require_pushable(recipe.push_to_hub)
         # before anything is written: a row that the model can do nothing with ends the run
         rows = objective.encode_data(data)
         claimed = folder.claim(recipe, data)
@@ -94,7 +99,10 @@ def train(recipe: Recipe, quiet: bool = False) -> Record:
             # the fresh base model takes its place
             del base, objective
             gc.collect()
-            return _finish(recipe, method, folder, data, trained)
+            record = _finish(recipe, method, folder, data, trained)
+        if recipe.push_to_hub is not None:
+            push(folder.adapter, recipe.push_to_hub)
+        return record
 
 
 def train_epoch(recipe: Recipe, prepared: Prepared) -> Record:
@@ -189,6 +197,7 @@ def _finish(
     fresh = method.load(recipe, data.task, folder.adapter, untrained)
     metrics, loss = measure(objective_of(data.task, fresh, recipe), data.validation)
     record = _record(recipe, folder, fresh, metrics, loss, trained)
+    write_card(folder.adapter, record)
     record.write(folder.result)
     folder.so_far.unlink(missing_ok=True)
     shutil.rmtree(folder.checkpoints)

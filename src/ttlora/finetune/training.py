@@ -6,19 +6,19 @@ import math
 import shutil
 import time
 from dataclasses import asdict, dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
-from transformers.training_args import OptimizerNames
 
 from ttlora.errors import RunError, UserError, one_line, out_of_memory
 from ttlora.finetune.data import Encoded
 from ttlora.finetune.folder import RunFolder
+from ttlora.finetune.library_names import DEFAULT_OPTIMIZER
 from ttlora.finetune.methods import Method, in_head
 from ttlora.finetune.objectives import Objective
 from ttlora.finetune.progress import ProgressReport
@@ -34,7 +34,6 @@ CHECKPOINT = "checkpoint-"  # as Trainer calls them
 MEASURED = "validation_"
 # in a checkpoint: the state of random numbers with which its epoch began, on which the order of the rows depends
 ORDER = "order.safetensors"
-DEFAULT_OPTIMIZER = "adamw_torch"
 # transformers' names, where they are others; this one is constant from the end of a warm-up on
 SCHEDULERS = {"constant": "constant_with_warmup"}
 
@@ -76,25 +75,6 @@ def ended_early(trained: Trained, rows: Encoded, recipe: Recipe) -> bool:
         return trained.epochs < recipe.epochs
     steps = recipe.epochs * math.ceil(len(rows.training) / recipe.batch_size)
     return trained.step < min(recipe.max_steps or steps, steps)
-
-
-def require_optimizer(recipe: Recipe) -> None:
-    """Refuse an optimiser that is not known, or whose library is not installed.
-
-    Raises:
-        UserError: It cannot be used.
-    """
-    name, known = recipe.optimizer or DEFAULT_OPTIMIZER, [one.value for one in OptimizerNames]
-    if name not in known:
-        close = get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise UserError(
-            f"`optimizer` is {name!r}, which transformers does not know: {hint}there are {', '.join(known)}"
-        )
-    try:
-        Trainer.get_optimizer_cls_and_kwargs(TrainingArguments(optim=name, use_cpu=True, report_to=[]))
-    except (ImportError, ValueError, RuntimeError) as error:
-        raise UserError(f"`optimizer` {name} cannot be used: {one_line(error)}") from None
 
 
 def find_trained(folder: RunFolder) -> Trained | None:
@@ -203,7 +183,8 @@ def _fit(
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         restore_callback_states_from_checkpoint=True,
-        **computing(objective),
+        run_name=folder.path.name,
+        **{**computing(objective), "report_to": list(recipe.report_to or ())},
     )
     trainer = _Trainer(
         objective,
@@ -222,6 +203,10 @@ def _fit(
     )
     report.steps_per_epoch = steps_per_epoch
     trainer.remove_callback(PrinterCallback)
+    for callback in trainer.callback_handler.callbacks:
+        # its own place is among the checkpoints, which go at the end
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            callback.logging_dir = str(folder.path / "tensorboard")
     trainer.method = method
     if before is not None:
         whole = before.step in (0, before.epochs * steps_per_epoch)

@@ -13,6 +13,7 @@ from ttlora.report.runs import Run
 # what a recipe says about where, on what and with which random numbers, but not how
 NO_SETTINGS = {
     *("model", "task", "output", "method", "seed", "threads", "data", "train", "validation"),
+    *("report_to", "push_to_hub", "save_every"),
     *("text_column", "text_pair_column", "label_column", "label_kind", "choice_columns"),
 }
 # in this order they tell two rows of a method apart
@@ -49,7 +50,9 @@ def task_key(record: Record) -> tuple[str, str]:
 
 def setting_values(record: Record) -> dict[str, Any]:
     """Every setting of a run by name; the fields of a method's own config stand beside the recipe's keys."""
-    settings = {key: value for key, value in record.recipe.items() if key not in NO_SETTINGS and key != "settings"}
+    # False is what earlier versions, which had no such key, did
+    recipe = {key: value for key, value in record.recipe.items() if value is not False}
+    settings = {key: value for key, value in recipe.items() if key not in NO_SETTINGS and key != "settings"}
     own = record.recipe.get("settings")
     if isinstance(own, dict):
         taken = {name for name, value in settings.items() if value is not None}

@@ -20,7 +20,7 @@ from ttlora.text_forms import parse_bytes
 
 MOST_TRIALS = 10_000
 # what a search decides for each of its trials
-DECIDED = ("output", "resume", "threads", "max_steps", "evaluate_every", "save_every")
+DECIDED = ("output", "resume", "threads", "max_steps", "evaluate_every", "save_every", "push_to_hub")
 OWN = (
     "sampler",
     "scheduler",
@@ -37,6 +37,7 @@ INSTEAD = {
     "resume": "a search always goes on where it was",
     "threads": "cpus_per_trial says how many threads a trial has",
     **dict.fromkeys(("max_steps", "evaluate_every", "save_every"), "a search counts in epochs"),
+    "push_to_hub": "upload the adapter of a trial that you have chosen",
     "models": "a search has one model",
     "tasks": "a search has one task",
     "methods": "a search has one method",
