@@ -3,6 +3,7 @@ import json
 from datetime import date
 from pathlib import Path
 
+import datasets
 import pandas as pd
 import pyarrow
 import pytest
@@ -10,6 +11,7 @@ from pyarrow import parquet
 
 from tests.conftest import write_jsonl
 from ttlora.errors import UserError
+from ttlora.finetune import data as data_module
 from ttlora.finetune.data import load_data, load_validation
 from ttlora.finetune.files import read_rows
 from ttlora.finetune.recipe import Recipe
@@ -44,6 +46,63 @@ def test_formats_hold_the_same_rows(ending, tmp_path):
     assert train.inputs == [('a, "b"',), ("c\nd",), ("",)]
     assert task.labels == ("neg", "pos")
     assert train.labels == [1, 0, 1]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_several_files_are_one_split(ending, tmp_path):
+    first, second = write(tmp_path / f"first.{ending}", ROWS[:1]), write(tmp_path / f"second.{ending}", ROWS[1:2])
+    with_comma = write(tmp_path / f"one,two.{ending}", ROWS[:2])
+    _, training, validation = load(f"{first},{second}", with_comma)
+    assert training == validation
+    assert [place.rpartition(", ")[0] for place in training.places] == [str(first), str(second)]
+    recipe = Recipe(model="m", task="file", output="o", train=[str(first), str(second)], validation=str(with_comma))
+    assert load_data(recipe).training == training
+    assert recipe.with_defaults({}).train == [str(first), str(second)]
+    assert recipe.with_defaults({}).validation == str(with_comma)
+
+
+@pytest.mark.parametrize("share", ["10%", "33.3%", "1%"])
+def test_a_share_of_the_training_rows_is_measured(share, tmp_path):
+    rows = [{"text": f"row {number}", "label": "ab"[number % 2]} for number in range(30)]
+    file = write(tmp_path / "rows.jsonl", rows)
+    task, training, validation = load(file, share, seed=3)
+    assert len(validation) == max(1, round(float(share[:-1]) * 0.3))
+    assert sorted([*training.places, *validation.places]) == sorted(f"{file}, line {n + 1}" for n in range(30))
+    recipe = Recipe(model="m", task="file", output="o", train=str(file), validation=share, seed=3)
+    assert load_validation(recipe.with_defaults({}), task) == validation
+    assert any(load(file, share, seed=seed)[2] != validation for seed in (4, 5, 6))
+
+
+@pytest.mark.parametrize("share", ["0%", "100%", "0.0%", "-5%", "five%"])
+def test_a_share_is_a_share(share, tmp_path):
+    with pytest.raises(UserError, match=r"`validation` is .*, and a share is above 0% and below 100%"):
+        Recipe(model="m", task="file", output="o", train="t.jsonl", validation=share)
+
+
+def test_a_share_leaves_rows_to_train_on(tmp_path):
+    file = write(tmp_path / "rows.jsonl", [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}])
+    with pytest.raises(UserError, match="`validation` 90% of 2 training rows leaves none to train on"):
+        load(file, "90%")
+
+
+def test_a_split_of_the_hub(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(data_module, "require_on_hub", lambda *told: asked.append(told[:2]))
+    hub = {"train": ROWS[:2], "test": ROWS[1:2]}
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config, split: hub[split])
+    _, training, validation = load("org/reviews:train", "org/reviews:test")
+    assert asked == [("dataset", "org/reviews")] * 2
+    assert training.places == ["org/reviews, row 1", "org/reviews, row 2"]
+    assert len(validation) == 1
+    recipe = Recipe(model="m", task="file", output="o", train="org/reviews:train", validation="10%")
+    assert recipe.with_defaults({}).train == "org/reviews:train"
+
+
+def test_a_data_set_of_the_hub_without_network():
+    with pytest.raises(
+        UserError, match="the hub could not be reached for dataset 'nobody/nothing'; give a file as `train`"
+    ):
+        load("nobody/nothing:train", "10%")
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])

@@ -220,3 +220,15 @@ def test_any_text_comes_back_from_the_file(tmp_path_factory, text):
     path = tmp_path_factory.mktemp("recipes") / "recipe.yaml"
     recipe.write(path)
     assert Recipe.read(path) == recipe
+
+
+@pytest.mark.parametrize(
+    ("kind", "epochs", "batch_size", "max_length"),
+    [(None, 20, 32, 128), ("regression", 20, 32, 128), ("generation", 3, 16, 1024), ("text", 3, 16, 1024)],
+)
+def test_defaults_follow_the_kind_of_task(kind, epochs, batch_size, max_length):
+    recipe = Recipe(model="m", task="file", output="o", label_kind=kind)
+    assert (recipe.epochs, recipe.batch_size, recipe.max_length) == (epochs, batch_size, max_length)
+    assert {type(recipe.epochs), type(recipe.batch_size), type(recipe.max_length)} == {int}
+    given = Recipe(model="m", task="file", output="o", label_kind=kind, epochs=20, max_length=128)
+    assert (given.epochs, given.batch_size, given.max_length) == (20, batch_size, 128)

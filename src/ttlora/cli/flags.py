@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ttlora.errors import UserError
-from ttlora.finetune.recipe import Recipe
+from ttlora.finetune.recipe import DefaultOfKind, Recipe
 from ttlora.strict_yaml import dump, read_mapping
 from ttlora.utf8 import half_character
 from ttlora.values import complaint, fits, kinds, shown, wanted
@@ -118,7 +118,9 @@ def parse(
         values |= _read_config(flags, config, help_command)
     values |= typed
     if wish == "config":
-        print(dump({key: value for key, value in values.items() if value is not inspect.Parameter.empty}), end="")
+        # a default that depends on other keys is no value of its own
+        told = {key: value for key, value in values.items() if not isinstance(value, DefaultOfKind)}
+        print(dump({key: value for key, value in told.items() if value is not inspect.Parameter.empty}), end="")
         return None
     if missing := [flags[key].name for key, value in values.items() if value is inspect.Parameter.empty]:
         raise UserError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing: see {help_command}")

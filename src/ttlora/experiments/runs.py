@@ -16,7 +16,7 @@ from ttlora.experiments.run import Likeness, Run
 from ttlora.finetune.methods import OPEN_KEYS, Method, find_method
 from ttlora.finetune.methods.peft_method import PeftMethod
 from ttlora.finetune.named_tasks import find_task
-from ttlora.finetune.recipe import Recipe
+from ttlora.finetune.recipe import Recipe, is_on_hub
 from ttlora.tuners.bottleneck import BottleneckConfig
 
 MOST_RUNS = 100_000
@@ -79,13 +79,15 @@ def require_inputs(runs: Sequence[ComparedRun]) -> None:
     """
     for run in runs:
         recipe = run.recipe
-        places = {"train": recipe.train, "validation": recipe.validation}
+        places = [("train", place) for place in recipe.places("train")]
+        if recipe.validation_share is None:
+            places += [("validation", place) for place in recipe.places("validation")]
         if recipe.data is not None:
-            places["data"] = os.path.join(recipe.data, find_task(recipe).folder)
+            places.append(("data", os.path.join(recipe.data, find_task(recipe).folder)))
         if recipe.model.startswith(("/", ".", "~")):
-            places["model"] = os.path.expanduser(recipe.model)
-        for key, place in places.items():
-            if place is not None and not os.path.exists(place):
+            places.append(("model", os.path.expanduser(recipe.model)))
+        for key, place in places:
+            if not is_on_hub(place) and not os.path.exists(place):
                 raise UserError(f"{run.title}: {key} {place} is not there; nothing was begun")
 
 

@@ -15,7 +15,7 @@ from ttlora.finetune.files import Row, read_rows
 from ttlora.finetune.inputs import Example, Input, Prompted, make_input, read_example
 from ttlora.finetune.labels import encode_labels, with_answers, with_labels
 from ttlora.finetune.named_tasks import find_task
-from ttlora.finetune.recipe import Recipe
+from ttlora.finetune.recipe import Recipe, is_on_hub
 from ttlora.finetune.tasks import Task
 from ttlora.models.hub import require_on_hub
 
@@ -90,13 +90,15 @@ def load_data(recipe: Recipe) -> TaskData:
         UserError: The data are not there, or something in them cannot be used.
     """
     task = replace(find_task(recipe), scoring=recipe.scoring)
-    train_source, train_rows = _open_split(recipe, task, "train")
-    validation_source, validation_rows = _open_split(recipe, task, task.validation)
-    train_examples = [read_example(task, train_source, place, row) for place, row in train_rows]
-    validation_examples = [read_example(task, validation_source, place, row) for place, row in validation_rows]
-    task = with_answers(with_labels(task, train_source, [example.label for example in train_examples]))
-    train = _split(task, train_source, train_examples)
-    validation = _split(task, validation_source, validation_examples)
+    train_parts = _read_parts(recipe, task, "train")
+    validation_parts = [] if recipe.validation_share else _read_parts(recipe, task, task.validation)
+    labels = [example.label for _, examples in train_parts for example in examples]
+    task = with_answers(with_labels(task, " and ".join(source for source, _ in train_parts), labels))
+    train = _joined(task, train_parts)
+    if recipe.validation_share:
+        train, validation = _divided(train, recipe)
+    else:
+        validation = _joined(task, validation_parts)
     _require_measurable(task, validation)
     return TaskData(task, _draw(task, train, recipe), validation)
 
@@ -109,19 +111,42 @@ def load_validation(recipe: Recipe, task: Task) -> Split:
     Raises:
         UserError: The data are not there, or something in them cannot be used.
     """
-    source, rows = _open_split(recipe, task, task.validation)
-    validation = _split(task, source, [read_example(task, source, place, row) for place, row in rows], by_value=True)
+    if recipe.validation_share:
+        _, validation = _divided(_joined(task, _read_parts(recipe, task, "train")), recipe)
+    else:
+        validation = _joined(task, _read_parts(recipe, task, task.validation), by_value=True)
     _require_measurable(task, validation)
     return validation
 
 
-def _open_split(recipe: Recipe, task: Task, split: str) -> tuple[str, Iterable[tuple[str, Row]]]:
-    """Where a split comes from, and its rows with their places."""
-    if task.hub is None:
-        path = Path(getattr(recipe, split))
-        return str(path), read_rows(path)
+# where rows come from, and what the task reads of them
+Parts = list[tuple[str, list[Example]]]
+
+
+def _read_parts(recipe: Recipe, task: Task, split: str) -> Parts:
+    """What the task reads of a split's rows, by the places that these come from."""
+    opened = _open_files(recipe, split) if task.hub is None else [_open_named(recipe, task, task.hub, split)]
+    return [(source, [read_example(task, source, place, row) for place, row in rows]) for source, rows in opened]
+
+
+def _open_files(recipe: Recipe, split: Any) -> list[tuple[str, Iterable[tuple[str, Row]]]]:
+    """The places of a split of task file, each with its rows and their places in it."""
+    opened = []
+    for place in recipe.places(split):
+        if is_on_hub(place):
+            name, _, of_hub = place.partition(":")
+            opened.append(_open_hub(name, None, of_hub, f"give a file as `{split}`"))
+        else:
+            opened.append((place, read_rows(Path(place))))
+    return opened
+
+
+def _open_named(recipe: Recipe, task: Task, hub: tuple[str, str], split: str) -> tuple[str, Iterable[tuple[str, Row]]]:
+    """Where a split of a named task comes from, and its rows with their places."""
     if recipe.data is None:
-        return _open_hub(task.hub, split)
+        name, config = hub
+        way_out = f"give the data with `data` DIR, where DIR/{config}/train.jsonl and {split}.jsonl are"
+        return _open_hub(name, config, split, way_out)
     folder = Path(recipe.data) / task.folder
     for ending in ("jsonl", "csv", "parquet"):
         path = folder / f"{split}.{ending}"
@@ -132,17 +157,44 @@ def _open_split(recipe: Recipe, task: Task, split: str) -> tuple[str, Iterable[t
     )
 
 
-def _open_hub(hub: tuple[str, str], split: str) -> tuple[str, Iterable[tuple[str, Row]]]:
+def _open_hub(name: str, config: str | None, split: str, way_out: str) -> tuple[str, Iterable[tuple[str, Row]]]:
     import datasets
 
-    name, config = hub
-    way_out = f"give the data with `data` DIR, where DIR/{config}/train.jsonl and {split}.jsonl are"
     require_on_hub("dataset", name, way_out)
     try:
         rows = datasets.load_dataset(name, config, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"{name} could not be fetched from the hub: {one_line(error)}; {way_out}") from None
     return name, ((f"row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def _joined(task: Task, parts: Parts, by_value: bool = False) -> Split:
+    splits = [_split(task, source, examples, by_value) for source, examples in parts]
+    inputs, labels, places = (
+        [item for items in lists for item in items]
+        for lists in zip(*((split.inputs, split.labels, split.places) for split in splits), strict=True)
+    )
+    return Split(inputs, labels, places)
+
+
+def _divided(rows: Split, recipe: Recipe) -> tuple[Split, Split]:
+    """Rows to train on, and the share of them that is measured, drawn by the recipe's seed.
+
+    Raises:
+        UserError: There are too few rows to divide.
+    """
+    assert recipe.validation_share is not None
+    count = max(1, round(recipe.validation_share * len(rows)))
+    if count >= len(rows):
+        raise UserError(f"`validation` {recipe.validation} of {len(rows)} training rows leaves none to train on")
+    drawn = set(random.Random(recipe.seed).sample(range(len(rows)), count))
+    rest = [row for row in range(len(rows)) if row not in drawn]
+    return _chosen(rows, rest), _chosen(rows, sorted(drawn))
+
+
+def _chosen(rows: Split, chosen: list[int]) -> Split:
+    labels: Any = [rows.labels[row] for row in chosen]
+    return Split([rows.inputs[row] for row in chosen], labels, [rows.places[row] for row in chosen])
 
 
 def _split(task: Task, source: str, examples: list[Example], by_value: bool = False) -> Split:
@@ -170,4 +222,4 @@ def _draw(task: Task, train: Split, recipe: Recipe) -> Split:
         raise UserError(
             f"`max_train_examples` {count} draws only rows of label {task.labels[int(labels[0])]!r}: take more"
         )
-    return Split([train.inputs[row] for row in chosen], labels, [train.places[row] for row in chosen])
+    return _chosen(train, chosen)

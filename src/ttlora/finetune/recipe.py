@@ -1,6 +1,7 @@
 """The recipe: all settings of a fine-tune. Its fields are the flags, the YAML keys and the Python arguments."""
 
 import os
+import re
 import sys
 import typing
 from collections.abc import Callable, Mapping
@@ -32,6 +33,23 @@ _COUNTS = {
 }
 
 
+class DefaultOfKind(int):
+    """The paper's default, which language models that learn text do not share.
+
+    Args:
+        value: The paper's.
+        language: What label kinds generation and text have in its place.
+    """
+
+    language: int
+
+    def __new__(cls, value: int, language: int) -> Self:
+        """The paper's value, with the other beside it."""
+        default = super().__new__(cls, value)
+        default.language = language
+        return default
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """All settings of a fine-tune. Where a default is None, the method or the task decides.
@@ -43,8 +61,10 @@ class Recipe:
         method: What is trained: tt-lora, lora, head (only the task's head), full (the whole model), or another; a wrong
             name prints them all.
         data: Folder with a named task's data, as DATA/sst2/train.jsonl; without it they come from the hub.
-        train: Training rows of task file: JSONL, CSV or Parquet.
-        validation: Validation rows of task file.
+        train: Training rows of task file: JSONL, CSV or Parquet, several files with commas, or a split of a data set on
+            the hub, as name:train.
+        validation: Validation rows of task file, named likewise; or a share of the training rows, as 5%, drawn by the
+            seed.
         text_column: Column with the text, for task file (default: text).
         text_pair_column: Column with the second text of a pair, for task file.
         label_column: Column with the label, for task file (default: label).
@@ -64,13 +84,13 @@ class Recipe:
         alpha: Scale of the update (default: 16 for lora, TTLoraConfig's for tt-lora).
         dropout: Dropout on the adapter's input, a probability (default: 0).
         settings: Other fields of the method's PEFT config, as "num_virtual_tokens=20 encoder_hidden_size=128".
-        epochs: Most epochs to train.
+        epochs: Most epochs to train (default: 20, the paper's; 3 for label kind generation and text).
         max_steps: Most optimisation steps to train (default: those of all epochs).
         evaluate_every: Steps after which the validation rows are measured (default: after each epoch).
         save_every: Steps after which a checkpoint is written, from which a run that was stopped goes on (default: with
             each measurement).
         patience: Measurements without a lower validation loss after which training stops.
-        batch_size: Rows an optimisation step.
+        batch_size: Rows an optimisation step (default: 32; 16 for label kind generation and text).
         rows_at_once: Rows that are computed at a time, of which the gradients are added up to those of a step; auto:
             as many as fit into memory (default: all rows of a step).
         gradient_accumulation: In how many parts the rows of a step are computed; another way to say `rows_at_once`.
@@ -89,7 +109,8 @@ class Recipe:
         head_learning_rate: The head's own peak learning rate (default: the same, but beside an adapter 1e-3 at most).
         weight_decay: Weight decay.
         warmup: Share of all steps over which the learning rate rises.
-        max_length: Tokens a row; longer rows are cut. Models that take fewer set the limit.
+        max_length: Tokens a row; longer rows are cut, and so are those that the model has no room for (default: 128;
+            1024 for label kind generation and text).
         max_train_examples: Train on so many rows, drawn by the seed.
         adapter_dtype: Number format of the saved weights (default: bfloat16; full: float32).
         report_to: Trackers that follow the training, as transformers calls them: tensorboard, wandb, trackio, mlflow
@@ -108,8 +129,8 @@ class Recipe:
     output: str
     method: str = "tt-lora"
     data: str | None = None
-    train: str | None = None
-    validation: str | None = None
+    train: str | list[str] | None = None
+    validation: str | list[str] | None = None
     text_column: str | None = None
     text_pair_column: str | None = None
     label_column: str | None = None
@@ -125,12 +146,12 @@ class Recipe:
     alpha: float | None = None
     dropout: float | None = None
     settings: str | dict[str, Any] | None = None
-    epochs: int = 20
+    epochs: int = DefaultOfKind(20, language=3)
     max_steps: int | None = None
     evaluate_every: int | None = None
     save_every: int | None = None
     patience: int = 5
-    batch_size: int = 32
+    batch_size: int = DefaultOfKind(32, language=16)
     rows_at_once: int | Literal["auto"] | None = None
     gradient_accumulation: int | None = None
     gradient_checkpointing: bool = False
@@ -144,7 +165,7 @@ class Recipe:
     head_learning_rate: float | None = None
     weight_decay: float = 0.0
     warmup: float = 0.0
-    max_length: int = 128
+    max_length: int = DefaultOfKind(128, language=1024)
     max_train_examples: int | None = None
     adapter_dtype: Literal["bfloat16", "float16", "float32"] | None = None
     report_to: str | list[str] | None = None
@@ -154,9 +175,16 @@ class Recipe:
     resume: bool = False
 
     def __post_init__(self) -> None:
+        learns_text = self.label_kind in ("generation", "text")
+        for name in ("epochs", "batch_size", "max_length"):
+            if isinstance(default := getattr(self, name), DefaultOfKind):
+                self._set(name, default.language if learns_text else int(default))
         for name in _PATHS:
             if isinstance(path := getattr(self, name), os.PathLike):
                 self._set(name, os.fspath(path))
+        for name in ("train", "validation"):
+            if isinstance(given := getattr(self, name), list | tuple):
+                self._set(name, [os.fspath(path) if isinstance(path, os.PathLike) else path for path in given])
         for name in _NAMES:
             if isinstance(names := getattr(self, name), str):
                 self._set(name, parse_names(names))
@@ -196,6 +224,8 @@ class Recipe:
         self._require("alpha", lambda value: True, "a finite number")
         self._require("seed", lambda value: 0 <= value < 2**32, "from 0 to 4294967295")
         self._require_parts()
+        if isinstance(self.validation, str) and self.validation.endswith("%") and self.validation_share is None:
+            raise UserError(f"`validation` is {shown(self.validation)}, and a share is above 0% and below 100%")
 
     @property
     def rows_a_pass(self) -> int:
@@ -204,12 +234,32 @@ class Recipe:
             return self.batch_size // self.gradient_accumulation
         return self.rows_at_once if isinstance(self.rows_at_once, int) else self.batch_size
 
+    @property
+    def validation_share(self) -> float | None:
+        """The share of the training rows that is measured, from 0 to 1; None: validation rows have their own places."""
+        given = self.validation if isinstance(self.validation, str) else ""
+        found = re.fullmatch(r"(\d{1,2}(?:\.\d{1,6})?)%", given)
+        return float(found[1]) / 100 if found and float(found[1]) else None
+
+    def places(self, split: Literal["train", "validation"]) -> list[str]:
+        """The files, and the splits of data sets on the hub, that a split's rows come from.
+
+        Args:
+            split: Which rows.
+        """
+        given = getattr(self, split)
+        return [] if given is None else split_places(given)
+
     def with_defaults(self, defaults: Mapping[str, Any]) -> Self:
         """The recipe with `defaults` for the keys that are None, and with absolute paths."""
         filled = {name: value for name, value in defaults.items() if getattr(self, name) is None}
-        for name in _PATHS[1:]:
+        for name in ("output", "data"):
             if (path := getattr(self, name)) is not None:
-                filled[name] = str(Path(os.path.expanduser(path)).absolute())
+                filled[name] = _absolute(path)
+        for split in ("train", "validation"):
+            places = [place if is_on_hub(place) else _absolute(place) for place in self.places(split)]
+            if places and not (split == "validation" and self.validation_share is not None):
+                filled[split] = places if len(places) > 1 else places[0]
         # unlike Path's, it takes a name that is too long for a path as none
         if os.path.isdir(os.path.expanduser(self.model)):
             filled["model"] = str(Path(os.path.expanduser(self.model)).absolute())
@@ -278,6 +328,23 @@ class Recipe:
                 )
             if "\0" in text:
                 raise UserError(f"{_argument(name)} is {shown(text)}: no text here can hold a character of code 0")
+
+
+def split_places(given: str | list[str]) -> list[str]:
+    """The places that a text with commas names; a file whose own name has a comma is one."""
+    if isinstance(given, list):
+        return given
+    return [given] if os.path.lexists(os.path.expanduser(given)) else parse_names(given)
+
+
+def is_on_hub(place: str) -> bool:
+    """Whether rows are on the hub: a name and a split, as name:train, of which no file is there."""
+    named = re.fullmatch(r"[\w.-]+(/[\w.-]+)?:\w+", place) is not None
+    return named and not os.path.lexists(os.path.expanduser(place))
+
+
+def _absolute(path: str) -> str:
+    return str(Path(os.path.expanduser(path)).absolute())
 
 
 def _read_settings(text: str) -> dict[str, Any]:

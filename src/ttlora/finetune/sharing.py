@@ -49,8 +49,8 @@ def model_card(record: Record, of_peft: bool) -> str:
         [
             f"---\n{dump(about)}---\n",
             f"# {record.method} on {base}: {record.task}\n",
-            f"Trained with ttlora: {record.adapter_parameters:,} parameters in the model, {record.head_parameters:,} in "
-            f"its head, {record.adapter_bytes:,} bytes.\n",
+            f"Trained with ttlora: {record.adapter_parameters:,} parameters in the model and "
+            f"{record.head_parameters:,} in its head, {record.adapter_bytes:,} bytes.\n",
             "| validation | |\n| --- | ---: |",
             f"{metrics}\n| loss | {record.validation_loss:.4f} |\n",
             "## Use\n",

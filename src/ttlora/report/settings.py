@@ -44,8 +44,12 @@ Settings = Mapping[str, str]
 
 def task_key(record: Record) -> tuple[str, str]:
     """The task (the validation file of the user's own data) and the metric: records with the same can be compared."""
-    place = record.recipe.get("validation") if record.task == "file" else None
-    return (f"file {place}" if place else record.task, record.primary_metric)
+    if record.task != "file" or not (place := record.recipe.get("validation")):
+        return (record.task, record.primary_metric)
+    if isinstance(place, str) and place.endswith("%"):
+        # a share of the training rows is as much its own task as these are
+        place = record.recipe.get("train")
+    return (f"file {value_text(place)}", record.primary_metric)
 
 
 def setting_values(record: Record) -> dict[str, Any]:
