@@ -99,9 +99,7 @@ def test_a_split_of_the_hub(tmp_path, monkeypatch):
 
 
 def test_a_data_set_of_the_hub_without_network():
-    with pytest.raises(
-        UserError, match="the hub could not be reached for dataset 'nobody/nothing'; give a file as `train`"
-    ):
+    with pytest.raises(UserError, match=r"nobody/nothing.* could not be .*; give a file as `train`"):
         load("nobody/nothing:train", "10%")
 
 
