@@ -302,14 +302,13 @@ def test_answers_that_leave_no_room_for_a_prompt(bert, llama, tmp_path, ttlora):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["train", "compare", "search", "evaluate", "predict"])
+@pytest.mark.parametrize("name", ["compare", "search", "evaluate", "predict"])
 def test_several_processes(name, bert, data, finished, tmp_path, ttlora, monkeypatch):
     """As torchrun starts them."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     (tmp_path / "c.yaml").write_text(f"models: [{bert}]\ntasks: [glue/sst2]\nmethods: [tt-lora]\ndata: {data}\n")
     (tmp_path / "s.yaml").write_text(f"model: {bert}\ntask: glue/sst2\ndata: {data}\nspace: {{r: [1, 2]}}\n")
     arguments = {
-        "train": ("--model", bert, "--task", "glue/sst2", "--data", data, "--output", tmp_path / "out"),
         "compare": ("--config", tmp_path / "c.yaml", "--output", tmp_path / "out"),
         "search": ("--config", tmp_path / "s.yaml", "--output", tmp_path / "out"),
         "evaluate": (finished,),

@@ -51,6 +51,18 @@ def test_a_checkpoint_before_any_measurement(bert, data, tmp_path):
     assert outcome(tmp_path / "out") == outcome(tmp_path / "whole")
 
 
+def test_the_end_of_an_epoch_is_saved_with_what_is_measured_there(bert, data, tmp_path):
+    """A checkpoint before the measurement would let a run go on without it."""
+    keys = {"epochs": 2, "save_every": 1}
+    run.train(make_recipe(bert, data, tmp_path / "whole", **keys), quiet=True)
+    with killed(training._Trainer, "prediction_step", 1):
+        run.train(make_recipe(bert, data, tmp_path / "out", **keys), quiet=True)
+    progress = json.loads((tmp_path / "out" / "checkpoints" / "progress.json").read_text())
+    assert progress["step"] == 5
+    run.train(make_recipe(bert, data, tmp_path / "out", resume=True, **keys), quiet=True)
+    assert outcome(tmp_path / "out") == outcome(tmp_path / "whole")
+
+
 def test_most_steps(bert, data, tmp_path, capsys):
     record = run.train(make_recipe(bert, data, tmp_path / "out", epochs=4, max_steps=8))
     assert (record.epochs, record.planned_epochs, record.stopped_early) == (2, 2, False)

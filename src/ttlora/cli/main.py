@@ -215,6 +215,9 @@ def _call(name: str, arguments: list[str]) -> int:
         os.getcwd()
     except OSError:
         raise UserError("the current folder is gone: change to one that is there") from None
+    # torch reports on how several processes meet, and that every trained weight was used
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from ttlora.cli.flags import parse, with_flags
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -25,6 +25,7 @@ def train(*, json: bool = False, **recipe: Any) -> int:
         The exit status.
     """
     asked = Recipe(**recipe)
+    from ttlora.finetune.processes import is_first
     from ttlora.finetune.run import train as fine_tune
 
     output = Path(os.path.expanduser(asked.output))
@@ -32,8 +33,11 @@ def train(*, json: bool = False, **recipe: Any) -> int:
     try:
         record = fine_tune(asked)
     except KeyboardInterrupt:
-        print(_after_interrupt(output), file=sys.stderr)
+        if is_first():
+            print(_after_interrupt(output), file=sys.stderr)
         return 130
+    if not is_first():
+        return 0
     if finished:
         print(f"{output} holds the finished run: nothing was done", file=sys.stderr)
     if json:

@@ -22,7 +22,7 @@ def require_one_process() -> None:
     processes = os.environ.get("WORLD_SIZE") or "1"
     if processes != "1":
         raise UserError(
-            f"{processes} processes were started for one task (WORLD_SIZE={processes}), which is not possible yet: "
+            f"{processes} processes were started for one task (WORLD_SIZE={processes}), which train alone can do: "
             "start one, without torchrun or accelerate launch"
         )
 

@@ -91,8 +91,8 @@ class Recipe:
             each measurement).
         patience: Measurements without a lower validation loss after which training stops.
         batch_size: Rows an optimisation step (default: 32; 16 for label kind generation and text).
-        rows_at_once: Rows that are computed at a time, of which the gradients are added up to those of a step; auto:
-            as many as fit into memory (default: all rows of a step).
+        rows_at_once: Rows that are computed at a time, by all processes together; gradients are added up to those of a
+            step. auto: as many as fit into memory (default: all rows of a step).
         gradient_accumulation: In how many parts the rows of a step are computed; another way to say `rows_at_once`.
         gradient_checkpointing: Compute activations again in the backward pass, which takes less memory and more time.
         dtype: Number format in which the base model is held and computed (default: that of its file, but bfloat16 for

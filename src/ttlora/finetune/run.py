@@ -4,6 +4,7 @@ import gc
 import importlib.metadata
 import platform
 import shutil
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from ttlora.finetune.library_names import require_optimizer, require_trackers
 from ttlora.finetune.machine import (
     cpu_threads,
     peak_memory_bytes,
-    require_one_process,
     reset_peak_memory,
     telling_of_memory,
 )
@@ -25,12 +25,13 @@ from ttlora.finetune.methods import Method, count_parameters, find_method
 from ttlora.finetune.metrics import TEXT_METRICS
 from ttlora.finetune.objectives import Objective, objective_of
 from ttlora.finetune.prepared import Prepared
+from ttlora.finetune.processes import Processes, started_processes
 from ttlora.finetune.progress import ProgressReport
 from ttlora.finetune.quantized import entries
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.sharing import push, require_pushable, write_card
 from ttlora.finetune.tasks import Task
-from ttlora.finetune.training import Trained, ended_early, find_trained, fit
+from ttlora.finetune.training import Trained, ended_early, find_trained, fit, require_divisible
 from ttlora.record import Record
 from ttlora.whole_files import writing
 
@@ -65,32 +66,38 @@ def train(recipe: Recipe, quiet: bool = False) -> Record:
         >>> record.primary_metric, record.epochs
         ('accuracy', 2)
     """
-    require_one_process()
     method = find_method(recipe.method)
     recipe = method.complete(recipe)
     folder = RunFolder(recipe.output)
-    folder.require_usable(recipe)
-    if folder.result.exists():
+    processes = Processes()
+    with processes.agreed():
+        if processes.is_first:
+            folder.require_usable(recipe)
+    if processes.told(folder.result.exists()):
         return _result_of_finished(folder)
     reset_peak_memory()
-    with telling_of_memory(), writing(folder.path), cpu_threads(recipe.threads):
-        data = load_data(recipe)
-        base = method.adapt(load_base(recipe.model, data.task, recipe.seed, method.form(recipe)), recipe)
-        objective = objective_of(data.task, base, recipe)
-        require_optimizer(recipe)
-        require_trackers(recipe)
-        if recipe.push_to_hub is not None:
-            require_pushable(recipe.push_to_hub)
-        # before anything is written: a row that the model can do nothing with ends the run
-        rows = objective.encode_data(data)
-        claimed = folder.claim(recipe, data)
-        with claimed, ProgressReport(_shown_metric(data.task), quiet) as report:
-            if folder.result.exists():
+    with telling_of_memory(), writing(folder.path), cpu_threads(recipe.threads), ExitStack() as claimed:
+        with processes.agreed():
+            data = load_data(recipe)
+            require_divisible(recipe, data, processes)
+            base = method.adapt(load_base(recipe.model, data.task, recipe.seed, method.form(recipe)), recipe)
+            objective = objective_of(data.task, base, recipe)
+            require_optimizer(recipe)
+            require_trackers(recipe)
+            if recipe.push_to_hub is not None:
+                require_pushable(recipe.push_to_hub)
+            # before anything is written: a row that the model can do nothing with ends the run
+            rows = objective.encode_data(data)
+        with processes.agreed():
+            if processes.is_first:
+                claimed.enter_context(folder.claim(recipe, data))
+        with ProgressReport(_shown_metric(data.task), quiet or not processes.is_first) as report:
+            if processes.told(folder.result.exists()):
                 return _result_of_finished(folder)
-            trained = find_trained(folder)
+            trained = processes.told(find_trained(folder))
             if trained is None or not trained.ended:
                 _announce(report, objective, rows)
-                trained = fit(objective, method, rows, recipe, folder, report)
+                trained = fit(objective, method, rows, recipe, folder, report, processes)
             if ended_early(trained, rows, recipe):
                 waited, kept = "epochs", f"epoch {trained.best_epoch}"
                 if recipe.evaluate_every is not None:
@@ -99,7 +106,10 @@ def train(recipe: Recipe, quiet: bool = False) -> Record:
             # the fresh base model takes its place
             del base, objective
             gc.collect()
-            record = _finish(recipe, method, folder, data, trained)
+            with processes.first_alone(folder.result):
+                if not processes.is_first:
+                    return folder.read_result()
+                record = _finish(recipe, method, folder, data, trained)
         if recipe.push_to_hub is not None:
             push(folder.adapter, recipe.push_to_hub)
         return record
@@ -135,7 +145,7 @@ def train_epoch(recipe: Recipe, prepared: Prepared) -> Record:
             objective = objective_of(data.task, base, recipe)
             report = ProgressReport(_shown_metric(data.task), quiet=True)
             rows = data.encoded or objective.encode_data(data)
-            trained = fit(objective, method, rows, recipe, folder, report, most=1)
+            trained = fit(objective, method, rows, recipe, folder, report, Processes(), most=1)
         if trained.ended:
             return _finish(recipe, method, folder, data, trained, prepared.copy_base(whole=True))
         _save(recipe, method, folder, data, trained)
@@ -171,6 +181,9 @@ def _announce(report: ProgressReport, objective: Objective, rows: Encoded) -> No
         f"task {objective.task.name}: {len(rows.training):,} training rows, {len(rows.validation):,} validation rows, "
         f"at most {longest} tokens each"
     )
+    gpus = torch.cuda.device_count()
+    if gpus > 1 and started_processes() == 1:
+        report.say(f"1 of {gpus} GPUs is used; torchrun --nproc-per-node {gpus} -m ttlora train ... uses all")
     training, validation = rows.cut
     if training or validation:
         report.say(

@@ -4,13 +4,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
+from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from ttlora.compat import use_one_gpu
 from ttlora.finetune.data import Rows
 from ttlora.finetune.metrics import measure_metrics, measure_tokens
 from ttlora.finetune.objectives import Objective
+from ttlora.finetune.processes import sum_over_processes
 from ttlora.finetune.tasks import Task
+
+# how many rows of a batch are a process's own
+OWN = "own"
 
 
 class TaskTrainer(Trainer):
@@ -34,16 +40,36 @@ class TaskTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.measured_loss, self.measured_items = 0.0, 0
 
+    def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *options: Any, **keywords: Any) -> Any:
+        """Of several processes each gets whole batches, and takes its own rows of those that it learns from."""
+        if self.args.world_size == 1:
+            return super()._get_dataloader(dataset, description, batch_size, *options, **keywords)
+        sampler_of = keywords.get("sampler_fn")
+        sampler = None if sampler_of is None else sampler_of(dataset)
+        collate = self._collate_own if keywords.get("is_training") else self.data_collator
+        return DataLoader(dataset, batch_size, sampler=sampler, collate_fn=collate)
+
+    def _collate_own(self, rows: Rows) -> dict[str, torch.Tensor]:
+        own = rows[self.args.process_index :: self.args.world_size]
+        # where none is left, one row is computed for nothing: all processes have to come to the same places
+        return {**self.objective.collate(own or rows[:1]), OWN: torch.tensor(len(own))}
+
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> int:
-        return sum(self.objective.items(batch) for batch in batch_samples)
+        count = sum(self._items(batch) for batch in batch_samples)
+        return count if self.args.world_size == 1 else sum_over_processes(count, self.args.device)
+
+    def _items(self, batch: Any) -> int:
+        return self.objective.items(batch) if OWN not in batch or int(batch[OWN]) else 0
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: int | None = None
     ) -> Any:
         """The objective's loss; for one of several accumulated batches, its share in the mean over all their items."""
-        loss, outputs = self.objective.compute(model, inputs)
-        if num_items_in_batch is not None and self.current_gradient_accumulation_steps > 1:
-            loss = loss * (self.objective.items(inputs) / num_items_in_batch)
+        items, processes = self._items(inputs), self.args.world_size
+        loss, outputs = self.objective.compute(model, {name: of for name, of in inputs.items() if name != OWN})
+        if num_items_in_batch is not None and (self.current_gradient_accumulation_steps > 1 or processes > 1):
+            # the gradients of several processes are averaged
+            loss = loss * (items * processes / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(
@@ -61,9 +87,19 @@ class TaskTrainer(Trainer):
     def evaluation_loop(self, *options: Any, metric_key_prefix: str = "eval", **keywords: Any) -> Any:
         """Outputs and metrics; the loss is that of all rows together."""
         self.measured_loss, self.measured_items = 0.0, 0
+        if self.args.world_size > 1:
+            # every process measures all rows by itself, so that there is nothing to gather
+            self.gather_function = self.accelerator.gather_for_metrics = _alone
         output = super().evaluation_loop(*options, metric_key_prefix=metric_key_prefix, **keywords)
         output.metrics[f"{metric_key_prefix}_loss"] = self.measured_loss / max(self.measured_items, 1)
+        if self.args.world_size > 1:
+            # where theirs differ by rounding they would not all stop at the same place
+            output.metrics.update(*broadcast_object_list([output.metrics]))
         return output
+
+
+def _alone(values: Any, *_: Any, **__: Any) -> Any:
+    return values
 
 
 def by_length(rows: Rows) -> list[int]:

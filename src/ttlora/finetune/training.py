@@ -16,11 +16,12 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
 from ttlora.errors import RunError, UserError, one_line, out_of_memory
-from ttlora.finetune.data import Encoded
+from ttlora.finetune.data import Encoded, TaskData
 from ttlora.finetune.folder import RunFolder
 from ttlora.finetune.library_names import DEFAULT_OPTIMIZER
 from ttlora.finetune.methods import Method, in_head
 from ttlora.finetune.objectives import Objective
+from ttlora.finetune.processes import Processes
 from ttlora.finetune.progress import ProgressReport
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.trainer import TaskTrainer, by_length, computing, metrics_of
@@ -69,6 +70,25 @@ class Trained:
     best_step: int = 0
 
 
+def require_divisible(recipe: Recipe, data: TaskData, processes: Processes) -> None:
+    """Refuse to divide rows among more processes than there are rows for.
+
+    Raises:
+        UserError: A step, or all of the training rows, has fewer rows than there are processes, or a step's rows do not
+            divide.
+    """
+    count = processes.count
+    if len(data.training) < count:
+        raise UserError(
+            f"{count} processes were started, and there are {len(data.training)} training rows: start fewer"
+        )
+    if recipe.rows_a_pass % count:
+        raise UserError(
+            f"{recipe.rows_a_pass} rows at a time do not divide among {count} processes: set `batch_size` (or "
+            "`rows_at_once`, the rows of all processes together) to a multiple"
+        )
+
+
 def ended_early(trained: Trained, rows: Encoded, recipe: Recipe) -> bool:
     """Whether a training ended before its last step: the validation loss had stopped falling."""
     if not trained.step:  # of an earlier version, which counted epochs alone
@@ -110,6 +130,7 @@ def fit(
     recipe: Recipe,
     folder: RunFolder,
     report: ProgressReport,
+    processes: Processes,
     most: int | None = None,
 ) -> Trained:
     """Train an adapted model, from the folder's last whole checkpoint if there is one.
@@ -124,6 +145,7 @@ def fit(
         recipe: The recipe, completed.
         folder: Takes checkpoints and the log.
         report: Told of every step.
+        processes: Those that train.
         most: Go on for so many epochs at most; None: to the end.
 
     Returns:
@@ -135,9 +157,11 @@ def fit(
     rows_a_pass = recipe.rows_a_pass
     while True:
         try:
-            return _fit(objective, method, rows, recipe, folder, report, most, rows_a_pass)
+            return _fit(objective, method, rows, recipe, folder, report, processes, most, rows_a_pass)
         except (MemoryError, RuntimeError) as error:
-            if recipe.rows_at_once != "auto" or rows_a_pass % 2 or not out_of_memory(error):
+            # several processes would have to stop at the same step
+            fixed = recipe.rows_at_once != "auto" or processes.count > 1
+            if fixed or rows_a_pass % 2 or not out_of_memory(error):
                 raise
             rows_a_pass //= 2
         # outside of the handler, which would hold what the failed step has made
@@ -155,10 +179,11 @@ def _fit(
     recipe: Recipe,
     folder: RunFolder,
     report: ProgressReport,
+    processes: Processes,
     most: int | None,
     rows_a_pass: int,
 ) -> Trained:
-    before = find_trained(folder)
+    before = processes.told(find_trained(folder))
     steps_per_epoch = math.ceil(len(rows.training) / recipe.batch_size)
     arguments = TrainingArguments(
         str(folder.checkpoints),
@@ -193,11 +218,11 @@ def _fit(
         eval_dataset=[rows.validation[index] for index in by_length(rows.validation)],
         compute_metrics=metrics_of(objective.task),
         callbacks=[
-            _Pace(recipe.evaluate_every, recipe.save_every),
+            _Pace(recipe.evaluate_every, recipe.save_every, steps_per_epoch),
             _Patience(recipe.patience),
             _Log(folder.log),
             report,
-            _Progress(folder, before, steps_per_epoch),
+            _Progress(folder, before, steps_per_epoch, processes),
             _Pause(most),
         ],
     )
@@ -214,7 +239,8 @@ def _fit(
     elif recipe.resume:
         report.say("nothing to go on from: starting with the first epoch")
     trainer.train(resume_from_checkpoint=None if before is None else str(folder.checkpoints / before.last))
-    trained = find_trained(folder)
+    processes.wait()
+    trained = processes.told(find_trained(folder))
     assert trained is not None, "a training ends with a checkpoint"
     return trained
 
@@ -228,6 +254,11 @@ class _Trainer(TaskTrainer):
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         self.method.save(self.model, folder)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        # of several processes each would take up its own, and the rows would come in an order of its own
+        if self.args.world_size == 1:
+            super()._load_rng_state(checkpoint)
 
     def create_optimizer(self, model: Any = None) -> Any:
         if self.optimizer is not None:
@@ -252,16 +283,19 @@ class _Pace(TrainerCallback):
     Args:
         evaluate_every: Steps between measurements; None: after each epoch.
         save_every: Steps between checkpoints; None: none but those.
+        steps_per_epoch: Steps of an epoch.
     """
 
-    def __init__(self, evaluate_every: int | None, save_every: int | None) -> None:
-        self.evaluate_every, self.save_every = evaluate_every, save_every
+    def __init__(self, evaluate_every: int | None, save_every: int | None, steps_per_epoch: int) -> None:
+        self.evaluate_every, self.save_every, self.steps_per_epoch = evaluate_every, save_every, steps_per_epoch
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         step, every = state.global_step, self.evaluate_every
         if every is not None and (step % every == 0 or step == state.max_steps):
             control.should_evaluate = control.should_save = True
-        if self.save_every is not None and step % self.save_every == 0:
+        # what is measured at the end of an epoch is saved with it: a run that goes on from before would not measure it
+        is_measured_next = every is None and (step % self.steps_per_epoch == 0 or step == state.max_steps)
+        if self.save_every is not None and step % self.save_every == 0 and not is_measured_next:
             control.should_save = True
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -293,14 +327,16 @@ class _Log(TrainerCallback):
                     f"the {kind} loss is {logs[name]} at step {state.global_step}: start again with a lower "
                     f"`learning_rate` than {args.learning_rate:g}, and another `output`"
                 )
-        lines = [json.dumps(_renamed(entry)) + "\n" for entry in state.log_history if "train_runtime" not in entry]
-        write_text(self.path, "".join(lines))
+        if state.is_world_process_zero:
+            lines = [json.dumps(_renamed(entry)) + "\n" for entry in state.log_history if "train_runtime" not in entry]
+            write_text(self.path, "".join(lines))
 
 
 class _Progress(TrainerCallback):
     """Writes down how far the training is once a checkpoint is whole, and drops those that are no longer needed."""
 
-    def __init__(self, folder: RunFolder, before: Trained | None, steps_per_epoch: int) -> None:
+    def __init__(self, folder: RunFolder, before: Trained | None, steps_per_epoch: int, processes: Processes) -> None:
+        self.processes = processes
         self.folder, self.trained, self.steps_per_epoch = folder, before, steps_per_epoch
         self.seconds = 0.0 if before is None else before.seconds
         steps_before = 0 if before is None else before.step or before.epochs * steps_per_epoch
@@ -314,13 +350,15 @@ class _Progress(TrainerCallback):
         self.now = time.perf_counter()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.goes_on and state.global_step % self.steps_per_epoch:
-            # within an epoch: its rows come in the order in which they came before, and Trainer leaves out the first
+        if self.goes_on:
+            # within an epoch its rows come in the order in which they came before, and Trainer leaves out the first
             assert self.trained is not None
-            order = load_file(self.folder.checkpoints / self.trained.last / ORDER)
-            torch.set_rng_state(order["state"])
+            file = self.folder.checkpoints / self.trained.last / ORDER
+            if file.exists():  # a run that an earlier version has begun stands at the end of an epoch
+                torch.set_rng_state(load_file(file)["state"])
         self.goes_on = False
-        self.order = torch.get_rng_state()
+        self.order = self.processes.told(torch.get_rng_state())
+        torch.set_rng_state(self.order)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.step_began = time.perf_counter()
@@ -338,8 +376,10 @@ class _Progress(TrainerCallback):
         self.seconds += self.now - before
         step = state.global_step
         checkpoint, epoch = f"{CHECKPOINT}{step}", math.ceil(step / self.steps_per_epoch)
-        if step % self.steps_per_epoch:
-            save_file({"state": self.order}, self.folder.checkpoints / checkpoint / ORDER)
+        self.processes.wait()  # each of them saves something
+        if self.processes.is_first:
+            order = self.order if step % self.steps_per_epoch else torch.get_rng_state()
+            save_file({"state": order}, self.folder.checkpoints / checkpoint / ORDER)
         loss, best = self.measured.pop("loss", None), self.trained
         if best is None or best.loss is None or (loss is not None and loss < best.loss):
             best = Trained(
@@ -355,6 +395,8 @@ class _Progress(TrainerCallback):
             ended=control.should_training_stop,
             step=step,
         )
+        if not self.processes.is_first:
+            return
         write_json(self.folder.progress, asdict(self.trained))
         for old in self.folder.checkpoints.glob(f"{CHECKPOINT}*"):
             if old.name not in (self.trained.last, self.trained.best):

@@ -1,0 +1,130 @@
+"""One training by several processes: the same numbers, one record, and one line for what is wrong."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.finetune.test_losses import recipe_for
+from tests.finetune.test_resume import log
+from ttlora.finetune.recipe import Recipe
+from ttlora.finetune.run import train
+from ttlora.record import Record
+
+
+def recipe_of(model: Path, folder: Path, kind: str, output: str, **keys: Any) -> Recipe:
+    """21 rows in steps of 8: the last step of an epoch has five, which do not divide among two processes."""
+    learns = {"learning_rate": 0.01, "epochs": 3, "output": str(folder / output)}
+    return replace(recipe_for(model, folder, kind, 8), **{**learns, **keys})
+
+
+def start(count: int, recipe: Recipe) -> list[subprocess.Popen[str]]:
+    """The command in several processes, as torchrun starts them."""
+    file = Path(f"{recipe.output}.yaml")
+    recipe.write(file)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "ttlora", "train", "--config", str(file)],
+            env=os.environ | {name: str(of) for name, of in {**told, "RANK": rank, "LOCAL_RANK": rank}.items()},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+
+
+def end(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str], list[str]]:
+    """Statuses, what was printed, and what was told, of each."""
+    told = [process.communicate(timeout=180) for process in processes]
+    return [process.returncode for process in processes], [out for out, _ in told], [err for _, err in told]
+
+
+def curve(recipe: Recipe) -> list[float]:
+    lines = log(Path(recipe.output))
+    return [line[name] for line in lines for name in ("loss", "validation_loss") if name in line]
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys"),
+    [
+        ("classes", {}),
+        ("text", {"rows_at_once": 4}),
+        pytest.param("choices by a head", {}, marks=pytest.mark.slow),
+        pytest.param("choices by a prompt", {"gradient_checkpointing": True}, marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_learn_what_one_does(kind, keys, llama32, tmp_path):
+    two, one = (recipe_of(llama32, tmp_path, kind, name, **keys) for name in ("two", "one"))
+    statuses, printed, told = end(start(2, two))
+    assert statuses == [0, 0], told
+    assert "measured from the saved adapter" in printed[0]
+    assert "epoch 3/3" in told[0]
+    assert (printed[1], told[1].count("epoch")) == ("", 0)
+    expected, found = train(one, quiet=True), Record.read(tmp_path / "two" / "result.json")
+    assert curve(two) == pytest.approx(curve(one), rel=1e-4)
+    assert found.validation_loss == pytest.approx(expected.validation_loss, rel=1e-4)
+    files = ["adapter", "log.jsonl", "recipe.yaml", "result.json"]
+    assert sorted(item.name for item in (tmp_path / "two").iterdir()) == files
+
+
+def test_killed_processes_go_on_as_one(llama32, tmp_path):
+    # a rate at which roundings do not grow
+    keys = {"epochs": 30, "patience": 30, "save_every": 1, "learning_rate": 0.001}
+    killed, whole = (recipe_of(llama32, tmp_path, "text", name, **keys) for name in ("killed", "whole"))
+    processes = start(2, killed)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "killed" / "checkpoints" / "progress.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.5)
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+    end(processes)
+    assert not (tmp_path / "killed" / "result.json").exists(), "the training was over before it was killed"
+    train(replace(killed, resume=True), quiet=True)
+    train(whole, quiet=True)
+    assert curve(killed) == pytest.approx(curve(whole), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"batch_size": 9}, "9 rows at a time do not divide among 2 processes"),
+        pytest.param({"optimizer": "adamw_torhc"}, "did you mean adamw_torch?", marks=pytest.mark.slow),
+    ],
+)
+def test_what_is_wrong_is_said_once(keys, message, llama32, tmp_path):
+    statuses, printed, told = end(start(2, recipe_of(llama32, tmp_path, "text", "out", **keys)))
+    assert statuses == [2, 2]
+    assert printed == ["", ""]
+    assert message in told[0]
+    assert sum(text.count("ttlora: error:") for text in told) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_more_processes_than_rows(llama32, tmp_path):
+    recipe = recipe_of(llama32, tmp_path, "text", "out", train=str(tmp_path / "two.jsonl"), batch_size=3)
+    (tmp_path / "two.jsonl").write_text('{"text": "plain film"}\n{"text": "great film"}\n')
+    statuses, _, told = end(start(3, recipe))
+    assert statuses == [2] * 3
+    assert "3 processes were started, and there are 2 training rows: start fewer" in told[0]
+
+
+def test_one_process_says_how_to_use_all_gpus(llama32, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    train(recipe_of(llama32, tmp_path, "text", "out", epochs=1))
+    told = capsys.readouterr().err
+    assert "1 of 4 GPUs is used; torchrun --nproc-per-node 4 -m ttlora train ... uses all\n" in told
