@@ -60,8 +60,8 @@ def curve(recipe: Recipe) -> list[float]:
 @pytest.mark.parametrize(
     ("kind", "keys"),
     [
-        ("classes", {}),
         ("text", {"rows_at_once": 4}),
+        pytest.param("classes", {}, marks=pytest.mark.slow),
         pytest.param("choices by a head", {}, marks=pytest.mark.slow),
         pytest.param("choices by a prompt", {"gradient_checkpointing": True}, marks=pytest.mark.slow),
     ],

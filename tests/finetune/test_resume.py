@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import command
 from ttlora.errors import UserError
-from ttlora.finetune import folder, run, training
+from ttlora.finetune import callbacks, folder, run, training
 from ttlora.finetune.recipe import Recipe
 from ttlora.record import Record
 
@@ -72,7 +72,7 @@ MOMENTS = {
     "in the third epoch": (training._Trainer, "training_step", 15, True),
     "in a validation": (training._Trainer, "prediction_step", 5, True),
     "in a checkpoint, weights written": (training._Trainer, "_save_optimizer_and_scheduler", 2, True),
-    "in a checkpoint, all written but the mark": (training._Progress, "on_save", 2, True),
+    "in a checkpoint, all written but the mark": (callbacks.Progress, "on_save", 2, True),
     "while old checkpoints are dropped": (shutil, "rmtree", 1, True),
     "after the last epoch": (folder.RunFolder, "write_adapter", 1, True),
     "while the adapter is written": (folder, "cast_weights", 1, False),

@@ -31,7 +31,8 @@ from ttlora.finetune.quantized import entries
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.sharing import push, require_pushable, write_card
 from ttlora.finetune.tasks import Task
-from ttlora.finetune.training import Trained, ended_early, find_trained, fit, require_divisible
+from ttlora.finetune.trained import Trained, ended_early, find_trained
+from ttlora.finetune.training import fit, require_divisible
 from ttlora.record import Record
 from ttlora.whole_files import writing
 

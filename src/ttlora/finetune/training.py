@@ -1,21 +1,17 @@
 """The training loop: a run that is killed at any moment goes on from its last whole checkpoint to the same end."""
 
 import gc
-import json
 import math
-import shutil
-import time
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+from transformers import TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
-from ttlora.errors import RunError, UserError, one_line, out_of_memory
+from ttlora.errors import UserError, out_of_memory
+from ttlora.finetune.callbacks import Log, Pace, Patience, Pause, Progress
 from ttlora.finetune.data import Encoded, TaskData
 from ttlora.finetune.folder import RunFolder
 from ttlora.finetune.library_names import DEFAULT_OPTIMIZER
@@ -24,50 +20,14 @@ from ttlora.finetune.objectives import Objective
 from ttlora.finetune.processes import Processes
 from ttlora.finetune.progress import ProgressReport
 from ttlora.finetune.recipe import Recipe
+from ttlora.finetune.trained import Trained, find_trained
 from ttlora.finetune.trainer import TaskTrainer, by_length, computing, metrics_of
-from ttlora.values import from_fields
-from ttlora.whole_files import write_json, write_text
 
 LOGS_PER_EPOCH = 20
 # Prompts and methods with few parameters learn at rates at which the dense layers of a head would be lost.
 HIGHEST_HEAD_RATE = 1e-3
-CHECKPOINT = "checkpoint-"  # as Trainer calls them
-MEASURED = "validation_"
-# in a checkpoint: the state of random numbers with which its epoch began, on which the order of the rows depends
-ORDER = "order.safetensors"
 # transformers' names, where they are others; this one is constant from the end of a warm-up on
 SCHEDULERS = {"constant": "constant_with_warmup"}
-
-
-@dataclass(frozen=True)
-class Trained:
-    """How far a training has come: the content of ``progress.json`` beside the checkpoints.
-
-    Attributes:
-        last: Name of the last whole checkpoint.
-        best: Name of the checkpoint with the weights of the lowest validation loss.
-        best_epoch: The epoch in which they were, from 1.
-        epochs: Epochs trained, one that has been begun among them.
-        seconds: Duration over all resumed parts.
-        step_seconds: Mean duration of a step.
-        loss: The lowest validation loss; None: none was measured yet.
-        metrics: What was measured with it, in training.
-        ended: Whether there is nothing left to train.
-        step: Steps trained.
-        best_step: The step after which the weights of the lowest validation loss were measured.
-    """
-
-    last: str
-    best: str
-    best_epoch: int
-    epochs: int
-    seconds: float
-    step_seconds: float
-    loss: float | None
-    metrics: dict[str, float]
-    ended: bool
-    step: int = 0
-    best_step: int = 0
 
 
 def require_divisible(recipe: Recipe, data: TaskData, processes: Processes) -> None:
@@ -87,40 +47,6 @@ def require_divisible(recipe: Recipe, data: TaskData, processes: Processes) -> N
             f"{recipe.rows_a_pass} rows at a time do not divide among {count} processes: set `batch_size` (or "
             "`rows_at_once`, the rows of all processes together) to a multiple"
         )
-
-
-def ended_early(trained: Trained, rows: Encoded, recipe: Recipe) -> bool:
-    """Whether a training ended before its last step: the validation loss had stopped falling."""
-    if not trained.step:  # of an earlier version, which counted epochs alone
-        return trained.epochs < recipe.epochs
-    steps = recipe.epochs * math.ceil(len(rows.training) / recipe.batch_size)
-    return trained.step < min(recipe.max_steps or steps, steps)
-
-
-def find_trained(folder: RunFolder) -> Trained | None:
-    """How far the training in a folder has come; None: it has not finished an epoch.
-
-    Raises:
-        UserError: The file that says so is damaged, or an earlier version of ttlora has begun the training.
-    """
-    path = folder.progress
-    if not path.exists():
-        if next(folder.checkpoints.glob(f"{CHECKPOINT}*/complete"), None) is not None:
-            raise UserError(
-                f"an earlier version of ttlora has begun the training in {folder.path}: end it with that version, or "
-                f"remove {folder.checkpoints} to begin again with the first epoch"
-            )
-        return None
-    try:
-        trained = from_fields(Trained, json.loads(path.read_text("utf-8")))
-        for name in (trained.last, trained.best):
-            if not (folder.checkpoints / name).is_dir():
-                raise ValueError(f"{name} is not there")
-        return trained
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path} is damaged: {one_line(error)}; remove {folder.checkpoints} to begin again with the first epoch"
-        ) from None
 
 
 def fit(
@@ -218,12 +144,12 @@ def _fit(
         eval_dataset=[rows.validation[index] for index in by_length(rows.validation)],
         compute_metrics=metrics_of(objective.task),
         callbacks=[
-            _Pace(recipe.evaluate_every, recipe.save_every, steps_per_epoch),
-            _Patience(recipe.patience),
-            _Log(folder.log),
+            Pace(recipe.evaluate_every, recipe.save_every, steps_per_epoch),
+            Patience(recipe.patience),
+            Log(folder.log),
             report,
-            _Progress(folder, before, steps_per_epoch, processes),
-            _Pause(most),
+            Progress(folder, before, steps_per_epoch, processes),
+            Pause(most),
         ],
     )
     report.steps_per_epoch = steps_per_epoch
@@ -275,147 +201,3 @@ class _Trainer(TaskTrainer):
                 group["params"] = [weight for weight in group["params"] if id(weight) not in heads]
                 optimizer.add_param_group({**group, "params": in_heads, "lr": rate})
         return optimizer
-
-
-class _Pace(TrainerCallback):
-    """Says when the validation rows are measured and when a checkpoint is written: with each measurement, at least.
-
-    Args:
-        evaluate_every: Steps between measurements; None: after each epoch.
-        save_every: Steps between checkpoints; None: none but those.
-        steps_per_epoch: Steps of an epoch.
-    """
-
-    def __init__(self, evaluate_every: int | None, save_every: int | None, steps_per_epoch: int) -> None:
-        self.evaluate_every, self.save_every, self.steps_per_epoch = evaluate_every, save_every, steps_per_epoch
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        step, every = state.global_step, self.evaluate_every
-        if every is not None and (step % every == 0 or step == state.max_steps):
-            control.should_evaluate = control.should_save = True
-        # what is measured at the end of an epoch is saved with it: a run that goes on from before would not measure it
-        is_measured_next = every is None and (step % self.steps_per_epoch == 0 or step == state.max_steps)
-        if self.save_every is not None and step % self.save_every == 0 and not is_measured_next:
-            control.should_save = True
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.evaluate_every is None:
-            control.should_evaluate = control.should_save = True
-
-
-class _Patience(EarlyStoppingCallback):
-    """Early stopping, without the warning that the best weights are not loaded: they come from their checkpoint."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        pass
-
-
-class _Log(TrainerCallback):
-    """Writes the log, and ends a run whose loss is no longer finite."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        control.should_log = True
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-        for name in ("loss", "eval_loss"):
-            if not math.isfinite(logs.get(name, 0.0)):
-                kind = "training" if name == "loss" else "validation"
-                raise RunError(
-                    f"the {kind} loss is {logs[name]} at step {state.global_step}: start again with a lower "
-                    f"`learning_rate` than {args.learning_rate:g}, and another `output`"
-                )
-        if state.is_world_process_zero:
-            lines = [json.dumps(_renamed(entry)) + "\n" for entry in state.log_history if "train_runtime" not in entry]
-            write_text(self.path, "".join(lines))
-
-
-class _Progress(TrainerCallback):
-    """Writes down how far the training is once a checkpoint is whole, and drops those that are no longer needed."""
-
-    def __init__(self, folder: RunFolder, before: Trained | None, steps_per_epoch: int, processes: Processes) -> None:
-        self.processes = processes
-        self.folder, self.trained, self.steps_per_epoch = folder, before, steps_per_epoch
-        self.seconds = 0.0 if before is None else before.seconds
-        steps_before = 0 if before is None else before.step or before.epochs * steps_per_epoch
-        self.step_seconds = 0.0 if before is None else before.step_seconds * steps_before
-        self.now = self.step_began = time.perf_counter()
-        self.measured: dict[str, float] = {}
-        self.goes_on = before is not None
-        self.order = torch.get_rng_state()
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.now = time.perf_counter()
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.goes_on:
-            # within an epoch its rows come in the order in which they came before, and Trainer leaves out the first
-            assert self.trained is not None
-            file = self.folder.checkpoints / self.trained.last / ORDER
-            if file.exists():  # a run that an earlier version has begun stands at the end of an epoch
-                torch.set_rng_state(load_file(file)["state"])
-        self.goes_on = False
-        self.order = self.processes.told(torch.get_rng_state())
-        torch.set_rng_state(self.order)
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.step_began = time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.step_seconds += time.perf_counter() - self.step_began
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
-        self.measured = {
-            name.removeprefix(MEASURED): value for name, value in _renamed(metrics).items() if name.startswith(MEASURED)
-        }
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        before, self.now = self.now, time.perf_counter()
-        self.seconds += self.now - before
-        step = state.global_step
-        checkpoint, epoch = f"{CHECKPOINT}{step}", math.ceil(step / self.steps_per_epoch)
-        self.processes.wait()  # each of them saves something
-        if self.processes.is_first:
-            order = self.order if step % self.steps_per_epoch else torch.get_rng_state()
-            save_file({"state": order}, self.folder.checkpoints / checkpoint / ORDER)
-        loss, best = self.measured.pop("loss", None), self.trained
-        if best is None or best.loss is None or (loss is not None and loss < best.loss):
-            best = Trained(
-                checkpoint, checkpoint, epoch, epoch, 0.0, 0.0, loss, self.measured, ended=False, best_step=step
-            )
-        self.measured = {}
-        self.trained = replace(
-            best,
-            last=checkpoint,
-            epochs=epoch,
-            seconds=self.seconds,
-            step_seconds=self.step_seconds / step,
-            ended=control.should_training_stop,
-            step=step,
-        )
-        if not self.processes.is_first:
-            return
-        write_json(self.folder.progress, asdict(self.trained))
-        for old in self.folder.checkpoints.glob(f"{CHECKPOINT}*"):
-            if old.name not in (self.trained.last, self.trained.best):
-                shutil.rmtree(old)
-
-
-class _Pause(TrainerCallback):
-    """Stops a training after some epochs; its last checkpoint does not say that it has ended."""
-
-    def __init__(self, epochs: int | None) -> None:
-        self.left = epochs
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.left is not None:
-            self.left -= 1
-            control.should_training_stop |= self.left <= 0
-
-
-def _renamed(entry: dict[str, float]) -> dict[str, float]:
-    """A log entry in our words, without Trainer's own measurements of speed."""
-    speed = ("_runtime", "_per_second")
-    return {name.replace("eval_", MEASURED): value for name, value in entry.items() if not name.endswith(speed)}

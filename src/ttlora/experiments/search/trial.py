@@ -17,7 +17,7 @@ from ttlora.finetune.data import TaskData
 from ttlora.finetune.methods import find_method
 from ttlora.finetune.prepared import Prepared
 from ttlora.finetune.run import train_epoch
-from ttlora.finetune.training import find_trained
+from ttlora.finetune.trained import find_trained
 from ttlora.values import short
 
 
