@@ -246,7 +246,15 @@ def test_a_copy_shares_weights_and_no_modules():
     assert not {id(m) for m in copied.modules()} & {id(m) for m in model.modules()}
 
 
-@pytest.mark.parametrize("case", operators.BARS)
+@pytest.mark.parametrize(
+    "case",
+    [
+        "float32",
+        "bfloat16 under autocast",
+        pytest.param("bfloat16", marks=pytest.mark.slow),
+        pytest.param("float32 under autocast", marks=pytest.mark.slow),
+    ],
+)
 def test_operators(case):
     rows = operators.measure(case, vocab_size=64, intermediate_size=64)
     assert shown(rows)[1] == {(case, TT): [("operators a matrix", operators.BARS[case][-1])]}

@@ -98,11 +98,12 @@ def test_killed_processes_go_on_as_one(llama32, tmp_path):
     assert curve(killed) == pytest.approx(curve(whole), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
         ({"batch_size": 9}, "9 rows at a time do not divide among 2 processes"),
-        pytest.param({"optimizer": "adamw_torhc"}, "did you mean adamw_torch?", marks=pytest.mark.slow),
+        ({"optimizer": "adamw_torhc"}, "did you mean adamw_torch?"),
     ],
 )
 def test_what_is_wrong_is_said_once(keys, message, llama32, tmp_path):

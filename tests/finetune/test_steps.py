@@ -27,7 +27,7 @@ def uninterrupted(bert, data, tmp_path_factory):
     return outcome(output)
 
 
-@pytest.mark.parametrize("step", [2, 4, 7, 8, 10, 13, 15])
+@pytest.mark.parametrize("step", [2, 7, 8, 13])
 def test_a_run_goes_on_from_its_last_checkpoint_to_the_same_end(step, bert, data, tmp_path, uninterrupted, capsys):
     recipe = make_recipe(bert, data, tmp_path / "out", **STEPS)
     with killed(training._Trainer, "training_step", step):
