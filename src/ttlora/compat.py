@@ -169,6 +169,13 @@ def use_one_gpu(arguments: Any) -> None:
     arguments._n_gpu = min(arguments.n_gpu, 1)
 
 
+def forget_processes() -> None:
+    """Let accelerate look anew for other processes: ``AcceleratorState._reset_state`` (accelerate 1.10)."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 def fetched(holder: nn.Module, read: Any) -> Tensor:
     """A parameter that accelerate has offloaded, fetched for one use: the hook ``_hf_hook`` (accelerate 1.10).
 
@@ -214,6 +221,11 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
+
+
+def is_view(tensor: Tensor) -> bool:
+    """Whether autograd knows a tensor as a view of another: ``_is_view`` (torch 2.7)."""
+    return tensor._is_view()
 
 
 def convolve_as(layer: Any, x: Tensor, kernel: Tensor) -> Tensor:

@@ -153,13 +153,12 @@ def _load(
             raise ValueError("it comes without the files of its tokenizer")
         fit_to_task(config, tokenizer, task)
         model_class = AutoModelForCausalLM if task.is_causal else AutoModelForSequenceClassification
-        if on_meta or form.quantize is not None:
+        if on_meta:
             model = without_weights(model_class, config)
-            head = head_of(model, task.is_causal)
-            if on_meta:
-                return Base(name, model, tokenizer, head)
+            return Base(name, model, tokenizer, head_of(model, task.is_causal))
         held: dict[str, Any] = {"dtype": form.dtype or "auto"}
         if form.quantize is not None:
+            head = head_of(without_weights(model_class, config), task.is_causal)
             held |= quantized(form.quantize, form.dtype, head)
         if form.attention is not None:
             held["attn_implementation"] = form.attention

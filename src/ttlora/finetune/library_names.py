@@ -18,7 +18,8 @@ def require_optimizer(recipe: Recipe) -> None:
     Raises:
         UserError: It cannot be used.
     """
-    name = recipe.optimizer or DEFAULT_OPTIMIZER
+    if (name := recipe.optimizer) is None:
+        return
     _require_known("optimizer", name, [one.value for one in OptimizerNames])
     try:
         Trainer.get_optimizer_cls_and_kwargs(TrainingArguments(optim=name, use_cpu=True, report_to=[]))

@@ -3,16 +3,16 @@
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object
 
+from ttlora.compat import forget_processes
 from ttlora.errors import RunError, UserError
 
 T = TypeVar("T")
@@ -76,10 +76,6 @@ class Processes:
         told: T = values[0]
         return told
 
-    def own(self, rows: Sequence[T]) -> Sequence[T]:
-        """The rows of a batch that this process computes."""
-        return rows[self.index :: self.count]
-
     @contextmanager
     def agreed(self) -> Iterator[None]:
         """Within it, what one process cannot do ends all of them; the first one says why.
@@ -122,7 +118,7 @@ class Processes:
             yield
             return
         told = {name: os.environ.pop(name) for name in TOLD_BY if name in os.environ}
-        AcceleratorState._reset_state(reset_partial_state=True)
+        forget_processes()
         try:
             yield
         finally:

@@ -248,7 +248,10 @@ class Recipe:
             split: Which rows.
         """
         given = getattr(self, split)
-        return [] if given is None else split_places(given)
+        if given is None or isinstance(given, list):
+            return given or []
+        # a file whose own name has a comma is one
+        return [given] if os.path.lexists(os.path.expanduser(given)) else parse_names(given)
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> Self:
         """The recipe with `defaults` for the keys that are None, and with absolute paths."""
@@ -262,7 +265,7 @@ class Recipe:
                 filled[split] = places if len(places) > 1 else places[0]
         # unlike Path's, it takes a name that is too long for a path as none
         if os.path.isdir(os.path.expanduser(self.model)):
-            filled["model"] = str(Path(os.path.expanduser(self.model)).absolute())
+            filled["model"] = _absolute(self.model)
         return replace(self, **filled)
 
     def as_dict(self) -> dict[str, Any]:
@@ -328,13 +331,6 @@ class Recipe:
                 )
             if "\0" in text:
                 raise UserError(f"{_argument(name)} is {shown(text)}: no text here can hold a character of code 0")
-
-
-def split_places(given: str | list[str]) -> list[str]:
-    """The places that a text with commas names; a file whose own name has a comma is one."""
-    if isinstance(given, list):
-        return given
-    return [given] if os.path.lexists(os.path.expanduser(given)) else parse_names(given)
 
 
 def is_on_hub(place: str) -> bool:

@@ -70,9 +70,19 @@ def find_trained(folder: RunFolder) -> Trained | None:
         ) from None
 
 
+def steps_per_epoch(rows: Encoded, recipe: Recipe) -> int:
+    """The optimisation steps of an epoch, of which the last may have fewer rows."""
+    return math.ceil(len(rows.training) / recipe.batch_size)
+
+
+def planned_steps(rows: Encoded, recipe: Recipe) -> int:
+    """The most steps that the recipe trains."""
+    steps = recipe.epochs * steps_per_epoch(rows, recipe)
+    return min(recipe.max_steps or steps, steps)
+
+
 def ended_early(trained: Trained, rows: Encoded, recipe: Recipe) -> bool:
     """Whether a training ended before its last step: the validation loss had stopped falling."""
     if not trained.step:  # of an earlier version, which counted epochs alone
         return trained.epochs < recipe.epochs
-    steps = recipe.epochs * math.ceil(len(rows.training) / recipe.batch_size)
-    return trained.step < min(recipe.max_steps or steps, steps)
+    return trained.step < planned_steps(rows, recipe)

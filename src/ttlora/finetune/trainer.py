@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
@@ -12,7 +11,7 @@ from ttlora.compat import use_one_gpu
 from ttlora.finetune.data import Rows
 from ttlora.finetune.metrics import measure_metrics, measure_tokens
 from ttlora.finetune.objectives import Objective
-from ttlora.finetune.processes import sum_over_processes
+from ttlora.finetune.processes import Processes, sum_over_processes
 from ttlora.finetune.tasks import Task
 
 # how many rows of a batch are a process's own
@@ -65,11 +64,11 @@ class TaskTrainer(Trainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: int | None = None
     ) -> Any:
         """The objective's loss; for one of several accumulated batches, its share in the mean over all their items."""
-        items, processes = self._items(inputs), self.args.world_size
+        processes = self.args.world_size
         loss, outputs = self.objective.compute(model, {name: of for name, of in inputs.items() if name != OWN})
         if num_items_in_batch is not None and (self.current_gradient_accumulation_steps > 1 or processes > 1):
             # the gradients of several processes are averaged
-            loss = loss * (items * processes / num_items_in_batch)
+            loss = loss * (self._items(inputs) * processes / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(
@@ -92,9 +91,8 @@ class TaskTrainer(Trainer):
             self.gather_function = self.accelerator.gather_for_metrics = _alone
         output = super().evaluation_loop(*options, metric_key_prefix=metric_key_prefix, **keywords)
         output.metrics[f"{metric_key_prefix}_loss"] = self.measured_loss / max(self.measured_items, 1)
-        if self.args.world_size > 1:
-            # where theirs differ by rounding they would not all stop at the same place
-            output.metrics.update(*broadcast_object_list([output.metrics]))
+        # where those of several processes differ by rounding they would not all stop at the same place
+        output.metrics.update(Processes().told(output.metrics))
         return output
 
 

@@ -1,7 +1,6 @@
 """The training loop: a run that is killed at any moment goes on from its last whole checkpoint to the same end."""
 
 import gc
-import math
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from ttlora.finetune.objectives import Objective
 from ttlora.finetune.processes import Processes
 from ttlora.finetune.progress import ProgressReport
 from ttlora.finetune.recipe import Recipe
-from ttlora.finetune.trained import Trained, find_trained
+from ttlora.finetune.trained import Trained, find_trained, planned_steps, steps_per_epoch
 from ttlora.finetune.trainer import TaskTrainer, by_length, computing, metrics_of
 
 LOGS_PER_EPOCH = 20
@@ -110,11 +109,11 @@ def _fit(
     rows_a_pass: int,
 ) -> Trained:
     before = processes.told(find_trained(folder))
-    steps_per_epoch = math.ceil(len(rows.training) / recipe.batch_size)
+    in_epoch, scheduler = steps_per_epoch(rows, recipe), recipe.scheduler or "linear"
     arguments = TrainingArguments(
         str(folder.checkpoints),
         num_train_epochs=recipe.epochs,
-        max_steps=-1 if recipe.max_steps is None else min(recipe.max_steps, recipe.epochs * steps_per_epoch),
+        max_steps=-1 if recipe.max_steps is None else planned_steps(rows, recipe),
         per_device_train_batch_size=rows_a_pass,
         gradient_accumulation_steps=recipe.batch_size // rows_a_pass,
         gradient_checkpointing=recipe.gradient_checkpointing,
@@ -123,13 +122,13 @@ def _fit(
         train_sampling_strategy="group_by_length",  # batches of like lengths are half padding less to compute
         optim=recipe.optimizer or DEFAULT_OPTIMIZER,
         learning_rate=recipe.learning_rate,
-        lr_scheduler_type=SCHEDULERS.get(recipe.scheduler or "linear", recipe.scheduler or "linear"),
+        lr_scheduler_type=SCHEDULERS.get(scheduler, scheduler),
         warmup_steps=recipe.warmup,
         weight_decay=recipe.weight_decay,
-        # when to measure and to save is said by `_Pace`
+        # when to measure and to save is said by `Pace`
         eval_strategy="no",
         save_strategy="no",
-        logging_steps=max(1, steps_per_epoch // LOGS_PER_EPOCH),
+        logging_steps=max(1, in_epoch // LOGS_PER_EPOCH),
         logging_nan_inf_filter=False,
         metric_for_best_model="eval_loss",
         greater_is_better=False,
@@ -144,15 +143,15 @@ def _fit(
         eval_dataset=[rows.validation[index] for index in by_length(rows.validation)],
         compute_metrics=metrics_of(objective.task),
         callbacks=[
-            Pace(recipe.evaluate_every, recipe.save_every, steps_per_epoch),
+            Pace(recipe.evaluate_every, recipe.save_every, in_epoch),
             Patience(recipe.patience),
             Log(folder.log),
             report,
-            Progress(folder, before, steps_per_epoch, processes),
+            Progress(folder, before, in_epoch, processes),
             Pause(most),
         ],
     )
-    report.steps_per_epoch = steps_per_epoch
+    report.steps_per_epoch = in_epoch
     trainer.remove_callback(PrinterCallback)
     for callback in trainer.callback_handler.callbacks:
         # its own place is among the checkpoints, which go at the end
@@ -160,7 +159,7 @@ def _fit(
             callback.logging_dir = str(folder.path / "tensorboard")
     trainer.method = method
     if before is not None:
-        whole = before.step in (0, before.epochs * steps_per_epoch)
+        whole = before.step in (0, before.epochs * in_epoch)
         report.say(f"going on after {f'epoch {before.epochs}' if whole else f'step {before.step}'}")
     elif recipe.resume:
         report.say("nothing to go on from: starting with the first epoch")

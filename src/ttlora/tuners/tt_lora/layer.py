@@ -360,6 +360,11 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext()
 
 
+def product_dtype_of(tensor: Tensor) -> torch.dtype:
+    """The dtype of a product with a tensor: that of autocast where it is on, or the tensor's own."""
+    return torch.get_autocast_dtype(tensor.device.type) if autocasts(tensor.device) else tensor.dtype
+
+
 def autocasts(device: torch.device) -> bool:
     """Whether autocast is on; the meta device does not know it."""
     return device.type != "meta" and torch.is_autocast_enabled(device.type)

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from ttlora.compat import has_hooks, in_out_features
+from ttlora.compat import has_hooks, in_out_features, is_view
 from ttlora.tensor_train.linear import low_rank_linear
 from ttlora.tensor_train.update import transformed
 from ttlora.tuners.tt_lora.factors import built_factors
-from ttlora.tuners.tt_lora.layer import TTLoraLayer, autocasts, without_autocast
+from ttlora.tuners.tt_lora.layer import TTLoraLayer, autocasts, product_dtype_of, without_autocast
 
 # what autocast brings into its own dtype
 AUTOCAST = (torch.float32, torch.bfloat16, torch.float16)
@@ -41,13 +41,12 @@ class TTLoraLinear(TTLoraLayer):
         """That of autocast, or of the weight; for a quantised weight that of the last forward."""
         if self.quantization_backend is not None:
             return self._last_dtype
-        weight = self.base_parameter
-        return torch.get_autocast_dtype(weight.device.type) if autocasts(weight.device) else weight.dtype
+        return product_dtype_of(self.base_parameter)
 
     def _adapted_forward(self, x: Tensor, active: list[str], *args: Any, **kwargs: Any) -> Any:
         if len(active) > 1 or args or kwargs or _drops(self.dropouts[active[0]]):
             return super()._adapted_forward(x, active, *args, **kwargs)
-        dtype = torch.get_autocast_dtype(x.device.type) if autocasts(x.device) else x.dtype
+        dtype = product_dtype_of(x)
         base = self._plain_base_layer(x, dtype)
         if base is not None:
             bias = None if base.bias is None else base.bias.to(dtype)
@@ -62,7 +61,7 @@ class TTLoraLinear(TTLoraLayer):
             # it was made from a quantised weight just now, for nobody else: the update is added where it lies, unless
             # a function of bitsandbytes has made it as a view, which autograd lets nobody change
             rows, hidden = result.view(-1, result.shape[-1]), F.linear(inputs, A).view(-1, A.shape[0])
-            summed = torch.addmm(rows, hidden, B.T) if result._is_view() else rows.addmm_(hidden, B.T)
+            summed = torch.addmm(rows, hidden, B.T) if is_view(result) else rows.addmm_(hidden, B.T)
             return summed.view(result.shape)
 
     def _plain_base_layer(self, x: Tensor, dtype: torch.dtype) -> nn.Linear | None:
