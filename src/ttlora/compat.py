@@ -164,6 +164,17 @@ def reads_both_sides(config: Any) -> bool:
     return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_decoder
 
 
+def add_fused_head(model: Any) -> None:
+    """Let a causal model give log-probabilities of its labels without making the logits: ``fused_lm_head=True``.
+
+    `trl.trainer.utils.add_fused_lm_head` (TRL 1.16); what the model says without the argument stays as it is.
+    """
+    from trl.trainer.utils import add_fused_lm_head
+
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    add_fused_lm_head(plain, outputs=("log_probs", "is_top1"))
+
+
 def use_one_gpu(arguments: Any) -> None:
     """Let Trainer use one GPU where one process sees several: ``TrainingArguments._n_gpu`` (transformers 5.18)."""
     arguments._n_gpu = min(arguments.n_gpu, 1)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import command
 from ttlora.cli.main import main
-from ttlora.finetune import training
+from ttlora.finetune.trainer import TaskTrainer
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_ctrl_c_tells_how_to_go_on(flags, tmp_path, ttlora, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training._Trainer, "training_step", interrupt)
+        patch.setattr(TaskTrainer, "training_step", interrupt)
         outcome = ttlora("train", *flags)
     assert outcome.status == 130
     assert outcome.err.splitlines()[-1] == (

@@ -14,7 +14,7 @@ from ttlora.experiments.folder import RunsFolder
 from ttlora.experiments.own_process import in_own_process
 from ttlora.experiments.runs import plan_runs
 from ttlora.finetune import run as run_module
-from ttlora.finetune import training
+from ttlora.finetune.trainer import TaskTrainer
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_runs_end_with_a_record_or_with_their_error(prepare):
 def test_run_that_was_stopped_goes_on(prepare):
     folder, (run,) = prepare("[lora]")
     steps = 0
-    original = training._Trainer.training_step
+    original = TaskTrainer.training_step
 
     def stop(*arguments, **keywords):
         nonlocal steps
@@ -62,7 +62,7 @@ def test_run_that_was_stopped_goes_on(prepare):
         return original(*arguments, **keywords)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training._Trainer, "training_step", stop)
+        patch.setattr(TaskTrainer, "training_step", stop)
         with folder.claim(), pytest.raises(KeyboardInterrupt):
             run_module.train(run.recipe, quiet=True)
     assert run.state == "unfinished"

@@ -8,11 +8,11 @@ import pytest
 
 from tests.finetune.test_methods import OTHERS, SMALL
 from tests.finetune.test_resume import killed, outcome
-from ttlora.finetune import training
 from ttlora.finetune.finished import FinishedRun
 from ttlora.finetune.methods import METHODS
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.run import train
+from ttlora.finetune.trainer import TaskTrainer
 
 
 def finish(method, model, data, output, **keys):
@@ -49,7 +49,7 @@ def test_a_causal_model_that_answers_with_words(method, llama, data, tmp_path):
 def test_a_killed_run_resumes_to_the_same_end(method, bert, data, tmp_path):
     keys = {"epochs": 2, "learning_rate": 1e-2}
     finish(method, bert, data, tmp_path / "whole", **keys)
-    with killed(training._Trainer, "training_step", 4):
+    with killed(TaskTrainer, "training_step", 4):
         finish(method, bert, data, tmp_path / "parts", **keys)
     finish(method, bert, data, tmp_path / "parts", resume=True, **keys)
     assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
@@ -64,6 +64,7 @@ def test_the_same_metric_in_a_fresh_process(bert, llama, data, tmp_path):
 import json, sys
 from ttlora.finetune import training
 from ttlora.finetune.finished import FinishedRun
+from ttlora.finetune.trainer import TaskTrainer
 runs = {name: FinishedRun.load(f"{sys.argv[1]}/{name}").evaluate() for name in sys.argv[2:]}
 print(json.dumps({name: [run.metrics, run.validation_loss] for name, run in runs.items()}))
 """

@@ -6,11 +6,12 @@ import pytest
 
 from tests.conftest import command, sentiment_rows, write_jsonl
 from ttlora.errors import UserError
-from ttlora.finetune import run, training
+from ttlora.finetune import run
 from ttlora.finetune.finished import FinishedRun
 from ttlora.finetune.folder import RunFolder, locked
 from ttlora.finetune.objectives import HeadObjective
 from ttlora.finetune.recipe import Recipe
+from ttlora.finetune.trainer import TaskTrainer
 
 
 def make_recipe(bert, data, output, **keys) -> Recipe:
@@ -59,8 +60,8 @@ def test_another_run_that_came_and_went_is_not_touched(moment, resume, bert, dat
 
 
 AT_WORK = {
-    "in its first step": (training._Trainer, "training_step"),
-    "in a checkpoint": (training._Trainer, "_save"),
+    "in its first step": (TaskTrainer, "training_step"),
+    "in a checkpoint": (TaskTrainer, "_save"),
     "when it measures what was saved": (run, "measure"),
 }
 
@@ -139,17 +140,17 @@ def test_rows_that_have_changed_since_the_run_was_stopped(change, complaint, ber
     rows = {"train": sentiment_rows(24, seed=1), "validation": sentiment_rows(8, seed=2)}
     for split in rows:
         write_jsonl(tmp_path / f"{split}.jsonl", rows[split])
-    original = training._Trainer.training_step
+    original = TaskTrainer.training_step
 
     def stopping(trainer, *args, **keywords):
         if trainer.state.global_step == 4:
             raise MetError
         return original(trainer, *args, **keywords)
 
-    monkeypatch.setattr(training._Trainer, "training_step", stopping)
+    monkeypatch.setattr(TaskTrainer, "training_step", stopping)
     with pytest.raises(MetError):
         run.train(rows_recipe(bert, tmp_path), quiet=True)
-    monkeypatch.setattr(training._Trainer, "training_step", original)
+    monkeypatch.setattr(TaskTrainer, "training_step", original)
     before = content(tmp_path / "out")
     for split, how in change.items():
         changed = [dict(row) for row in rows[split]]
@@ -173,7 +174,7 @@ def test_rows_that_have_changed_since_the_run_was_stopped(change, complaint, ber
 
 
 def test_a_run_from_before_rows_were_written_down_goes_on(bert, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(training._Trainer, "_save", lambda *_, **__: (_ for _ in ()).throw(MetError))
+    monkeypatch.setattr(TaskTrainer, "_save", lambda *_, **__: (_ for _ in ()).throw(MetError))
     with pytest.raises(MetError):
         run.train(make_recipe(bert, data, tmp_path / "out"), quiet=True)
     monkeypatch.undo()
@@ -182,7 +183,7 @@ def test_a_run_from_before_rows_were_written_down_goes_on(bert, data, tmp_path, 
 
 
 def test_damaged_fingerprints(bert, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(training._Trainer, "_save", lambda *_, **__: (_ for _ in ()).throw(MetError))
+    monkeypatch.setattr(TaskTrainer, "_save", lambda *_, **__: (_ for _ in ()).throw(MetError))
     with pytest.raises(MetError):
         run.train(make_recipe(bert, data, tmp_path / "out"), quiet=True)
     monkeypatch.undo()

@@ -14,11 +14,11 @@ from ttlora.finetune.base import Base, load_base
 from ttlora.finetune.data import Split, load_data
 from ttlora.finetune.finished import FinishedRun
 from ttlora.finetune.inputs import Prompted
-from ttlora.finetune.objectives import IGNORED, LikelihoodObjective, objective_of
+from ttlora.finetune.objectives import LikelihoodObjective, objective_of
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.run import train
 from ttlora.finetune.tasks import Task
-from ttlora.finetune.tokens import tokenise
+from ttlora.finetune.tokens import IGNORED, tokenise
 
 KEYS = {"epochs": 2, "batch_size": 8, "learning_rate": 0.02, "threads": 1, "max_length": 24}
 
@@ -153,13 +153,6 @@ def test_chats_need_a_template(llama, tmp_path):
     assert training.inputs[0] == Prompted((chat[0],), ("was great",))
     with pytest.raises(UserError, match="the model's tokenizer has no chat template: take an instruction-tuned model"):
         train(recipe, quiet=True)
-    base = load_base(str(llama), Task("file", ("messages",), kind="generation"))
-    base.tokenizer.chat_template = "{% for m in messages %}[CLS] {{ m.content }} {% endfor %}"
-    rows, _ = LikelihoodObjective(Task("file", ("messages",), kind="generation"), base, within(20)).encode(
-        rows_of(training.inputs[:1], [0])
-    )
-    assert base.tokenizer.decode(rows[0]["input_ids"][0]) == "[CLS] the film was great [SEP]"
-    assert sum(target != IGNORED for target in rows[0]["targets"][0]) == 3
 
 
 @pytest.mark.parametrize(

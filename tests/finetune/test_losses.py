@@ -30,6 +30,7 @@ KINDS = {
     },
     "generation": {"text_column": "text", "label_column": "answer", "label_kind": "generation", "max_new_tokens": 2},
     "text": {"text_column": "text", "label_kind": "text"},
+    "preference": {"text_column": "text", "label_kind": "preference", "choice_columns": "good,bad"},
 }
 
 

@@ -10,10 +10,11 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tests.finetune.test_losses import KINDS, recipe_for
 from ttlora.errors import RunError, UserError
-from ttlora.finetune import quantized, training
+from ttlora.finetune import quantized
 from ttlora.finetune.finished import FinishedRun
 from ttlora.finetune.methods import find_method
 from ttlora.finetune.run import train
+from ttlora.finetune.trainer import TaskTrainer
 
 LEARNS = {"learning_rate": 0.01, "epochs": 2}
 
@@ -54,14 +55,14 @@ class TestRowsThatFit:
         """Memory for a few rows alone."""
 
         def limit(most: int):
-            original = training._Trainer.training_step
+            original = TaskTrainer.training_step
 
             def step(self, model, inputs, *options):
                 if len(inputs["labels"]) > most:
                     raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
                 return original(self, model, inputs, *options)
 
-            monkeypatch.setattr(training._Trainer, "training_step", step)
+            monkeypatch.setattr(TaskTrainer, "training_step", step)
 
         return limit
 

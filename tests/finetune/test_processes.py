@@ -62,6 +62,7 @@ def curve(recipe: Recipe) -> list[float]:
     [
         ("text", {"rows_at_once": 4}),
         pytest.param("classes", {}, marks=pytest.mark.slow),
+        pytest.param("preference", {"rows_at_once": 4}, marks=pytest.mark.slow),
         pytest.param("choices by a head", {}, marks=pytest.mark.slow),
         pytest.param("choices by a prompt", {"gradient_checkpointing": True}, marks=pytest.mark.slow),
     ],

@@ -12,8 +12,9 @@ import pytest
 
 from tests.conftest import command
 from ttlora.errors import UserError
-from ttlora.finetune import callbacks, folder, run, training
+from ttlora.finetune import callbacks, folder, run
 from ttlora.finetune.recipe import Recipe
+from ttlora.finetune.trainer import TaskTrainer
 from ttlora.record import Record
 
 
@@ -67,11 +68,11 @@ def killed(target, name: str, call: int, before: bool = True) -> Iterator[None]:
 
 
 MOMENTS = {
-    "before the first step": (training._Trainer, "training_step", 1, True),
-    "in the first epoch": (training._Trainer, "training_step", 3, True),
-    "in the third epoch": (training._Trainer, "training_step", 15, True),
-    "in a validation": (training._Trainer, "prediction_step", 5, True),
-    "in a checkpoint, weights written": (training._Trainer, "_save_optimizer_and_scheduler", 2, True),
+    "before the first step": (TaskTrainer, "training_step", 1, True),
+    "in the first epoch": (TaskTrainer, "training_step", 3, True),
+    "in the third epoch": (TaskTrainer, "training_step", 15, True),
+    "in a validation": (TaskTrainer, "prediction_step", 5, True),
+    "in a checkpoint, weights written": (TaskTrainer, "_save_optimizer_and_scheduler", 2, True),
     "in a checkpoint, all written but the mark": (callbacks.Progress, "on_save", 2, True),
     "while old checkpoints are dropped": (shutil, "rmtree", 1, True),
     "after the last epoch": (folder.RunFolder, "write_adapter", 1, True),
@@ -101,7 +102,7 @@ def test_killed_run_resumes_to_the_same_end(moment, bert, data, tmp_path, uninte
 def test_every_method_resumes_to_the_same_end(method, bert, data, tmp_path):
     keys = {"method": method, "epochs": 2, "head_learning_rate": 1e-2}
     run.train(make_recipe(bert, data, tmp_path / "whole", **keys), quiet=True)
-    with killed(training._Trainer, "training_step", 9):
+    with killed(TaskTrainer, "training_step", 9):
         run.train(make_recipe(bert, data, tmp_path / "killed", **keys), quiet=True)
     assert log(tmp_path / "killed")[-1]["epoch"] >= 1
     run.train(make_recipe(bert, data, tmp_path / "killed", resume=True, **keys), quiet=True)
@@ -128,7 +129,7 @@ def test_run_that_stopped_early_does_not_train_on(bert, data, tmp_path, stopped_
 
 def test_epochs_without_improvement_are_counted_over_all_parts(bert, data, tmp_path, stopped_early):
     last_epoch = stopped_early[3]
-    with killed(training._Trainer, "training_step", 6 * (last_epoch - 1) + 3):
+    with killed(TaskTrainer, "training_step", 6 * (last_epoch - 1) + 3):
         run.train(make_recipe(bert, data, tmp_path / "out", **EARLY), quiet=True)
     run.train(make_recipe(bert, data, tmp_path / "out", resume=True, **EARLY), quiet=True)
     assert outcome(tmp_path / "out") == stopped_early
@@ -154,7 +155,7 @@ def test_sigkill_of_the_command(bert, data, tmp_path):
 
 
 def test_train_seconds_count_all_parts(bert, data, tmp_path):
-    with killed(training._Trainer, "training_step", 15):
+    with killed(TaskTrainer, "training_step", 15):
         run.train(make_recipe(bert, data, tmp_path / "out"), quiet=True)
     progress = tmp_path / "out" / "checkpoints" / "progress.json"
     # 240 s for the 12 steps of two epochs
@@ -177,7 +178,7 @@ def test_train_seconds_count_all_parts(bert, data, tmp_path):
     ],
 )
 def test_a_training_that_cannot_go_on_says_how_to(damage, complaint, bert, data, tmp_path):
-    with killed(training._Trainer, "training_step", 15):
+    with killed(TaskTrainer, "training_step", 15):
         run.train(make_recipe(bert, data, tmp_path / "out"), quiet=True)
     checkpoints = tmp_path / "out" / "checkpoints"
     progress = checkpoints / "progress.json"
@@ -208,7 +209,7 @@ def test_resume_without_a_run_starts_one(bert, data, tmp_path, capsys):
 
 
 def test_says_after_which_epoch_it_goes_on(bert, data, tmp_path, capsys):
-    with killed(training._Trainer, "training_step", 15):
+    with killed(TaskTrainer, "training_step", 15):
         run.train(make_recipe(bert, data, tmp_path / "out"))
     assert [line[:9] for line in capsys.readouterr().err.splitlines()[2:]] == ["epoch 1/4", "epoch 2/4"]
     run.train(make_recipe(bert, data, tmp_path / "out", resume=True))
@@ -231,7 +232,7 @@ def test_changed_recipe_is_refused_by_the_name_of_its_key(key, value, bert, data
 
 
 def test_folder_can_be_moved_between_parts(bert, data, tmp_path, uninterrupted):
-    with killed(training._Trainer, "training_step", 20):
+    with killed(TaskTrainer, "training_step", 20):
         run.train(make_recipe(bert, data, tmp_path / "out"), quiet=True)
     shutil.move(tmp_path / "out", tmp_path / "moved")
     run.train(make_recipe(bert, data, tmp_path / "moved", resume=True), quiet=True)

@@ -17,13 +17,14 @@ from transformers import (
 
 from tests.conftest import make_tokenizer, sentiment_rows, write_jsonl
 from ttlora.errors import RunError, UserError
-from ttlora.finetune import machine, training
+from ttlora.finetune import machine
 from ttlora.finetune.data import load_data
 from ttlora.finetune.finished import FinishedRun
 from ttlora.finetune.machine import cpu_threads
 from ttlora.finetune.methods import METHODS
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.run import train
+from ttlora.finetune.trainer import TaskTrainer
 from ttlora.record import Record
 
 HEAD = (32 * 32 + 32) + (32 * 2 + 2)
@@ -193,7 +194,7 @@ def test_out_of_memory_is_one_line(error, bert, data, tmp_path, monkeypatch):
     def exhaust(*_):
         raise error
 
-    monkeypatch.setattr(training._Trainer, "training_step", exhaust)
+    monkeypatch.setattr(TaskTrainer, "training_step", exhaust)
     with pytest.raises(RunError, match="out of memory: set `rows_at_once` to auto or to fewer rows"):
         train(make_recipe(bert, data, tmp_path / "out"), quiet=True)
 
@@ -220,7 +221,7 @@ def test_two_runs_cannot_share_a_folder(bert, data, tmp_path, monkeypatch):
     def second_run(*_):
         train(recipe, quiet=True)
 
-    monkeypatch.setattr(training._Trainer, "training_step", second_run)
+    monkeypatch.setattr(TaskTrainer, "training_step", second_run)
     with pytest.raises(UserError, match="another run is writing to"):
         train(recipe, quiet=True)
 
@@ -353,7 +354,7 @@ def test_the_heads_rate_does_not_depend_on_how_weights_are_grouped(groups, bert,
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Trainer, "create_optimizer", grouped)
-    monkeypatch.setattr(training._Trainer, "training_step", first_step)
+    monkeypatch.setattr(TaskTrainer, "training_step", first_step)
     recipe = make_recipe(bert, data, tmp_path / "out", learning_rate=0.01, head_learning_rate=0.002)
     with pytest.raises(KeyboardInterrupt):
         train(recipe, quiet=True)

@@ -9,7 +9,8 @@ from tensorboardX.proto.event_pb2 import Event  # type: ignore[import-untyped]
 
 from tests.finetune.test_resume import killed, log, make_recipe
 from ttlora.errors import RunError, UserError
-from ttlora.finetune import run, sharing, training
+from ttlora.finetune import run, sharing
+from ttlora.finetune.trainer import TaskTrainer
 from ttlora.record import Record
 
 
@@ -127,7 +128,7 @@ class TestPush:
         hub = Hub()
         monkeypatch.setattr(sharing, "HfApi", lambda: hub)
         keys = {"epochs": 2, "push_to_hub": "me/adapter"}
-        with killed(training._Trainer, "training_step", 9):
+        with killed(TaskTrainer, "training_step", 9):
             run.train(make_recipe(bert, data, tmp_path / "out", **keys), quiet=True)
         assert hub.told == []
         run.train(make_recipe(bert, data, tmp_path / "out", resume=True, **keys), quiet=True)

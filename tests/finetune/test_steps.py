@@ -8,7 +8,8 @@ import pytest
 from tests.finetune.test_resume import killed, log, make_recipe, outcome
 from ttlora.errors import UserError
 from ttlora.experiments.search.config import SearchPlan
-from ttlora.finetune import run, training
+from ttlora.finetune import run
+from ttlora.finetune.trainer import TaskTrainer
 from ttlora.record import Record
 
 # 48 rows in batches of 8: six steps an epoch
@@ -30,7 +31,7 @@ def uninterrupted(bert, data, tmp_path_factory):
 @pytest.mark.parametrize("step", [2, 7, 8, 13])
 def test_a_run_goes_on_from_its_last_checkpoint_to_the_same_end(step, bert, data, tmp_path, uninterrupted, capsys):
     recipe = make_recipe(bert, data, tmp_path / "out", **STEPS)
-    with killed(training._Trainer, "training_step", step):
+    with killed(TaskTrainer, "training_step", step):
         run.train(recipe, quiet=True)
     run.train(make_recipe(bert, data, tmp_path / "out", resume=True, **STEPS))
     saved = max((at for at in (0, 3, 4, 6, 8, 9, 12) if at < step), default=0)
@@ -43,7 +44,7 @@ def test_a_run_goes_on_from_its_last_checkpoint_to_the_same_end(step, bert, data
 def test_a_checkpoint_before_any_measurement(bert, data, tmp_path):
     keys = {"epochs": 1, "save_every": 1}
     run.train(make_recipe(bert, data, tmp_path / "whole", **keys), quiet=True)
-    with killed(training._Trainer, "training_step", 3):
+    with killed(TaskTrainer, "training_step", 3):
         run.train(make_recipe(bert, data, tmp_path / "out", **keys), quiet=True)
     progress = json.loads((tmp_path / "out" / "checkpoints" / "progress.json").read_text())
     assert (progress["step"], progress["loss"]) == (2, None)
@@ -55,7 +56,7 @@ def test_the_end_of_an_epoch_is_saved_with_what_is_measured_there(bert, data, tm
     """A checkpoint before the measurement would let a run go on without it."""
     keys = {"epochs": 2, "save_every": 1}
     run.train(make_recipe(bert, data, tmp_path / "whole", **keys), quiet=True)
-    with killed(training._Trainer, "prediction_step", 1):
+    with killed(TaskTrainer, "prediction_step", 1):
         run.train(make_recipe(bert, data, tmp_path / "out", **keys), quiet=True)
     progress = json.loads((tmp_path / "out" / "checkpoints" / "progress.json").read_text())
     assert progress["step"] == 5
@@ -95,7 +96,7 @@ def test_a_search_counts_in_epochs(key, bert, data, tmp_path):
 
 def test_an_older_runs_progress_counts_epochs_alone(bert, data, tmp_path):
     run.train(make_recipe(bert, data, tmp_path / "whole", epochs=2), quiet=True)
-    with killed(training._Trainer, "training_step", 9):
+    with killed(TaskTrainer, "training_step", 9):
         run.train(make_recipe(bert, data, tmp_path / "out", epochs=2), quiet=True)
     path = tmp_path / "out" / "checkpoints" / "progress.json"
     progress = json.loads(path.read_text())

@@ -12,7 +12,7 @@ from typing import Any
 
 from ttlora.errors import UserError, one_line
 from ttlora.finetune.files import Row, read_rows
-from ttlora.finetune.inputs import Example, Input, Prompted, make_input, read_example
+from ttlora.finetune.inputs import Example, Input, Preferred, Prompted, make_input, read_example
 from ttlora.finetune.labels import encode_labels, with_answers, with_labels
 from ttlora.finetune.named_tasks import find_task
 from ttlora.finetune.recipe import Recipe, is_on_hub
@@ -42,7 +42,10 @@ class Split:
         """A digest of all rows, in their order, with their labels."""
         digest = hashlib.sha256()
         for given, label in zip(self.inputs, self.labels, strict=True):
-            content = asdict(given) if isinstance(given, Prompted) else given
+            content: Any = given
+            if isinstance(given, Prompted | Preferred):
+                # fields that a row does not use are newer than the digests of some runs
+                content = {name: part for name, part in asdict(given).items() if part or name in ("prompt", "answers")}
             digest.update(json.dumps([content, label]).encode())
         return digest.hexdigest()
 
@@ -200,7 +203,7 @@ def _chosen(rows: Split, chosen: list[int]) -> Split:
 def _split(task: Task, source: str, examples: list[Example], by_value: bool = False) -> Split:
     inputs = [make_input(task, example.cells, example.label) for example in examples]
     places = [f"{source}, {example.place}" for example in examples]
-    if task.kind in ("generation", "text"):
+    if task.learns_text or task.kind == "preference":
         return Split(inputs, [0] * len(inputs), places)
     labels = [(example.place, example.label) for example in examples]
     return Split(inputs, encode_labels(task, source, labels, by_value), places)

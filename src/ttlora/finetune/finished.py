@@ -17,7 +17,8 @@ from ttlora.finetune.machine import cpu_threads, require_one_process
 from ttlora.finetune.measure import generate, measure, outputs_of
 from ttlora.finetune.methods import find_method
 from ttlora.finetune.metrics import measure_tokens
-from ttlora.finetune.objectives import Objective, objective_of
+from ttlora.finetune.objective import Objective
+from ttlora.finetune.objectives import objective_of
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
 from ttlora.record import Record
@@ -62,7 +63,7 @@ def predict(run: str | Path, rows: str | Path | Iterable[Row], model: str | None
     """The rows with the predictions of a finished run.
 
     A row gets the label as ``prediction`` and the probabilities of all labels, or a number, or what the model writes,
-    or a text's perplexity.
+    or a text's perplexity, or of two answers the column of the one that the model prefers, with both rewards.
 
     Args:
         run: Output folder of `train`.
@@ -162,6 +163,7 @@ class FinishedRun:
             "classification": ("prediction", "probabilities"),
             "choice": ("prediction", "probabilities"),
             "text": ("perplexity",),
+            "preference": ("prediction", "rewards"),
         }.get(str(self.task.kind), ("prediction",))
         if taken := [name for name in added if name in row]:
             raise UserError(f"{place}: column {taken[0]!r} is there already: rename it")
@@ -171,6 +173,9 @@ class FinishedRun:
             return {"prediction": float(output.reshape(()))}
         if self.task.kind == "text":
             return {"perplexity": measure_tokens(output[None])["perplexity"]}
+        if self.task.kind == "preference":
+            rewards = dict(zip(self.task.choices, map(float, output), strict=True))
+            return {"prediction": max(rewards, key=rewards.__getitem__), "rewards": rewards}
         names = list(self.task.labels) or _choices(given)
         chosen = names[int(output.argmax())]
         # of rows with fewer choices than others, the outputs are filled up
@@ -192,4 +197,6 @@ def _require_writable(row: Row, place: str) -> None:
 
 def _choices(given: Input) -> list[Any]:
     """The choices of a row that lists its own."""
-    return list(given.answers) if isinstance(given, Prompted) else [texts[-1] for texts in given]
+    if isinstance(given, Prompted):
+        return list(given.answers)
+    return [texts[-1] for texts in given] if isinstance(given, tuple) else []

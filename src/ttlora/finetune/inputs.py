@@ -1,5 +1,6 @@
 """From a row to the model's input: each cell is checked, and a wrong one is named with its place."""
 
+import json
 import math
 from dataclasses import dataclass
 from datetime import date
@@ -13,20 +14,44 @@ from ttlora.finetune.tasks import Task, columns_of, fill
 from ttlora.utf8 import half_character
 from ttlora.values import shown
 
-Messages = tuple[dict[str, str], ...]
+# among the texts of a row, by column: the tools of a chat, and the prompt of a preference
+TOOLS, PROMPT = "\0tools", "\0prompt"
+
+# its role, its content, and what else the template of a chat model takes, such as the calls of tools
+Message = dict[str, Any]
+Messages = tuple[Message, ...]
 
 
 @dataclass(frozen=True)
 class Prompted:
-    """A prompt, or the messages of a chat, and the answers that may follow."""
+    """A prompt, or the messages of a chat, and the answers that may follow.
+
+    Attributes:
+        prompt: The text, or the messages.
+        answers: What may follow.
+        ending: The assistant's last message, where it is more than an answer.
+        tools: Descriptions of the tools that the assistant may call.
+    """
 
     prompt: str | Messages
     answers: tuple[str, ...]
+    ending: Message | None = None
+    tools: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Preferred:
+    """A prompt, or the messages of a chat, with the answer that is preferred to another."""
+
+    prompt: str | Messages
+    chosen: str | Messages
+    rejected: str | Messages
+    tools: tuple[Any, ...] = ()
 
 
 # what a head reads: the texts of a row, or those of each choice
 Texts = tuple[str, ...]
-Input = Texts | tuple[Texts, ...] | Prompted
+Input = Texts | tuple[Texts, ...] | Prompted | Preferred
 
 
 @dataclass(frozen=True)
@@ -45,7 +70,7 @@ def read_example(task: Task, source: str, place: str, row: Row) -> Example:
         UserError: One is not there, or cannot be used.
     """
     cells = _cells(task, row, source, place)
-    if task.kind == "text" or _chat(cells) is not None:
+    if task.kind in ("text", "preference") or _chat(cells) is not None:
         return Example(place, cells, None)
     label = _cell(row, task.label_column, source, place)
     if label is None or (isinstance(label, str) and not label.strip()):
@@ -80,9 +105,15 @@ def make_input(task: Task, cells: dict[str, Any], answer: Any = None) -> Input:
     """
     if task.kind == "text":
         return Prompted("", (fill(task.texts[0], cells),))
+    if task.kind == "preference":
+        chosen, rejected = (cells[column] for column in task.choices)
+        return Preferred(cells[PROMPT], chosen, rejected, cells[TOOLS])
     if (chat := _chat(cells)) is not None:
-        answered = chat[-1]["role"] == "assistant"
-        return Prompted(chat[:-1], (chat[-1]["content"],)) if answered else Prompted(chat, ())
+        *before, last = chat
+        if last["role"] != "assistant":
+            return Prompted(chat, (), tools=cells[TOOLS])
+        ending = None if last.keys() == {"role", "content"} else last
+        return Prompted(tuple(before), (last.get("content") or "",), ending, cells[TOOLS])
     if not task.is_causal:
         texts = tuple(fill(template, cells) for template in task.texts)
         return tuple((*texts, choice) for choice in cells[""]) if task.kind == "choice" else texts
@@ -96,12 +127,15 @@ def make_input(task: Task, cells: dict[str, Any], answer: Any = None) -> Input:
 
 def _cells(task: Task, row: Row, source: str, place: str, labelled: bool = True) -> dict[str, Any]:
     """The row's texts by column; the choices of a choice task are a list under the name ""."""
+    if task.kind == "preference":
+        return _pair(task, row, source, place)
     templates = [task.prompt or task.texts[0]] if task.is_causal else list(task.texts)
     cells: dict[str, Any] = {}
     for column in dict.fromkeys(column for template in templates for column in columns_of(template)):
         value = _cell(row, column, source, place)
         if task.kind == "generation" and isinstance(value, list):
-            cells[column] = _messages(value, column, source, place, labelled)
+            cells[column] = _chat_of(value, column, source, place, labelled)
+            cells[TOOLS] = _tools(row, source, place)
         else:
             text = _text(value, column, source, place)
             cells[column] = task.wording.get(column, {}).get(text, text)
@@ -162,20 +196,90 @@ def _choose(task: Task, source: str, place: str, cells: dict[str, Any], label: A
     )
 
 
-def _messages(value: list[Any], column: str, source: str, place: str, labelled: bool) -> Messages:
-    """The messages of a chat, each with its role and its content."""
+def _pair(task: Task, row: Row, source: str, place: str) -> dict[str, Any]:
+    """The prompt and both answers of a preference, by column, and the tools of a chat.
+
+    Of answers that are whole chats, the prompt is what they have in common.
+    """
+    answers = {column: _cell(row, column, source, place) for column in task.choices}
+    for column, value in answers.items():
+        if value is None or value == [] or (isinstance(value, str) and not value.strip()):
+            raise UserError(f"{source}, {place}: column {column!r} is empty: a preference needs both answers")
+    template, are_chats = task.prompt or task.texts[0], [isinstance(value, list) for value in answers.values()]
+    prompt: Any
+    said: dict[str, Any]
+    if not any(are_chats):
+        columns = {column: _cell(row, column, source, place) for column in columns_of(template)}
+        texts = {column: _text(value, column, source, place) for column, value in (columns | answers).items()}
+        prompt, said = fill(template, texts), {column: texts[column] for column in answers}
+    elif all(are_chats):
+        said = {column: _messages(value, column, source, place) for column, value in answers.items()}
+        if isinstance(given := row.get(task.texts[0]), list):
+            prompt = _messages(given, task.texts[0], source, place)
+        else:
+            chosen, rejected = said.values()
+            pairs = zip(chosen, rejected, strict=False)
+            shared = next((at for at, (one, other) in enumerate(pairs) if one != other), 0)
+            prompt, said = chosen[:shared], {column: chat[shared:] for column, chat in said.items()}
+        for column, chat in said.items():
+            if not prompt or not chat or chat[-1]["role"] != "assistant":
+                raise UserError(
+                    f"{source}, {place}: the chat in column {column!r} has to go on from a prompt, and to end with the "
+                    "assistant's answer"
+                )
+    else:
+        one, other = task.choices
+        raise UserError(f"{source}, {place}: one of {one!r} and {other!r} is a text, and the other a chat")
+    if len({str(value) for value in said.values()}) == 1:
+        raise UserError(
+            f"{source}, {place}: columns {' and '.join(map(repr, said))} hold the same, so there is nothing to prefer: "
+            "take the row out"
+        )
+    return {**said, PROMPT: prompt, TOOLS: _tools(row, source, place)}
+
+
+def _tools(row: Row, source: str, place: str) -> tuple[Any, ...]:
+    """The descriptions of the tools that a chat may call: a list, or one as JSON, in the column that TRL takes."""
+    value = row.get("tools")
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise UserError(f"{source}, {place}: column 'tools' holds no JSON: {error}") from None
+    if value is not None and not isinstance(value, list):
+        raise UserError(f"{source}, {place}: column 'tools' holds no list of tools but {shown(value)}")
+    return tuple(value or ())
+
+
+def _chat_of(value: list[Any], column: str, source: str, place: str, labelled: bool) -> Messages:
+    """The messages of a chat, which ends with an answer if it is to be learned."""
+    chat = _messages(value, column, source, place)
+    if not chat or (labelled and (len(chat) < 2 or chat[-1]["role"] != "assistant")):
+        raise UserError(f"{source}, {place}: the chat in column {column!r} has to end with the assistant's answer")
+    return chat
+
+
+def _messages(value: list[Any], column: str, source: str, place: str) -> Messages:
+    """The messages of a chat, each with its role and its content, or with the tools that it calls."""
+    messages = []
     for message in value:
-        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+        is_message = isinstance(message, dict) and isinstance(message.get("role"), str)
+        # a table has a place for each key in every row
+        given = {key: part for key, part in message.items() if part is not None} if is_message else {}
+        if not isinstance(given.get("content", "" if given.get("tool_calls") else None), str):
             raise UserError(
                 f"{source}, {place}: column {column!r} holds {shown(message)}, no message with role and content"
             )
-    if not value or (labelled and (len(value) < 2 or value[-1]["role"] != "assistant")):
-        raise UserError(f"{source}, {place}: the chat in column {column!r} has to end with the assistant's answer")
-    return tuple({key: _whole(message[key], column, source, place) for key in ("role", "content")} for message in value)
+        if half := half_character(json.dumps(given, ensure_ascii=False, default=str)):
+            raise UserError(
+                f"{source}, {place}: column {column!r} holds {half}, which is half a character: mend the text"
+            )
+        messages.append(given)
+    return tuple(messages)
 
 
 def _chat(cells: dict[str, Any]) -> Messages | None:
-    return next((value for value in cells.values() if isinstance(value, tuple)), None)
+    return next((value for name, value in cells.items() if isinstance(value, tuple) and name != TOOLS), None)
 
 
 def _text(value: Any, column: str, source: str, place: str) -> str:

@@ -11,7 +11,8 @@ from transformers import TrainingArguments
 from ttlora.finetune.data import Rows, Split
 from ttlora.finetune.inputs import Prompted
 from ttlora.finetune.metrics import TEXT_METRICS, measure_texts
-from ttlora.finetune.objectives import HeadObjective, LikelihoodObjective, Objective
+from ttlora.finetune.objective import Objective
+from ttlora.finetune.objectives import HeadObjective
 from ttlora.finetune.trainer import TaskTrainer, by_length, computing, metrics_of
 
 
@@ -49,7 +50,9 @@ def generate(objective: Objective, split: Split) -> list[str]:
         objective: How the task is put to a trained model.
         split: Prompts; answers are not looked at.
     """
-    assert isinstance(objective, LikelihoodObjective)
+    from ttlora.finetune.language import LanguageObjective  # TRL is imported for language models alone
+
+    assert isinstance(objective, LanguageObjective)
     base, tokenizer, recipe = objective.base, objective.tokenizer, objective.recipe
     prompts = objective.prompts(split)
     written = [""] * len(prompts)

@@ -83,3 +83,13 @@ def measure_tokens(losses: np.ndarray) -> dict[str, float]:
     """
     loss, tokens, foreseen = losses.sum(0, dtype=np.float64)
     return {"perplexity": math.exp(min(loss / max(tokens, 1), 700.0)), "token_accuracy": foreseen / max(tokens, 1)}
+
+
+def measure_preferences(rewards: np.ndarray) -> dict[str, float]:
+    """The share of pairs whose preferred answer has the higher reward, and the mean difference of rewards.
+
+    Args:
+        rewards: For each pair the reward of the preferred answer and that of the other (n x 2).
+    """
+    margins = rewards[:, 0] - rewards[:, 1]
+    return {"accuracy": float((margins > 0).mean()), "reward_margin": float(margins.mean(dtype=np.float64))}

@@ -147,6 +147,7 @@ def find_task(recipe: Recipe) -> Task:
     Raises:
         UserError: There is no such task, or the recipe's keys do not go with it.
     """
+    _require_uses(recipe)
     if recipe.task == "file":
         return _file_task(recipe)
     if recipe.task not in NAMED:
@@ -162,30 +163,47 @@ def find_task(recipe: Recipe) -> Task:
     return task
 
 
+def _require_uses(recipe: Recipe) -> None:
+    """Refuse settings of language models for other tasks."""
+    kind = recipe.label_kind
+    uses = {"packing": ("generation", "text"), "loss_on": ("generation",), "beta": ("preference",)}
+    for name, kinds in uses.items():
+        if getattr(recipe, name) and kind not in kinds:
+            raise UserError(f"`{name}` goes with `label_kind` {' or '.join(kinds)}")
+
+
 def _file_task(recipe: Recipe) -> Task:
     if recipe.data is not None:
         raise UserError("`data` goes with a named task; `task` file takes `train` and `validation`")
     for name in ("train", "validation"):
         if getattr(recipe, name) is None:
             raise UserError(f"`task` file needs `{name}`, a JSONL, CSV or Parquet file")
-    texts = (recipe.text_column or "text", *([recipe.text_pair_column] if recipe.text_pair_column else []))
-    label_column = recipe.label_column or "label"
     kind = recipe.label_kind
-    choices = tuple(recipe.choice_columns or ())
-    if (kind == "choice") != bool(choices):
+    texts = (
+        recipe.text_column or ("prompt" if kind == "preference" else "text"),
+        *([recipe.text_pair_column] if recipe.text_pair_column else []),
+    )
+    label_column = recipe.label_column or "label"
+    choices = tuple(recipe.choice_columns or (("chosen", "rejected") if kind == "preference" else ()))
+    if kind != "preference" and (kind == "choice") != bool(choices):
         raise UserError("`choice_columns` and `label_kind` choice go together: one is missing")
+    if kind == "preference" and len(choices) != 2:
+        raise UserError(
+            f"`choice_columns` is {','.join(choices)}: `label_kind` preference has two, the preferred answer first"
+        )
     for name, text in zip(("text_column", "text_pair_column"), texts, strict=False):
         _require_template(name, text)
-    used = [*texts, *choices, *([] if kind == "text" else [label_column])]
+    used = [*texts, *choices, *([] if kind in ("text", "preference") else [label_column])]
     if len(set(used)) < len(used):
         raise UserError(f"text, choice and label columns have to differ: they are {', '.join(used)}")
-    if kind in ("choice", "generation", "text") and len(texts) > 1:
+    writes = kind in ("generation", "text", "preference")
+    if (kind == "choice" or writes) and len(texts) > 1:
         raise UserError(f"`text_pair_column` {texts[1]} does not go with `label_kind` {kind}: use one text column")
     if recipe.scoring == "prompt" and kind == "regression":
         raise UserError("`scoring` prompt: numbers are labels that no prompt can ask for")
-    causal = recipe.scoring == "prompt" or kind in ("generation", "text")
+    causal = recipe.scoring == "prompt" or writes
     for name in ("prompt", "answers"):
-        allowed = causal and kind != "text" and (name == "prompt" or kind not in ("generation", "choice"))
+        allowed = causal and kind != "text" and (name == "prompt" or not (writes or kind == "choice"))
         if getattr(recipe, name) is not None and not allowed:
             raise UserError(f"`{name}` has no use here: it goes with `scoring` prompt")
     return Task(
@@ -208,7 +226,8 @@ def _file_prompt(recipe: Recipe, texts: tuple[str, ...]) -> str:
             return recipe.prompt
         raise UserError(f'`prompt` {recipe.prompt!r} names no column in braces, as in "{{{texts[0]}}} Answer:"')
     together = "\n".join(f"{{{column}}}" for column in texts)
-    return together if recipe.label_kind in ("generation", "text", "choice") else f"{together}\nAnswer:"
+    is_open = recipe.label_kind in ("generation", "text", "choice", "preference")
+    return together if is_open else f"{together}\nAnswer:"
 
 
 def _require_template(name: str, template: str) -> None:

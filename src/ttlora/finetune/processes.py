@@ -95,10 +95,16 @@ class Processes:
             met = error
         found = gather_object([None if met is None else (isinstance(met, UserError), str(met))])
         if first := next(filter(None, found), None):
+            self._part()
             of_user, message = first
             if self.is_first:
                 raise (UserError if of_user else RunError)(message) from None
             sys.exit(2 if of_user else 1)
+
+    def _part(self) -> None:
+        """Take leave of the others: who still listens to one that is gone may be aborted."""
+        self.wait()
+        torch.distributed.destroy_process_group()
 
     @contextmanager
     def first_alone(self, result: Path) -> Iterator[None]:
@@ -110,8 +116,7 @@ class Processes:
         if self.count == 1:
             yield
             return
-        self.wait()
-        torch.distributed.destroy_process_group()
+        self._part()
         if not self.is_first:
             while not result.exists():
                 time.sleep(POLL_SECONDS)

@@ -38,7 +38,7 @@ class DefaultOfKind(int):
 
     Args:
         value: The paper's.
-        language: What label kinds generation and text have in its place.
+        language: What label kinds generation, text and preference have in its place.
     """
 
     language: int
@@ -65,32 +65,39 @@ class Recipe:
             the hub, as name:train.
         validation: Validation rows of task file, named likewise; or a share of the training rows, as 5%, drawn by the
             seed.
-        text_column: Column with the text, for task file (default: text).
+        text_column: Column with the text, for task file (default: text; prompt for label kind preference).
         text_pair_column: Column with the second text of a pair, for task file.
         label_column: Column with the label, for task file (default: label).
         label_kind: What the label column of task file holds: classes, numbers, which of the choice columns is right, or
-            the text to be generated; text: there is none, and the model learns the text itself (default: classes or
-            numbers, as seen from the labels).
-        choice_columns: Columns with the choices, as ending1,ending2, for task file with label kind choice.
+            the text to be generated; text: there is none, and the model learns the text itself; preference: there is
+            none, and the model learns to prefer the first of two answers, by DPO (default: classes or numbers, as seen
+            from the labels).
+        choice_columns: Columns with the choices, as ending1,ending2, for task file with label kind choice; for
+            preference the preferred answer and the other (default: chosen,rejected).
         scoring: Whether a causal model answers by a trained head, or by the likelihood of each answer after a prompt
             (default: head).
         prompt: The prompt of task file for scoring by prompt, such as "{review} All in all, it was" (default: the
             texts, and "Answer:").
         answers: What follows the prompt for each label, as "0=terrible 1=great" (default: the labels).
         max_new_tokens: Most tokens that a generated answer has.
+        loss_on: What is learned of a row to be generated: the answer, all turns of the assistant in a chat, or all of
+            it, the prompt too (default: answer).
+        packing: Put several rows into one of `max_length` tokens, which do not see one another; `batch_size` then
+            counts such rows.
+        beta: How much a preference's difference from the base model counts, DPO's β (default: 0.1).
         targets: Linear modules to adapt, as q_proj,v_proj, or all-linear (default: query and value of self-attention).
         r: Rank (default: 5 for tt-lora, 8 for lora); for tt-lora also one for each bond, as 4,5,4.
         shape: Tensor-train dims, as 16,24,24,16, or by module, as "q_proj=64,64 v_proj=16,64" (default: auto).
         alpha: Scale of the update (default: 16 for lora, TTLoraConfig's for tt-lora).
         dropout: Dropout on the adapter's input, a probability (default: 0).
         settings: Other fields of the method's PEFT config, as "num_virtual_tokens=20 encoder_hidden_size=128".
-        epochs: Most epochs to train (default: 20, the paper's; 3 for label kind generation and text).
+        epochs: Most epochs to train (default: 20, the paper's; 3 for label kinds generation, text and preference).
         max_steps: Most optimisation steps to train (default: those of all epochs).
         evaluate_every: Steps after which the validation rows are measured (default: after each epoch).
         save_every: Steps after which a checkpoint is written, from which a run that was stopped goes on (default: with
             each measurement).
         patience: Measurements without a lower validation loss after which training stops.
-        batch_size: Rows an optimisation step (default: 32; 16 for label kind generation and text).
+        batch_size: Rows an optimisation step (default: 32; 16 for label kinds generation, text and preference).
         rows_at_once: Rows that are computed at a time, by all processes together; gradients are added up to those of a
             step. auto: as many as fit into memory (default: all rows of a step).
         gradient_accumulation: In how many parts the rows of a step are computed; another way to say `rows_at_once`.
@@ -110,7 +117,7 @@ class Recipe:
         weight_decay: Weight decay.
         warmup: Share of all steps over which the learning rate rises.
         max_length: Tokens a row; longer rows are cut, and so are those that the model has no room for (default: 128;
-            1024 for label kind generation and text).
+            1024 for label kinds generation, text and preference).
         max_train_examples: Train on so many rows, drawn by the seed.
         adapter_dtype: Number format of the saved weights (default: bfloat16; full: float32).
         report_to: Trackers that follow the training, as transformers calls them: tensorboard, wandb, trackio, mlflow
@@ -134,12 +141,15 @@ class Recipe:
     text_column: str | None = None
     text_pair_column: str | None = None
     label_column: str | None = None
-    label_kind: Literal["classification", "regression", "choice", "generation", "text"] | None = None
+    label_kind: Literal["classification", "regression", "choice", "generation", "text", "preference"] | None = None
     choice_columns: str | list[str] | None = None
     scoring: Literal["head", "prompt"] = "head"
     prompt: str | None = None
     answers: str | dict[str, str] | None = None
     max_new_tokens: int = 64
+    loss_on: Literal["answer", "assistant", "all"] | None = None
+    packing: bool = False
+    beta: float | None = None
     targets: str | list[str] | None = None
     r: int | list[int] | str | None = None
     shape: str | list[int] | dict[str, list[int]] | None = None
@@ -175,7 +185,7 @@ class Recipe:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        learns_text = self.label_kind in ("generation", "text")
+        learns_text = self.label_kind in ("generation", "text", "preference")
         for name in ("epochs", "batch_size", "max_length"):
             if isinstance(default := getattr(self, name), DefaultOfKind):
                 self._set(name, default.language if learns_text else int(default))
@@ -216,7 +226,7 @@ class Recipe:
         for rank in self.r if isinstance(self.r, list) else [self.r]:
             if isinstance(rank, int) and not 1 <= rank <= MOST:
                 raise UserError(f"`r` is {shown(rank)}: a rank is at least 1, and at most {MOST}")
-        for name in ("learning_rate", "head_learning_rate"):
+        for name in ("learning_rate", "head_learning_rate", "beta"):
             self._require(name, lambda value: value > 0, "a number above 0")
         self._require("weight_decay", lambda value: value >= 0, "a number from 0 on")
         for name in ("warmup", "dropout"):

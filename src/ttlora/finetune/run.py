@@ -23,7 +23,8 @@ from ttlora.finetune.machine import (
 from ttlora.finetune.measure import measure
 from ttlora.finetune.methods import Method, count_parameters, find_method
 from ttlora.finetune.metrics import TEXT_METRICS
-from ttlora.finetune.objectives import Objective, objective_of
+from ttlora.finetune.objective import Objective
+from ttlora.finetune.objectives import objective_of
 from ttlora.finetune.prepared import Prepared
 from ttlora.finetune.processes import Processes, started_processes
 from ttlora.finetune.progress import ProgressReport

@@ -9,7 +9,7 @@ from typing import Literal, Self
 from ttlora.utf8 import half_character
 from ttlora.values import from_fields, shown
 
-Kind = Literal["classification", "regression", "choice", "generation", "text"]
+Kind = Literal["classification", "regression", "choice", "generation", "text", "preference"]
 Label = str | int | float
 
 FILE_METRICS: Mapping[Kind, tuple[str, ...]] = {
@@ -18,6 +18,7 @@ FILE_METRICS: Mapping[Kind, tuple[str, ...]] = {
     "choice": ("accuracy",),
     "generation": ("rouge_l", "exact_match", "perplexity"),
     "text": ("token_accuracy", "perplexity"),
+    "preference": ("accuracy", "reward_margin"),
 }
 METRICS: Mapping[Kind, tuple[str, ...]] = {
     **FILE_METRICS,
@@ -38,7 +39,7 @@ class Task:
         metrics: Names of the metrics, the primary one first.
         hub: Data set and configuration on the Hugging Face hub, for a named task.
         labels: The classes in the order of the model's outputs, once they have been seen; for a choice the columns.
-        choices: Columns with the choices, or one that lists them.
+        choices: Columns with the choices, or one that lists them; of a preference, those with both answers.
         wording: What a column's values are called in templates.
         scoring: Whether a head answers, or the likelihood of each answer after a prompt.
         prompt: The prompt's template.
@@ -88,6 +89,8 @@ class Task:
             raise ValueError(f"labels is {shown(self.labels)}, and has to be two or more")
         if self.kind == "choice" and not self.choices:
             raise ValueError("choices is empty")
+        if self.kind == "preference" and len(self.choices) != 2:
+            raise ValueError(f"choices is {shown(self.choices)}, and a preference has two")
         asks = self.kind == "classification" and self.scoring == "prompt"
         if asks and (unanswered := [label for label in self.labels if str(label) not in self.answers]):
             raise ValueError(f"answers has none for label {unanswered[0]!r}")
@@ -102,7 +105,12 @@ class Task:
     @property
     def is_causal(self) -> bool:
         """Whether a causal model answers with words, and not with a head."""
-        return self.scoring == "prompt" or self.kind in ("generation", "text")
+        return self.scoring == "prompt" or self.learns_text or self.kind == "preference"
+
+    @property
+    def learns_text(self) -> bool:
+        """Whether a causal model learns what it is to write."""
+        return self.kind in ("generation", "text")
 
 
 def columns_of(template: str) -> list[str]:

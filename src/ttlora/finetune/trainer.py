@@ -1,6 +1,7 @@
 """Trainer with a task's own batches, loss and metrics, alike in training and in measuring."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,35 +10,70 @@ from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from ttlora.compat import use_one_gpu
 from ttlora.finetune.data import Rows
-from ttlora.finetune.metrics import measure_metrics, measure_tokens
-from ttlora.finetune.objectives import Objective
+from ttlora.finetune.methods import Method, in_head
+from ttlora.finetune.metrics import measure_metrics, measure_preferences, measure_tokens
+from ttlora.finetune.objective import Objective
 from ttlora.finetune.processes import Processes, sum_over_processes
 from ttlora.finetune.tasks import Task
 
 # how many rows of a batch are a process's own
 OWN = "own"
+# Prompts and methods with few parameters learn at rates at which the dense layers of a head would be lost.
+HIGHEST_HEAD_RATE = 1e-3
 
 
 class TaskTrainer(Trainer):
     """Trainer with a task's own batches, loss and outputs.
 
     Its losses, in training with accumulated batches and in measuring, are means over all items that the objective
-    counts, where Trainer takes the mean of the batches' means.
+    counts, where Trainer takes the mean of the batches' means. Its checkpoints hold only what trains, and a head may
+    have a learning rate of its own.
 
     Args:
         objective: How the task is put to its model.
         arguments: As for `Trainer`.
+        method: Saves what trains; None: nothing is saved.
         keywords: As for `Trainer`.
     """
 
-    def __init__(self, objective: Objective, arguments: TrainingArguments, **keywords: Any) -> None:
-        self.objective = objective
+    def __init__(
+        self, objective: Objective, arguments: TrainingArguments, method: Method | None = None, **keywords: Any
+    ) -> None:
+        self.objective, self.method = objective, method
         # Where one process sees several GPUs, Trainer would put the model into DataParallel, whose replicas get rows of
         # a batch that are divided without regard to the choices and answers of one row.
         use_one_gpu(arguments)
-        super().__init__(objective.base.model, arguments, data_collator=objective.collate, **keywords)
+        super().__init__(objective.base.model, args=arguments, **{"data_collator": objective.collate, **keywords})
         self.model_accepts_loss_kwargs = True
         self.measured_loss, self.measured_items = 0.0, 0
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        assert self.method is not None, "only trainings save"
+        self.method.save(self.model, folder)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        # of several processes each would take up its own, and the rows would come in an order of its own
+        if self.args.world_size == 1:
+            super()._load_rng_state(checkpoint)
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Trainer's, with a group of its own for the head where that has another learning rate."""
+        if self.optimizer is not None:
+            return self.optimizer
+        optimizer = super().create_optimizer(model)
+        trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+        heads = {id(weight) for name, weight in trained.items() if in_head(name, self.objective.base.head)}
+        rate = self.objective.recipe.head_learning_rate
+        if rate is None and len(heads) < len(trained):
+            rate = min(optimizer.defaults["lr"], HIGHEST_HEAD_RATE)
+        if rate is not None:
+            for group in list(optimizer.param_groups):
+                in_heads = [weight for weight in group["params"] if id(weight) in heads]
+                group["params"] = [weight for weight in group["params"] if id(weight) not in heads]
+                optimizer.add_param_group({**group, "params": in_heads, "lr": rate})
+        return optimizer
 
     def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *options: Any, **keywords: Any) -> Any:
         """Of several processes each gets whole batches, and takes its own rows of those that it learns from."""
@@ -51,25 +87,30 @@ class TaskTrainer(Trainer):
     def _collate_own(self, rows: Rows) -> dict[str, torch.Tensor]:
         own = rows[self.args.process_index :: self.args.world_size]
         # where none is left, one row is computed for nothing: all processes have to come to the same places
-        return {**self.objective.collate(own or rows[:1]), OWN: torch.tensor(len(own))}
+        return {**self.data_collator(own or rows[:1]), OWN: torch.tensor(len(own))}
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> int:
         count = sum(self._items(batch) for batch in batch_samples)
         return count if self.args.world_size == 1 else sum_over_processes(count, self.args.device)
 
     def _items(self, batch: Any) -> int:
-        return self.objective.items(batch) if OWN not in batch or int(batch[OWN]) else 0
+        return self.objective.items(batch) if is_own(batch) else 0
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: int | None = None
     ) -> Any:
         """The objective's loss; for one of several accumulated batches, its share in the mean over all their items."""
-        processes = self.args.world_size
         loss, outputs = self.objective.compute(model, {name: of for name, of in inputs.items() if name != OWN})
-        if num_items_in_batch is not None and (self.current_gradient_accumulation_steps > 1 or processes > 1):
-            # the gradients of several processes are averaged
-            loss = loss * (self._items(inputs) * processes / num_items_in_batch)
+        loss = loss * self._share(inputs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def _share(self, inputs: Any, num_items_in_batch: int | None) -> float:
+        """What the mean over a batch's own items counts in the mean over those of all batches of a step."""
+        processes = self.args.world_size
+        if num_items_in_batch is None or (self.current_gradient_accumulation_steps == 1 and processes == 1):
+            return 1.0
+        # the gradients of several processes are averaged
+        return self._items(inputs) * processes / num_items_in_batch
 
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -81,14 +122,16 @@ class TaskTrainer(Trainer):
         items = self.objective.items(inputs)
         self.measured_loss += loss.item() * items
         self.measured_items += items
-        return loss.detach(), outputs.detach(), inputs["labels"]
+        # of tokens and of pairs, the outputs say already what is right
+        labels = inputs["labels"] if self.objective.is_labelled else outputs
+        return loss.detach(), outputs.detach(), labels
 
     def evaluation_loop(self, *options: Any, metric_key_prefix: str = "eval", **keywords: Any) -> Any:
         """Outputs and metrics; the loss is that of all rows together."""
         self.measured_loss, self.measured_items = 0.0, 0
         if self.args.world_size > 1:
             # every process measures all rows by itself, so that there is nothing to gather
-            self.gather_function = self.accelerator.gather_for_metrics = _alone
+            self.gather_function = self.accelerator.gather_for_metrics = alone
         output = super().evaluation_loop(*options, metric_key_prefix=metric_key_prefix, **keywords)
         output.metrics[f"{metric_key_prefix}_loss"] = self.measured_loss / max(self.measured_items, 1)
         # where those of several processes differ by rounding they would not all stop at the same place
@@ -96,7 +139,13 @@ class TaskTrainer(Trainer):
         return output
 
 
-def _alone(values: Any, *_: Any, **__: Any) -> Any:
+def is_own(batch: Any) -> bool:
+    """Whether a batch has rows of the process's own."""
+    return OWN not in batch or bool(batch[OWN])
+
+
+def alone(values: Any, *_: Any, **__: Any) -> Any:
+    """The values of this process, in the place of those of all."""
     return values
 
 
@@ -115,8 +164,10 @@ def metrics_of(task: Task) -> Callable[[EvalPrediction], dict[str, float]]:
 
     def compute(outputs: EvalPrediction) -> dict[str, float]:
         values = outputs.predictions
-        if task.kind in ("generation", "text"):
+        if task.learns_text:
             return measure_tokens(values)
+        if task.kind == "preference":
+            return measure_preferences(values)
         predictions = values.reshape(-1) if task.kind == "regression" else values.argmax(-1)
         return measure_metrics(task.metrics, outputs.label_ids, predictions)
 

@@ -1,7 +1,6 @@
 """The training loop: a run that is killed at any moment goes on from its last whole checkpoint to the same end."""
 
 import gc
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +13,8 @@ from ttlora.finetune.callbacks import Log, Pace, Patience, Pause, Progress
 from ttlora.finetune.data import Encoded, TaskData
 from ttlora.finetune.folder import RunFolder
 from ttlora.finetune.library_names import DEFAULT_OPTIMIZER
-from ttlora.finetune.methods import Method, in_head
-from ttlora.finetune.objectives import Objective
+from ttlora.finetune.methods import Method
+from ttlora.finetune.objective import Objective
 from ttlora.finetune.processes import Processes
 from ttlora.finetune.progress import ProgressReport
 from ttlora.finetune.recipe import Recipe
@@ -23,8 +22,6 @@ from ttlora.finetune.trained import Trained, find_trained, planned_steps, steps_
 from ttlora.finetune.trainer import TaskTrainer, by_length, computing, metrics_of
 
 LOGS_PER_EPOCH = 20
-# Prompts and methods with few parameters learn at rates at which the dense layers of a head would be lost.
-HIGHEST_HEAD_RATE = 1e-3
 # transformers' names, where they are others; this one is constant from the end of a warm-up on
 SCHEDULERS = {"constant": "constant_with_warmup"}
 
@@ -110,7 +107,8 @@ def _fit(
 ) -> Trained:
     before = processes.told(find_trained(folder))
     in_epoch, scheduler = steps_per_epoch(rows, recipe), recipe.scheduler or "linear"
-    arguments = TrainingArguments(
+    trainer_class, arguments_class = _classes_of(objective)
+    arguments = arguments_class(
         str(folder.checkpoints),
         num_train_epochs=recipe.epochs,
         max_steps=-1 if recipe.max_steps is None else planned_steps(rows, recipe),
@@ -136,9 +134,10 @@ def _fit(
         run_name=folder.path.name,
         **{**computing(objective), "report_to": list(recipe.report_to or ())},
     )
-    trainer = _Trainer(
+    trainer = trainer_class(
         objective,
         arguments,
+        method,
         train_dataset=rows.training,
         eval_dataset=[rows.validation[index] for index in by_length(rows.validation)],
         compute_metrics=metrics_of(objective.task),
@@ -157,7 +156,6 @@ def _fit(
         # its own place is among the checkpoints, which go at the end
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
             callback.logging_dir = str(folder.path / "tensorboard")
-    trainer.method = method
     if before is not None:
         whole = before.step in (0, before.epochs * in_epoch)
         report.say(f"going on after {f'epoch {before.epochs}' if whole else f'step {before.step}'}")
@@ -170,33 +168,13 @@ def _fit(
     return trained
 
 
-class _Trainer(TaskTrainer):
-    """Trainer whose checkpoints hold only what trains, and whose head may have a learning rate of its own."""
+def _classes_of(objective: Objective) -> tuple[Any, Any]:
+    """The trainer that an objective is trained by, and its arguments; TRL is imported for language models alone."""
+    kind = objective.task.kind
+    if not objective.task.learns_text and kind != "preference":
+        return TaskTrainer, TrainingArguments
+    from ttlora.finetune import language_trainer as of_trl
 
-    method: Method
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.method.save(self.model, folder)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        # of several processes each would take up its own, and the rows would come in an order of its own
-        if self.args.world_size == 1:
-            super()._load_rng_state(checkpoint)
-
-    def create_optimizer(self, model: Any = None) -> Any:
-        if self.optimizer is not None:
-            return self.optimizer
-        optimizer = super().create_optimizer(model)
-        trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
-        heads = {id(weight) for name, weight in trained.items() if in_head(name, self.objective.base.head)}
-        rate = self.objective.recipe.head_learning_rate
-        if rate is None and len(heads) < len(trained):
-            rate = min(optimizer.defaults["lr"], HIGHEST_HEAD_RATE)
-        if rate is not None:
-            for group in list(optimizer.param_groups):
-                in_heads = [weight for weight in group["params"] if id(weight) in heads]
-                group["params"] = [weight for weight in group["params"] if id(weight) not in heads]
-                optimizer.add_param_group({**group, "params": in_heads, "lr": rate})
-        return optimizer
+    if kind == "preference":
+        return of_trl.PreferenceTrainer, of_trl.PreferenceArguments
+    return of_trl.SupervisedTrainer, of_trl.SupervisedArguments
