@@ -5,6 +5,7 @@
 # make coverage     the tests, and the lines that they do not reach
 # make test-oldest  the tests with the oldest versions of the libraries that pyproject.toml claims
 # make test-newest  the tests with the newest that it allows
+# make cuda         on a GPU: the tests that need one, and LLaMA-2-7B's and LLaMA-3-8B's speed and memory, in nine minutes
 # make release      sdist and wheel in dist/, checked
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 # Material for MkDocs tells at every build what it thinks of the next MkDocs, which is not installed
 export NO_MKDOCS_2_WARNING = 1
 
-.PHONY: install demo test docs coverage test-oldest test-newest release format clean
+.PHONY: install demo test docs coverage test-oldest test-newest cuda release format clean
 
 install: $(VENV)/.installed
 
@@ -64,6 +65,16 @@ test-newest: pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)-newest
 	$(VENV)-newest/bin/python -m pip install --quiet -e '.[dev]'
 	$(VENV)-newest/bin/python -m pytest -n 2
+
+# A test that fails keeps nobody from measuring, and is told at the end.
+OUTPUT ?= benchmarks/results/gpu-$(shell date +%Y-%m-%d-%H%M%S).json
+
+cuda: $(VENV)/.dev
+	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
+		{ echo "make cuda needs a GPU that torch can use, and torch.cuda.is_available() is false here" >&2; exit 2; }
+	@mkdir -p $(dir $(OUTPUT))
+	$(BIN)/python -m pytest -m cuda tests/cuda tests/benchmarks; tests=$$?; \
+		$(BIN)/python benchmarks/gpu.py --seconds 360 --json $(OUTPUT); exit $$((tests || $$?))
 
 release: $(VENV)/.dev
 	rm -rf dist

@@ -68,4 +68,14 @@ def sharing_weights(model: nn.Module) -> Any:
 
 def adapted(model: nn.Module, config: PeftConfig, **options: Any) -> Any:
     """The model with an adapter on it, around the same weights."""
-    return get_peft_model(sharing_weights(model), copy.deepcopy(config), **options)
+    return wrapped(sharing_weights(model), config, **options)
+
+
+def wrapped(model: nn.Module, config: PeftConfig, **options: Any) -> Any:
+    """What `get_peft_model` makes of the model and a copy of the config.
+
+    VeRA draws its matrices from a generator of the CPU, which takes none of torch's default device; PEFT brings what it
+    adds to where the model lies.
+    """
+    with torch.device("cpu"):
+        return get_peft_model(model, copy.deepcopy(config), **options)

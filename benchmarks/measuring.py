@@ -51,12 +51,13 @@ class Bar:
 
 @dataclass(frozen=True)
 class Row:
-    """What one contestant did in one case; `figures` by the name of their column."""
+    """What one contestant did in one case; `figures` by the name of their column, and why there are none in `note`."""
 
     case: str
     contestant: str
     figures: dict[str, float]
     bars: tuple[Bar, ...] = ()
+    note: str = ""
 
 
 def in_turn(
@@ -98,8 +99,8 @@ def in_turn(
 
 
 def _wait_for_device() -> None:
-    """Wait until an accelerator has done what it was told to do."""
-    if torch.get_default_device().type != "cpu":
+    """Wait until an accelerator, if there is one, has done what it was told to do."""
+    if torch.accelerator.is_available():
         torch.accelerator.synchronize()
 
 
@@ -134,13 +135,14 @@ def ratio(runs: Sequence[float], reference: Sequence[float]) -> float:
     return statistics.median(run / other for run, other in zip(runs, reference, strict=True))
 
 
-TEXT = ("case", "contestant")
+TEXT = ("case", "contestant", "note")
 # key of a figure -> header and how it is written
 COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "seconds": ("ms", lambda seconds: f"{1000 * seconds:,.2f}" if seconds < 1 else f"{1000 * seconds:,.0f}"),
     "seconds_a_layer": ("ms a layer", lambda seconds: f"{1000 * seconds:.2f}"),
     "seconds_a_matrix": ("ms a matrix", lambda seconds: f"{1000 * seconds:,.2f}"),
     "operators_a_matrix": ("operators a matrix", lambda count: f"{count:.2f}"),
+    "peak": ("peak GiB", lambda count: f"{count / 2**30:.2f}"),
     "bytes": ("bytes", lambda count: f"{count:,.0f}"),
     "spread": ("spread", lambda spread: f"{100 * spread:.0f} %"),
     "to_frozen": ("x frozen", lambda ratio: f"{ratio:.3f}"),
@@ -154,12 +156,16 @@ COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
 }
 
 
-def parse(docstring: str | None, rounds: int | None = 15) -> argparse.Namespace:
+def parse(
+    docstring: str | None, rounds: int | None = 15, options: Mapping[str, Any] | None = None, **defaults: Any
+) -> argparse.Namespace:
     """The flags that all benchmarks have; sets torch's threads.
 
     Args:
         docstring: What `--help` shows.
         rounds: How often each contestant is timed unless `--rounds` says otherwise; None: nothing is timed.
+        options: Further flags, each with what `add_argument` takes.
+        **defaults: What flags are unless they are given.
     """
     parser = argparse.ArgumentParser(description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter)
     if rounds is not None:
@@ -172,6 +178,9 @@ def parse(docstring: str | None, rounds: int | None = 15) -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table to FILE too, as JSON")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    for flag, option in (options or {}).items():
+        parser.add_argument(flag, **option)
+    parser.set_defaults(**defaults)
     arguments = parser.parse_args()
     if rounds is not None and arguments.rounds < 2:
         parser.error(f"--rounds {arguments.rounds}: a median and a spread take at least two")
@@ -186,7 +195,8 @@ def parse(docstring: str | None, rounds: int | None = 15) -> argparse.Namespace:
         try:
             torch.empty(1, device=arguments.device)
         except (RuntimeError, AssertionError) as error:
-            parser.error(f"--device {arguments.device} cannot be used: {str(error).splitlines()[0]}")
+            reason = str(error).splitlines()[0]
+            parser.exit(2, f"{parser.prog}: --device {arguments.device} cannot be used: {reason}\n")
         # where all that a benchmark makes is made from now on
         torch.set_default_device(arguments.device)
     return arguments
@@ -194,24 +204,7 @@ def parse(docstring: str | None, rounds: int | None = 15) -> argparse.Namespace:
 
 def publish(arguments: argparse.Namespace, benchmark: str, rows: list[Row]) -> None:
     """Print the rows as one table, and write them as JSON if that was asked for."""
-    rounds = getattr(arguments, "rounds", None)
-    conditions = {
-        "rounds": rounds,
-        "threads": arguments.threads,
-        "dtype": str(arguments.dtype).removeprefix("torch."),
-        "device": arguments.device,
-        "machine": platform.machine(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "peft": peft.__version__,
-        },
-    }
-    versions = ", ".join(f"{name} {version}" for name, version in conditions["versions"].items())
-    timed = "" if rounds is None else f"medians of {rounds} rounds in turn; "
-    where = f"{arguments.threads} threads" if arguments.device == "cpu" else torch.cuda.get_device_name()
-    caption = f"{conditions['dtype']}, {where}; {timed}{versions}"
+    caption = caption_of(arguments)
     if arguments.markdown:
         print(as_markdown(rows, caption))
     else:
@@ -223,7 +216,40 @@ def publish(arguments: argparse.Namespace, benchmark: str, rows: list[Row]) -> N
             console.print(line, style="red" if "NOT MET" in line else "green", markup=False)
         console.print(caption, markup=False)
     if arguments.json is not None:
-        write_json(arguments.json, {"benchmark": benchmark, **conditions, "rows": [as_record(row) for row in rows]})
+        content = {"benchmark": benchmark, **conditions_of(arguments), "rows": [as_record(row) for row in rows]}
+        write_json(arguments.json, content)
+
+
+def conditions_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """With what something was measured, as it stands in the JSON file."""
+    return {
+        "rounds": getattr(arguments, "rounds", None),
+        "threads": arguments.threads,
+        "dtype": str(arguments.dtype).removeprefix("torch."),
+        "device": arguments.device,
+        "machine": platform.machine(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "peft": peft.__version__,
+        },
+    }
+
+
+def caption_of(arguments: argparse.Namespace) -> str:
+    """With what something was measured, as it stands below the table."""
+    conditions = conditions_of(arguments)
+    versions = ", ".join(f"{name} {version}" for name, version in conditions["versions"].items())
+    timed = "" if conditions["rounds"] is None else f"medians of {conditions['rounds']} rounds in turn; "
+    return f"{conditions['dtype']}, {where(arguments)}; {timed}{versions}"
+
+
+def where(arguments: argparse.Namespace) -> str:
+    """The name of the GPU, or the number of threads on a CPU."""
+    if arguments.device == "cpu":
+        return f"{arguments.threads} threads"
+    return torch.cuda.get_device_name(arguments.device)
 
 
 def as_record(row: Row) -> dict[str, Any]:
@@ -245,7 +271,7 @@ def as_table(rows: list[Row], title: str) -> Table:
     table = Table(title=title, box=box.SIMPLE)
     header, *lines = cells(rows)
     for name in header:
-        table.add_column(name, justify="left" if name in TEXT else "right", no_wrap=name != "case")
+        table.add_column(name, justify="left" if name in TEXT else "right", no_wrap=name not in ("case", "note"))
     for number, line in enumerate(lines):
         if number and line[0]:
             table.add_section()
@@ -266,13 +292,15 @@ def bars_of(rows: list[Row]) -> list[str]:
 
 
 def cells(rows: list[Row]) -> list[list[str]]:
-    """The table as text: the header, and one line a row, with the columns that any row has a figure for."""
+    """The table as text: the header, and one line a row, with the columns that any row has something for."""
     columns = {key: column for key, column in COLUMNS.items() if any(key in row.figures for row in rows)}
-    lines = [[*TEXT, *(header for header, _ in columns.values())]]
+    noted = any(row.note for row in rows)
+    lines = [[*TEXT[:2], *(header for header, _ in columns.values()), *(["note"] if noted else [])]]
     case = None
     for row in rows:
         figures = [write(row.figures[key]) if key in row.figures else "" for key, (_, write) in columns.items()]
         # named once, where it begins
-        lines.append([row.case if row.case != case else "", row.contestant, *figures])
+        named = row.case if row.case != case else ""
+        lines.append([named, row.contestant, *figures, *([row.note] if noted else [])])
         case = row.case
     return lines

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from contestants import adapted, adapter_configs, llama2_7b_layers, sharing_weights
 from measuring import LORA, Row, compare, in_turn, parse, publish
 from peft import PeftModel
@@ -46,7 +47,11 @@ def save(model: PeftModel, folder: Path) -> Callable[[], object]:
 
 
 def load(folder: Path) -> Callable[[Any], object]:
-    return lambda model: PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
+    def run(model: Any) -> object:
+        with torch.device("cpu"):  # as in `wrapped`
+            return PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
+
+    return run
 
 
 def bytes_of(folder: Path) -> int:

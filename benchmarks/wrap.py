@@ -6,13 +6,12 @@ LLaMA2-7B's shape on the meta device, without weights, and 4 of its layers with 
 Bars: TT-LoRA takes at most 2 s on the meta device, and at most 50 ms a layer with weights.
 """
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
-from contestants import TT, adapter_configs, llama2_7b_layers, sharing_weights
+from contestants import TT, adapter_configs, llama2_7b_layers, sharing_weights, wrapped
 from measuring import Bar, Row, compare, in_turn, parse, publish
-from peft import PeftConfig, get_peft_model
+from peft import PeftConfig
 from transformers import PreTrainedModel
 
 from ttlora.models.skeleton import build_skeleton
@@ -43,7 +42,7 @@ def measure(case: str, model: PreTrainedModel, rounds: int) -> list[Row]:
 
 
 def wrap(config: PeftConfig) -> Callable[[Any], object]:
-    return lambda model: get_peft_model(model, copy.deepcopy(config))
+    return lambda model: wrapped(model, config)
 
 
 if __name__ == "__main__":

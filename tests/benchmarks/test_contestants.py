@@ -17,6 +17,8 @@ import wrap
 from contestants import TT, VERA, adapted, adapter_configs, encoder, llama, llama2_7b_layers, sharing_weights
 from measuring import LORA, Bar
 
+from tests.cuda.devices import GPU
+
 SIZES = {
     "vocab_size": 32,
     "hidden_size": 16,
@@ -255,8 +257,10 @@ def test_a_copy_shares_weights_and_no_modules():
         pytest.param("float32 under autocast", marks=pytest.mark.slow),
     ],
 )
-def test_operators(case):
-    rows = operators.measure(case, vocab_size=64, intermediate_size=64)
+@pytest.mark.parametrize("device", ["cpu", GPU])
+def test_operators(case, device):
+    with torch.device(device):
+        rows = operators.measure(case, vocab_size=64, intermediate_size=64)
     assert shown(rows)[1] == {(case, TT): [("operators a matrix", operators.BARS[case][-1])]}
     counts = {row.contestant: row.figures["operators_a_matrix"] for row in rows}
     assert all(bar.met for row in rows for bar in row.bars), counts

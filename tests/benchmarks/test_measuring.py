@@ -5,7 +5,7 @@ from argparse import Namespace
 import measuring
 import pytest
 import torch
-from measuring import Bar, Row, compare, in_turn, parse, publish
+from measuring import Bar, Row, cells, compare, in_turn, parse, publish
 
 ROWS = [
     Row("first", "frozen", {"seconds": 0.010, "to_frozen": 1.0}),
@@ -90,6 +90,12 @@ def bar_of(written):
     return Bar(written["of"], written["limit"], written["figure"])
 
 
+def test_why_there_are_no_figures_is_said_in_the_last_column():
+    header, *lines = cells([ROWS[0], Row("first", "LoRA r=8", {}, note="out of memory")])
+    assert header == ["case", "contestant", "ms", "x frozen", "note"]
+    assert lines == [["first", "frozen", "10.00", "1.000", ""], ["", "LoRA r=8", "", "", "out of memory"]]
+
+
 def parse_with(monkeypatch, *flags, **options):
     monkeypatch.setattr(sys, "argv", ["layer.py", *map(str, flags)])
     # the tests' own threads stay as they are
@@ -107,6 +113,12 @@ def test_flags(monkeypatch, tmp_path):
     assert (arguments.rounds, arguments.dtype, arguments.markdown) == (3, torch.bfloat16, True)
     assert arguments.json == tmp_path / "a.json"
     assert threads == [1]
+
+
+def test_a_benchmark_may_have_flags_and_defaults_of_its_own(monkeypatch):
+    options = {"--layers": {"type": int, "default": 2}}
+    arguments, _ = parse_with(monkeypatch, "--layers", 3, options=options, dtype="bfloat16")
+    assert (arguments.layers, arguments.dtype) == (3, torch.bfloat16)
 
 
 @pytest.mark.parametrize(("flags", "said"), [(("--rounds", 1), "--rounds 1"), (("--threads", -1), "--threads -1")])
