@@ -117,7 +117,7 @@ def test_outputs_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyP
     }.items():
         with pytest.raises(UserError, match=part):
             require_writable(f"{tmp_path}/{name}")
-    with pytest.raises(UserError, match="has no name"):
+    with pytest.raises(UserError, match="`output` is empty: name a folder"):
         require_free("")
     with pytest.raises(UserError, match="is a file"):
         require_free(tmp_path / "file")

@@ -8,9 +8,12 @@ import importlib
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from ttlora.tuners.bottleneck import BottleneckConfig, BottleneckModel
-from ttlora.tuners.loretta_rep import LorettaRepConfig, LorettaRepModel
-from ttlora.tuners.tt_lora import TTLoraConfig, TTLoraModel
+from ttlora.quiet import without_notes_on_builds
+
+with without_notes_on_builds():
+    from ttlora.tuners.bottleneck import BottleneckConfig, BottleneckModel
+    from ttlora.tuners.loretta_rep import LorettaRepConfig, LorettaRepModel
+    from ttlora.tuners.tt_lora import TTLoraConfig, TTLoraModel
 
 if TYPE_CHECKING:
     from ttlora.adapters.convert import import_lora

@@ -113,6 +113,8 @@ class Record:
         """
         try:
             content = json.loads(path.read_text("utf-8"), parse_constant=_finite, parse_float=_finite)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is no result record: line {error.lineno} is no JSON") from None
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is no result record: {error}") from None
         if isinstance(content, dict) and content.get("schema") != SCHEMA:

@@ -32,7 +32,7 @@ def read_mapping(path: Path, refusal: str | None = None) -> dict[str, Any]:
     try:
         size = path.stat().st_size
         if size > MOST_BYTES:
-            raise UserError(f"{refusal}: it has {size:,} bytes, which no person writes")
+            raise UserError(f"{refusal}: it has {size:,} bytes, and a file of keys has {MOST_BYTES:,} at most")
         content = parse(read_utf8(path))
     except OSError as error:
         raise UserError(f"{refusal}: {error.strerror or error}") from None
@@ -84,7 +84,7 @@ def _require_countable(content: Any) -> None:
         value = waiting.pop()
         count += 1
         if count > MOST_VALUES:
-            raise ValueError("it holds more values than a person writes, or itself")
+            raise ValueError(f"it holds itself, or more than {MOST_VALUES:,} values")
         if isinstance(value, dict):
             waiting += value.values()
         elif isinstance(value, list | tuple):

@@ -68,7 +68,7 @@ def parse_pairs(name: str, text: str) -> dict[str, str]:
         for part in shlex.split(text):
             key, equals, value = part.partition("=")
             if not key or not equals:
-                raise ValueError(f"cannot read {shown(part)}")
+                raise ValueError(f"cannot read {'it' if part == text else shown(part)}")
             if key in pairs:
                 raise ValueError(f"{shown(key)} is there twice")
             pairs[key] = value

@@ -4,13 +4,15 @@ pydantic would be one more package for the install of the core, whose configs ne
 not say what to do.
 """
 
+import re
 import reprlib
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from datetime import date
+from difflib import get_close_matches
 from typing import Any, Literal, TypeGuard, TypeVar
 
 T = TypeVar("T")
@@ -133,6 +135,20 @@ def wanted(hint: Any) -> str:
     if origin in (dict, Mapping):
         return "names with values"
     return " or ".join(map(wanted, kinds(hint)))
+
+
+def nearest(name: str, names: Sequence[str]) -> str | None:
+    """The name that was meant: one whose words begin with these letters, or else one that is written much like it.
+
+    Args:
+        name: What was given, such as "lr".
+        names: The names that there are, such as "learning-rate"; hyphens and underscores count for nothing.
+    """
+    asked = re.sub("[-_]", "", name.lower())
+    plain = {re.sub("[-_]", "", known.lower()): known for known in reversed(names)}
+    initials = {"".join(re.findall("(?<![a-z0-9])[a-z0-9]", known.lower())): known for known in reversed(names)}
+    close = get_close_matches(asked, plain, n=1)
+    return initials.get(asked) or (plain[close[0]] if close else None)
 
 
 def shown(value: Any) -> str:

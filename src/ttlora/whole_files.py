@@ -75,7 +75,7 @@ def require_writable(output: str | Path) -> Path:
         UserError: It cannot.
     """
     if not str(output):
-        raise UserError("the output has no name: name a folder that is empty or not there yet")
+        raise UserError("`output` is empty: name a folder that is empty or not there yet")
     path = Path(os.path.expanduser(output))
     try:
         if ".." in path.parts:

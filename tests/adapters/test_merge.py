@@ -158,7 +158,7 @@ def test_another_base_model(adapter: Path, bert: Path, tmp_path: Path, sizes: An
     config = AutoModel.from_pretrained(bert).config
     config.update(sizes)
     AutoModel.from_config(config).save_pretrained(tmp_path / "other")
-    refused(adapter, tmp_path / "other", "does not fit the model", *parts)
+    refused(adapter, tmp_path / "other", f"does not fit {tmp_path / 'other'}", *parts)
 
 
 def test_a_base_model_that_cannot_be_read(adapter: Path, bert: Path, tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_shapes_by_module(bert: Path, tmp_path: Path) -> None:
 
 
 def test_missing_files(folder: Path, tmp_path: Path) -> None:
-    refused(tmp_path / "nowhere", "there is no folder")
+    refused(tmp_path / "nowhere", "nowhere is not there")
     refused(folder / WEIGHTS, "is a file; name the adapter's folder")
     refused(tmp_path, "holds no adapter_config.json, so it is no adapter of PEFT; there is one in its folder 'copy'")
     (folder / WEIGHTS).rename(folder / "adapter_model.bin")

@@ -211,7 +211,7 @@ def test_wrong_folders(command, tt, lora, tmp_path, ttlora):
     source = lora if command == "import" else tt
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").write_text("mine")
-    assert_one_line(ttlora(command, tmp_path / "nowhere", "--output", tmp_path / "out", *flags), "there is no folder")
+    assert_one_line(ttlora(command, tmp_path / "nowhere", "--output", tmp_path / "out", *flags), "nowhere is not there")
     assert_one_line(ttlora(command, tmp_path / "used", "--output", tmp_path / "out", *flags), "no adapter_config.json")
     assert_one_line(
         ttlora(command, source, "--output", tmp_path / "used", *flags), "used holds other files (file): name another"
@@ -234,8 +234,8 @@ def test_wrong_folders(command, tt, lora, tmp_path, ttlora):
 @pytest.mark.parametrize(
     ("flags", "part"),
     [
-        ((), "either --r or --tolerance"),
-        (("--r", 2, "--tolerance", 0.1), "either --r or --tolerance"),
+        ((), "neither --r nor --tolerance is given: give one of them"),
+        (("--r", 2, "--tolerance", 0.1), "--r and --tolerance are both given: give one of them"),
         (("--r", 0), "--r is 0: a rank is a whole number from 1 on"),
         (("--r", 9), "there is nothing to round"),
         (("--tolerance", 1.5), "--tolerance is 1.5, and has to be a number between 0 and 1"),
@@ -251,6 +251,7 @@ def test_wrong_flags_of_the_others(tt, lora, tmp_path, ttlora, finished):
     output = ("--output", tmp_path / "out")
     assert_one_line(ttlora("export", tt, *output, "--dtype", "int8"), "--dtype is 'int8'", "float32 or bfloat16")
     assert_one_line(ttlora("import", lora, *output, "--shape", "3,5"), "has the product 15")
+    assert_one_line(ttlora("import", lora, *output, "--r", 2, "--tolerance", 0.1), "--r and --tolerance are both given")
     assert_one_line(ttlora("import", lora, *output, "--shape", "big"), "--shape is 'big'")
     assert_one_line(ttlora("export", finished, *output), "classifier.weight", "ttlora merge writes the whole model")
     assert_one_line(
@@ -285,7 +286,7 @@ def test_a_terminated_merge_leaves_nothing(tt, tmp_path, ttlora, monkeypatch):
 
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", terminate)
     outcome = ttlora("merge", tt, "--output", tmp_path / "parent" / "out")
-    assert (outcome.status, outcome.err) == (143, "ttlora: error: interrupted\n")
+    assert (outcome.status, outcome.err) == (143, "ttlora: stopped\n")
     assert not list(tmp_path.iterdir())
 
 
@@ -331,7 +332,7 @@ def test_outputs_that_cannot_be_made(command, tt, lora, tmp_path, ttlora, monkey
     # the work does not begin
     monkeypatch.setattr("ttlora.adapters.read.read_header", lambda file: pytest.fail("it was read"))
     for output, part in {
-        "": "the output has no name",
+        "": "--output is empty: name a file or a folder",
         "file/out": f"{tmp_path / 'file'} is no folder",
         "nothing": "nothing is a link to nothing",
         "nothing/out": f"{tmp_path / 'nothing'} is no folder",

@@ -69,7 +69,7 @@ def test_runs_once_and_reports(config, out, capsys, monkeypatch, unreported):
     assert first.err.endswith(f"2 of 2 runs done: {out}\n")
     assert sorted(path.name for path in out.iterdir()) == ["logs", "plan.json", "report", "runs"]
     lines = first.err.splitlines()
-    assert lines[0] == "2 runs: 2 waiting; how long cannot be told before the first run on a model is done"
+    assert lines[0] == "2 runs: 2 waiting; the time left is not known before a first run is done"
     assert lines[1] == "begun: bert glue/sst2 lora seed 0"
     assert re.fullmatch(r"1/2 bert glue/sst2 lora seed 0: accuracy [01]\.\d{4} \(\d+ s, about \d+ s left\)", lines[2])
     assert re.fullmatch(r"2/2 bert glue/sst2 head seed 0: accuracy [01]\.\d{4} \(\d+ s\)", lines[4])
@@ -139,9 +139,9 @@ def test_dry_run_reads_no_weights_and_writes_nothing(config, out, capsys, monkey
     assert told.err.startswith("deberta-glue: the recipe that comes with ttlora, ")
     assert "tasks: glue/mnli, glue/sst2, glue/mrpc" in told.out
     assert "deberta-base tt-lora: 24 waiting (seeds 0, 1, 2)" in told.out
-    assert "264 runs: 264 waiting; how long cannot be told" in told.out
+    assert "264 runs: 264 waiting; the time left is not known" in told.out
     assert "deberta-base: 139,194,627 parameters; LoRA r=8 trains 294,912" in told.out
-    assert re.search(r"tt-lora +22,080 +592,899 +6,304 +13 +0\.02M", told.out)
+    assert re.search(r"tt-lora r=5 +22,080 +592,899 +6,304 +13 +0\.02M", told.out)
     assert not out.exists()
 
 
@@ -161,7 +161,7 @@ def test_dry_run_in_json(config, out, ttlora):
         ({"parallel": 0}, "`parallel` is 0, and has to be at least 1"),
         ({"config": "deberta-gleu"}, "did you mean deberta-glue?"),
         ({"output": "."}, "output folder .* holds other files"),
-        ({"config": "lost.yaml"}, "data /nowhere/sst2 is not there; nothing was begun"),
+        ({"config": "lost.yaml"}, "lost.yaml: data /nowhere/sst2 is not there, of .*; nothing was begun"),
     ],
 )
 def test_wrong_use(keys, message, config, out, monkeypatch, tmp_path):

@@ -44,7 +44,7 @@ def test_model_that_has_moved(finished, bert, tmp_path, ttlora):
 def test_folder_without_a_finished_run(command, finished, tmp_path, ttlora, data):
     extra = ["--input", data / "sst2" / "validation.jsonl"] if command == "predict" else []
     outcome = ttlora(command, tmp_path, *extra)
-    assert (outcome.status, outcome.err) == (2, f"ttlora: error: {tmp_path} holds no run of ttlora train\n")
+    assert (outcome.status, outcome.err) == (2, f"ttlora: error: {tmp_path} is no output folder of ttlora train\n")
     shutil.copytree(finished, tmp_path / "out")
     (tmp_path / "out" / "result.json").unlink()
     outcome = ttlora(command, tmp_path / "out", *extra)

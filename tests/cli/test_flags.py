@@ -2,7 +2,7 @@ from typing import Any, Literal, get_type_hints
 
 import pytest
 
-from ttlora.cli.flags import parse
+from ttlora.cli.flags import PATHS, parse
 from ttlora.errors import UserError
 from ttlora.finetune.recipe import Recipe
 from ttlora.values import kinds
@@ -76,6 +76,9 @@ def test_help_shows_defaults_and_no_types(capsys):
         (("here", "--zzz"), "unknown option --zzz: see ttlora paint --help"),
         (("here", "--size-limit", "four"), "--size-limit is 'four', and has to be a whole number"),
         (("here", "--size-limit"), "--size-limit needs a value: see ttlora paint --help"),
+        (("here", "--size-limit", "4", "--size_limit=5"), "--size-limit is there twice: give it once"),
+        (("here", "--sl", "4"), "unknown option --sl: did you mean --size-limit?"),
+        (("",), "DIRECTORY is empty: name a file or a folder"),
         (("here", "--colour", "green"), "--colour is 'green', and has to be red or blue"),
     ],
 )
@@ -93,6 +96,22 @@ def test_a_recipes_keys_are_flags():
         "targets": "query,value",
         "resume": True,
     }
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [("--lr", "--learning-rate"), ("--bs", "--batch-size"), ("-m", "--model"), ("--epoch", "--epochs")],
+)
+def test_an_unknown_option_is_told_from_its_words(option, meant):
+    with pytest.raises(UserError, match=f"unknown option {option}: did you mean {meant}"):
+        read_recipe(*REQUIRED, option, "1")
+
+
+def test_help_shows_what_stands_for_a_value(capsys):
+    assert read_recipe("--help") is None
+    told = capsys.readouterr().out
+    assert "--rows-at-once N|auto" in told
+    assert "--push-to-hub NAME" in told
 
 
 def test_missing_flags_are_named():
@@ -155,7 +174,7 @@ def test_written_recipe_can_be_read_again(tmp_path):
             r"choice_columns is \['a', False\], and has to be text or a list of names: put text",
         ),
         ("targets: [1]", r"targets is \[1\], and has to be text or a list of names: put text in quotes"),
-        ("answers: &a {x: *a}", "more values than a person writes, or itself"),
+        ("answers: &a {x: *a}", "it holds itself, or more than 131,072 values"),
         ("config: other.yaml", "unknown key 'config'"),
         ("print_config: yes", "unknown key 'print_config'"),
     ],
@@ -182,10 +201,13 @@ TEXTS = ("null", "~", "true", "no", "007", "1e3", "1.50", "2020-01-01", "#x", "{
 @pytest.mark.parametrize("text", TEXTS)
 def test_text_stays_text_to_the_letter(text):
     flags = [key for key, hint in get_type_hints(Recipe).items() if str in kinds(hint) and key not in ("r", "shape")]
-    assert {"model", "text_column", "prompt", "answers", "targets", "settings"} <= set(flags)
-    values = read_recipe(*(f"--{key.replace('_', '-')}={text}" for key in flags))
+    flags = [key for key in flags if text or key not in PATHS]
+    assert {"text_column", "prompt", "answers", "targets", "settings"} <= set(flags)
+    paths = () if text else ("--model", "m", "--output", "o")
+    values = read_recipe(*paths, *(f"--{key.replace('_', '-')}={text}" for key in flags))
     assert {key: values[key] for key in flags} == dict.fromkeys(flags, text)
-    assert read(text) == {"directory": text, "colour": None, "size_limit": 3, "json": False}
+    if text:
+        assert read(text) == {"directory": text, "colour": None, "size_limit": 3, "json": False}
 
 
 @pytest.mark.parametrize(
@@ -225,6 +247,8 @@ def test_numbers_of_flags_are_decimal():
 
 
 def test_missing_yaml(tmp_path):
+    with pytest.raises(UserError, match="--config is empty: name a YAML file"):
+        read_recipe("--config", "")
     with pytest.raises(UserError, match=r"--config .*none\.yaml is not there"):
         read_recipe("--config", str(tmp_path / "none.yaml"))
 

@@ -59,6 +59,19 @@ def test_answers_without_importing_torch(argument):
     assert not imported & {"torch", "peft", "transformers", "numpy"}
 
 
+@pytest.mark.parametrize("arguments", [["-m", "ttlora", "--version"], ["-c", "import ttlora"]])
+def test_no_library_speaks_of_its_builds(arguments):
+    """Where torchao and bitsandbytes are installed, PEFT imports them."""
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
+def test_ctrl_c_at_the_end_leaves_the_status():
+    code = "import os, signal, sys\nfrom ttlora.cli.main import main\nstatus = main()\n"
+    code += "os.kill(os.getpid(), signal.SIGINT)\nsys.exit(status)"
+    assert subprocess.run([sys.executable, "-c", code, "--version"], stdout=subprocess.DEVNULL).returncode == 0
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_every_command(name, capsys):
     assert main([name, "--help"]) == 0
@@ -81,7 +94,7 @@ def test_help_of_every_command(name, capsys):
         (MemoryError(), 1, "ttlora: error: out of memory: this machine has too little for it"),
         (UserError("a name \x1b[2J\r of control"), 2, "ttlora: error: a name [2J of control"),
         (UserError("long " * 1000), 2, f"ttlora: error: {'long ' * 199}long…"),
-        (KeyboardInterrupt(), 130, "ttlora: error: interrupted"),
+        (KeyboardInterrupt(), 130, "ttlora: stopped"),
         (KeyError("x"), 1, "ttlora: error: unexpected KeyError: 'x' (TTLORA_TRACEBACK=1 shows where)"),
     ],
 )
@@ -184,7 +197,7 @@ def test_signals_end_it_as_ctrl_c_does(name, status, capsys, monkeypatch):
     finally:
         signal.signal(number, before)
     assert cleaned
-    assert capsys.readouterr().err == "ttlora: error: interrupted\n"
+    assert capsys.readouterr().err == "ttlora: stopped\n"
 
 
 def test_a_signal_that_nohup_ignores_stays_ignored(monkeypatch):

@@ -203,7 +203,7 @@ def test_another_adapter_on_a_merged_model(saved, tmp_path, ttlora):
 
 
 def test_no_name_for_the_base(adapter, tmp_path, ttlora):
-    assert "does not name its base model" in refused(ttlora, tmp_path, adapter, "--model", "")
+    assert "--model is empty" in refused(ttlora, tmp_path, adapter, "--model", "")
     change(adapter / "adapter_config.json", base_model_name_or_path=None)
     assert "does not name its base model" in refused(ttlora, tmp_path, adapter)
 

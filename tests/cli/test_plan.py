@@ -54,6 +54,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
     plan("llama2-7b")
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
+    assert lines == [line.rstrip() for line in lines]
     text = "\n".join(lines)
     assert "16,16,16 | 16,16,16" in text
     assert "32 × 1,760" in text
@@ -77,9 +78,9 @@ def test_the_table_marks_shapes_that_are_not_aligned(capsys: pytest.CaptureFixtu
         ({"shape": "q_proj=16,16 q_proj=16,16"}, "q_proj"),
         ({"shape": ""}, "shape"),
         ({"targets": " , "}, "`targets` is empty"),
-        ({"budget": "10"}, "10 bytes is too small: the smallest adapter takes 6,144 bytes"),
+        ({"budget": "10"}, "10, and too small: the smallest adapter takes 6,144 bytes"),
         ({"budget": "small"}, "'small' is no size"),
-        ({"r": -1}, "r=-1"),
+        ({"r": -1}, "`r` is -1, and has to be at least 1"),
     ],
 )
 def test_wrong_use(arguments: dict[str, object], message: str) -> None:

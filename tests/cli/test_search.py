@@ -53,6 +53,7 @@ def test_a_search_from_beginning_to_end(bert, data, tmp_path, capsys):
     best = min(records, key=lambda record: record.validation_loss)
     assert yaml.safe_load((output / "best.yaml").read_text())["learning_rate"] == best.recipe["learning_rate"]
     assert (output / "report" / "report.html").exists()
+    assert said.startswith(f"a search of 6 trials at most, 0 done: {output}\n")
     assert "Traceback" not in said
     assert "--retry-failed does them again" in said
 

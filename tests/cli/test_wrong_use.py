@@ -40,9 +40,18 @@ def train(bert, tmp_path, ttlora):
                 files[name].write_text(content)
             else:
                 write_jsonl(files[name], content)
-        paths = ("--train", files["train"], "--validation", files["validation"], "--output", tmp_path / "out")
-        common = ("--model", bert, "--task", "file", *paths, "--text-column", "sentence", "--epochs", 1, "--threads", 1)
-        outcome = ttlora("train", *common, *flags)
+        common = {
+            "--train": files["train"],
+            "--validation": files["validation"],
+            "--output": tmp_path / "out",
+            "--model": bert,
+            "--task": "file",
+            "--text-column": "sentence",
+            "--epochs": 1,
+            "--threads": 1,
+        }
+        given = common | dict(zip(flags[::2], flags[1::2], strict=True))
+        outcome = ttlora("train", *(part for pair in given.items() for part in pair))
         assert (tmp_path / "out").exists() == (outcome.status == 0)
         return outcome
 
@@ -81,7 +90,7 @@ def test_the_fixture_itself_is_no_mistake(train):
         (["--settings", "exclude_modules=[quary]"], ["'quary' is no module of the model"]),
         (["--settings", "exclude_modules=quary"], ["exclude_modules is 'quary', a regular expression that fits no"]),
         (["--targets", "query,classifier"], ["'classifier' belongs to the head, which trains whole"]),
-        (["--threads", "100000"], ["--threads is 100000, and has to be at least 1, and at most 1024"]),
+        (["--threads", "100000"], ["--threads is 100000, and has to be at most 1,024"]),
         (["--text-column", "null"], ["there is no column 'null', only sentence, label, idx"]),
         (["--text-column", "caf\udce9"], ["'caf\\udce9' is not UTF-8 text"]),
     ],
@@ -320,5 +329,29 @@ def test_several_processes(name, bert, data, finished, tmp_path, ttlora, monkeyp
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_that_is_not_there(ttlora):
-    assert_one_line(ttlora("evaluate", "nowhere"), "nowhere is not there")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("evaluate", "nowhere"),
+        ("predict", "nowhere", "--input", "rows.jsonl"),
+        ("inspect", "nowhere"),
+        ("report", "nowhere", "--output", "out"),
+    ],
+)
+def test_a_path_that_is_not_there(arguments, ttlora):
+    assert_one_line(ttlora(*arguments), "error: nowhere is not there")
+
+
+def test_a_run_is_near(finished, ttlora):
+    above = f"is no output folder of ttlora train: name the folder above, {finished}"
+    assert_one_line(ttlora("evaluate", finished / "adapter"), f"adapter {above}")
+    assert_one_line(ttlora("evaluate", finished / "result.json"), f"result.json {above}")
+    assert_one_line(ttlora("evaluate", finished.parent), f"name one of the folders in it, such as {finished}")
+
+
+def test_a_temporary_folder_that_takes_nothing(bert, data, tmp_path, ttlora, monkeypatch):
+    monkeypatch.setenv("TMPDIR", "/proc")
+    (tmp_path / "s.yaml").write_text(f"model: {bert}\ntask: glue/sst2\ndata: {data}\nspace: {{r: [1, 2]}}\n")
+    outcome = ttlora("search", "--config", tmp_path / "s.yaml", "--output", tmp_path / "out")
+    assert_one_line(outcome, "TMPDIR is /proc, and no temporary file can be made there")
+    assert not (tmp_path / "out").exists()

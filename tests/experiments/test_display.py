@@ -40,8 +40,8 @@ def test_plain_lines_where_there_is_no_terminal(folder, plan, capsys):
         shown.ended(runs[0])
     assert capsys.readouterr().err.splitlines() == [
         "begun: bert glue/sst2 lora seed 0",
-        "1/2 bert glue/sst2 lora seed 0: failed: no [room] (3 min, how long cannot be told before the first run on a "
-        "model is done)",
+        "1/2 bert glue/sst2 lora seed 0: failed: no [room] (3 min, the time left is not known "
+        "before a first run is done)",
     ]
 
 

@@ -36,7 +36,7 @@ def test_several_at_a_time(by_title):
     ("rest", "line"),
     [
         (Estimate(100, 3, 0), "about 2 min left"),
-        (Estimate(0, 0, 3), "how long cannot be told before the first run on a model is done"),
+        (Estimate(0, 0, 3), "the time left is not known before a first run is done"),
         (Estimate(100, 3, 1), "about 2 min left, and 1 run on models on which none is done yet"),
         (Estimate(100, 3, 2), "about 2 min left, and 2 runs on models on which none is done yet"),
     ],

@@ -86,7 +86,7 @@ def test_a_folder_in_use_is_left_alone(folder, plan):
     folder.path.mkdir()
     folder.require_usable()
     (folder.path / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"holds other files \(mine\.txt\): name another as `output`"):
+    with pytest.raises(UserError, match=r"holds other files \(mine\.txt\): name another folder as `output`"):
         folder.require_usable()
     with pytest.raises(UserError, match=r"mine\.txt is a file"):
         RunsFolder(folder.path / "mine.txt", "comparison").require_usable()
@@ -97,12 +97,12 @@ def test_a_folder_in_use_is_left_alone(folder, plan):
 
 def test_a_comparison_and_a_search_keep_out_of_each_others_folders(folder, plan, tmp_path):
     begin(folder, plan())
-    with pytest.raises(UserError, match="out holds a comparison: name another as `output`"):
+    with pytest.raises(UserError, match="out holds a comparison: name another folder as `output`"):
         RunsFolder(folder.path, "search").require_usable()
     other = RunsFolder(tmp_path / "search", "search")
     with other.claim():
         other.write_plan({"asked": {}, "trials": []})
-    with pytest.raises(UserError, match="search holds a search: name another as `output`"):
+    with pytest.raises(UserError, match="search holds a search: name another folder as `output`"):
         RunsFolder(other.path, "comparison").require_usable()
 
 

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from ttlora.errors import UserError
@@ -40,7 +42,7 @@ def test_shared_keys_that_a_method_does_not_read_are_not_for_it(plan):
     assert (runs["lora"].r, runs["lora"].targets) == (3, ["query", "value"])
     assert (runs["head"].r, runs["head"].targets) == (None, None)
     assert (runs["adapter"].r, runs["adapter"].targets) == (3, None), "bottlenecks have places of their own"
-    with pytest.raises(UserError, match="head on glue/sst2: `r` means nothing to method head"):
+    with pytest.raises(UserError, match="head on glue/sst2: r means nothing to method head"):
         plan(methods="[{method: head, r: 3}]")
 
 
@@ -84,11 +86,11 @@ def test_local_models_and_data_have_to_be_there(plan, tmp_path):
         ({"models": "[/nowhere/bert]"}, "model /nowhere/bert"),
         ({"tasks": f"[{task}]"}, "train .*t.jsonl"),
     ):
-        with pytest.raises(UserError, match=rf"seed 0: {missing} is not there; nothing was begun"):
-            runs.require_inputs(plan(**keys))
+        with pytest.raises(UserError, match=rf"c\.yaml: {missing} is not there, of bert .*; nothing was begun"):
+            runs.require_inputs(Path("c.yaml"), plan(**keys))
     (tmp_path / "sst2").mkdir()
-    runs.require_inputs(plan(data=tmp_path))
-    runs.require_inputs(plan(models="[someone/bert]"))
+    runs.require_inputs(Path("c.yaml"), plan(data=tmp_path))
+    runs.require_inputs(Path("c.yaml"), plan(models="[someone/bert]"))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +98,7 @@ def test_local_models_and_data_have_to_be_there(plan, tmp_path):
     [
         ({"methods": "[lora, tt-lor]"}, "methods entry 2: no method is called 'tt-lor': did you mean tt-lora?"),
         ({"tasks": "[glue/sst3]"}, "tasks entry 1: lora on glue/sst3: no task is called 'glue/sst3': did you mean"),
-        ({"text_column": "review"}, "c.yaml: lora on glue/sst2: `text_column` goes with `task` file"),
+        ({"text_column": "review"}, "c.yaml: lora on glue/sst2: text_column goes with task file"),
         ({"seeds": "[0, 1, 2, 3]"}, "asks for 4 runs: 3 are the most"),
     ],
 )

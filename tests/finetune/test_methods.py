@@ -347,7 +347,9 @@ def test_models_that_do_not_fit(llama):
     [
         ("ttlora", "no method is called 'ttlora': did you mean tt-lora"),
         ("p_tuning", "no method is called 'p_tuning': did you mean p-tuning"),
-        ("veraa", r"did you mean vera\? there are tt-lora, .*, full, and of PEFT .*tinylora"),
+        ("tlora", r"did you mean tt-lora\?$"),
+        ("veraa", r"did you mean vera\?$"),
+        ("zzz", "no method is called 'zzz': there are tt-lora, .*, full, and of PEFT .*tinylora"),
         ("xlora", "method xlora of PEFT cannot be used here: it mixes LoRA adapters"),
         ("adaption-prompt", "method adaption-prompt of PEFT cannot be used here"),
         ("adalora", "method adalora of PEFT cannot be used here: it decides its ranks in the loop of a training"),

@@ -107,5 +107,5 @@ def test_no_hub() -> None:
 
 
 def test_a_name_that_cannot_be_on_the_hub() -> None:
-    with pytest.raises(UserError, match="the hub has no model 'no name'; built-in architectures"):
+    with pytest.raises(UserError, match="no such folder, and the hub has no model 'no name'; built-in"):
         build_skeleton("no name")

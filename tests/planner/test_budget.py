@@ -56,9 +56,7 @@ def test_a_given_rank_is_kept() -> None:
 def test_the_smallest_adapter_is_named_and_fits() -> None:
     start = matrices((64, 64), count=1)
     smallest = 2 * 2 * 12  # rank 1, twelve dims of 2
-    with pytest.raises(
-        UserError, match=f"{smallest - 1} bytes is too small: the smallest adapter takes {smallest} bytes"
-    ):
+    with pytest.raises(UserError, match=f"{smallest - 1}, and too small: the smallest adapter takes {smallest} bytes"):
         fit_budget(start, smallest - 1, r=None, vary_dims=True)
     chosen = fit_budget(start, smallest, r=None, vary_dims=True)
     assert size(chosen) == smallest

@@ -147,7 +147,7 @@ def test_no_default_targets_for_a_type(tmp_path: Path, monkeypatch: pytest.Monke
         ({"shape": {"x_proj": [64] * 4}}, "'x_proj' belongs to no adapted module; adapted are q_proj, v_proj"),
         ({"shape": {"k_proj": [64] * 4}}, "'k_proj' belongs to no adapted module"),
         ({"shape": {"q(": [64] * 4}}, r"'q\(', which is no name and no regular expression"),
-        ({"r": 0}, "r=0 is neither a positive integer"),
+        ({"r": 0}, "`r` is 0, and has to be at least 1"),
         ({"targets": ["qkv"]}, "'qkv' is no module of the model; its linear modules are q_proj, k_proj"),
         ({"targets": ["q_proj", "qkv"]}, "'qkv' is no module of the model"),
         ({"targets": ["self_attn"]}, "'model.layers.0.self_attn' is a LlamaAttention, which no adapter fits"),

@@ -34,7 +34,7 @@ def test_where_tt_lora_loses_it_says_so(ask):
         "4.5× smaller than that of LoRA (73,728)."
     )
     assert found.fast == (
-        "A training step of TT-LoRA takes 0.4 s, 20 % less than one of LoRA (0.5 s); "
+        "A training step of TT-LoRA takes 0.400 s, 20 % less than one of LoRA (0.500 s); "
         "peak memory is 1.00 GiB against 1.00 GiB."
     )
 
@@ -57,7 +57,7 @@ def test_level(ask):
 def test_alone(ask):
     found = ask(tt=[0.8])
     assert found.good.endswith("there is no other method to compare it with.")
-    assert found.fast == "A training step of TT-LoRA takes 0.5 s; peak memory is 1.00 GiB."
+    assert found.fast == "A training step of TT-LoRA takes 0.500 s; peak memory is 1.00 GiB."
 
 
 def test_without_tt_lora(ask):

@@ -66,6 +66,9 @@ def test_nothing_there(tmp_path):
     write_failure(tmp_path, "failed")
     with pytest.raises(UserError, match=r"all 1 runs in .* failed, the first \(boft, glue/rte\) with: out of memory"):
         find_runs([tmp_path])
+    (tmp_path / "recipe.yaml").write_text("model: bert")
+    with pytest.raises(UserError, match=r"^\S+recipe\.yaml is no result record: line 1 is no JSON$"):
+        find_runs([tmp_path / "recipe.yaml"])
     (tmp_path / "result.json").write_text("[]")
     with pytest.raises(UserError, match=r"no result record in .* can be read: .* it is \[\]"):
         find_runs([tmp_path])

@@ -33,7 +33,14 @@ def test_markdown_in_the_papers_layout(tmp_path, comparisons):
         "| TT-LoRA r=5 | 16,320 | 82.00 ± 2.83 | 82.00 ± 2.83 | 1 |",
     ]
     assert "Mean ± standard deviation over 2 seeds. SST-2 accuracy × 100." in lines
-    assert "| TT-LoRA r=5 | 770 | 31.9 KiB | 33.8 KiB | 0.5 s | 12.5 s | 1.00 GiB |" in lines
+    assert "| TT-LoRA r=5 | 770 | 31.9 KiB | 33.8 KiB | 0.500 s | 12.5 s | 1.00 GiB |" in lines
+
+
+def test_a_single_run_has_no_average_and_no_other_size(tmp_path, comparisons):
+    write_run(tmp_path, "tt", 0.8)
+    (comparison,) = comparisons()
+    assert score_table(comparison).headings == ("method", "parameters", "SST-2")
+    assert [entry.text for entry in score_table(comparison).rows[0]] == ["TT-LoRA", "16,320", "80.00"]
 
 
 def test_the_number_of_seeds_is_told_where_it_varies(tmp_path, comparisons):
@@ -80,7 +87,7 @@ def test_csv_gives_back_the_numbers(tmp_path, comparisons):
     assert float(second["SST-2 accuracy × 100"]) == pytest.approx(85)
     assert float(second["SST-2 accuracy × 100 sd"]) == pytest.approx(7.0711)
     assert float(second["average"]) == pytest.approx(85)
-    assert second["size / TT-LoRA r=5"] == "1"
+    assert "size / TT-LoRA r=5" not in second, "there is no other method on its model"
     assert second["adapter bytes in 16 bit"] == "32640"
 
 
@@ -106,4 +113,6 @@ def test_numbers():
     assert [format_size(count) for count in (0, 1000, 43_776 + 344, 5 * 2**20, 3 * 2**30)] == [
         *("0 B", "1,000 B", "43.1 KiB", "5.0 MiB", "3.00 GiB"),
     ]
-    assert [format_seconds(seconds) for seconds in (0.04471, 12.51, 1234.5)] == ["0.0447 s", "12.5 s", "1,234 s"]
+    assert [format_seconds(seconds) for seconds in (0.04471, 0.5, 12.51, 99.97, 1234.5)] == [
+        *("0.0447 s", "0.500 s", "12.5 s", "100 s", "1,234 s")
+    ]

@@ -126,7 +126,7 @@ def _fit_head(adapter: Adapter, model_class: Any, config: Any) -> None:
     if misfits[0]:
         key = min(misfits, key=len)[0]
         raise UserError(
-            f"{adapter.folder} does not fit the model, which has no place for '{key}' of sizes "
+            f"{adapter.folder} does not fit {config.name_or_path}, which has no place for '{key}' of sizes "
             f"{list(trained[key].shape)}, trained with the adapter"
         )
 

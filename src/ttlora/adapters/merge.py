@@ -35,13 +35,14 @@ def merge_adapter(adapter: Adapter, model: Any) -> Any:
     contained = _merged_before(adapter, model.config)
     dtypes = {name: weight.dtype for name, weight in model.named_parameters(remove_duplicate=False)}
     tied = TiedWeights(model)
+    refusal = f"{adapter.folder} does not fit {model.config.name_or_path or 'the model'}"
     try:
         adapted = get_peft_model(model, adapter.config)
-        _load(adapter, adapted)
+        _load(adapter, adapted, refusal)
     except UserError:
         raise
     except Exception as error:  # each method has its own way to say so
-        raise UserError(f"{adapter.folder} does not fit the model: {one_line(error)}") from None
+        raise UserError(f"{refusal}: {one_line(error)}") from None
     _require_plain_weights(adapter, adapted)
     tied.split(adapted)
     try:
@@ -92,7 +93,7 @@ def _require_plain_weights(adapter: Adapter, adapted: PeftModel) -> None:
             )
 
 
-def _load(adapter: Adapter, adapted: PeftModel) -> None:
+def _load(adapter: Adapter, adapted: PeftModel, refusal: str) -> None:
     saved = load_file(adapter.weights_file)
     for key, tensor in saved.items():
         if not torch.isfinite(tensor).all():
@@ -100,7 +101,7 @@ def _load(adapter: Adapter, adapted: PeftModel) -> None:
     # adapters of older versions of transformers name the modules of some models otherwise
     found = renamed_for_transformers(adapted, adapter.config, saved)
     require_fit(
-        f"{adapter.folder} does not fit the model",
+        refusal,
         {key: tensor.shape for key, tensor in found.items()},
         get_peft_model_state_dict(adapted, save_embedding_layers=False),
         # PEFT saves embeddings with the adapter where it thinks that they may have been resized

@@ -114,7 +114,7 @@ def _find_folder(path: Path) -> Path:
         if (folder / CONFIG_NAME).is_file():
             return folder
     if not path.exists():
-        raise UserError(f"there is no folder '{path}'")
+        raise UserError(f"{path} is not there")
     if not path.is_dir():
         raise UserError(f"'{path}' is a file; name the adapter's folder, the one with {CONFIG_NAME}")
     inner = sorted(folder.parent.name for folder in path.glob(f"*/{CONFIG_NAME}"))

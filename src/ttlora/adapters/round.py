@@ -88,8 +88,8 @@ def round(
         2
     """
     require_approximation(r, tolerance)
-    if (r is None) == (tolerance is None):
-        raise UserError("say how far to round: give either `r` or `tolerance`")
+    if r is None and tolerance is None:
+        raise UserError("neither `r` nor `tolerance` is given: give one of them, which says how far to round")
     path = require_free(output)
     rounded = round_adapter(read_adapter(adapter), r, tolerance or 0.0)
     write_adapter(path, rounded.config, rounded.tensors)
@@ -100,8 +100,10 @@ def require_approximation(r: int | None, tolerance: float | None) -> None:
     """Check the two values that say how near an approximation has to come.
 
     Raises:
-        UserError: A value is out of range.
+        UserError: A value is out of range, or both are given.
     """
+    if r is not None and tolerance is not None:
+        raise UserError("`r` and `tolerance` are both given: give one of them")
     if r is not None and not (is_whole(r) and r >= 1):
         raise UserError(f"`r` is {shown(r)}: a rank is a whole number from 1 on")
     if tolerance is not None and not (is_number(tolerance) and 0 < tolerance < 1):

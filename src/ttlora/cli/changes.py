@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ttlora.cli.console import StdoutConsole
 from ttlora.cli.inspect import common_path
 from ttlora.cli.plan import format_dims, format_size
 
@@ -54,7 +54,7 @@ def print_changes(result: TrainAdapter, output: str, json: bool) -> None:
         }
         print(json_format.dumps(summary, indent=2))
         return
-    console = Console(highlight=False)
+    console = StdoutConsole()
     console.print(_table(result))
     console.print()
     totals = Table.grid(padding=(0, 2))

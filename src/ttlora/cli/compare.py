@@ -10,10 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ttlora.cli.console import StdoutConsole
 from ttlora.errors import UserError
 from ttlora.whole_files import require_writable
 
@@ -74,7 +74,7 @@ def compare(
 
     require_ray(parallel, address)
     try:
-        _carry_out(folder, runs, comparison.threads, parallel, address, retry_failed)
+        _carry_out(path, folder, runs, comparison.threads, parallel, address, retry_failed)
         return _tell_outcome(folder, runs, json)
     except KeyboardInterrupt:
         _say("ttlora: stopped; the same command goes on where it was")
@@ -82,6 +82,7 @@ def compare(
 
 
 def _carry_out(
+    path: Path,
     folder: RunsFolder,
     runs: Sequence[ComparedRun],
     threads: int | None,
@@ -97,7 +98,7 @@ def _carry_out(
 
     require_one_process()
     states = (*OPEN, "failed") if retry_failed else OPEN
-    require_inputs([run for run in runs if run.state in states])
+    require_inputs(path, [run for run in runs if run.state in states])
     new, gone = folder.changes(runs)
     with folder.claim():
         folder.write_plan({"runs": [{"run": run.name, **run.as_dict()} for run in runs]})
@@ -160,7 +161,7 @@ def _show_plan(folder: RunsFolder, runs: Sequence[ComparedRun], parallel: int, j
         }
         print(json_format.dumps(content, indent=2))
         return
-    console = Console(highlight=False)
+    console = StdoutConsole()
     for line in _plan_lines(runs):
         console.print(line, markup=False)
     console.print(_progress(runs, left, parallel), markup=False)
@@ -168,7 +169,7 @@ def _show_plan(folder: RunsFolder, runs: Sequence[ComparedRun], parallel: int, j
         _print_counts(console, [count for count in counts if count.model == model])
 
 
-def _print_counts(console: Console, counts: Sequence[Count]) -> None:
+def _print_counts(console: StdoutConsole, counts: Sequence[Count]) -> None:
     """A table of a model's parameter counts, with the paper's beside them where it has any."""
     model, full, lora = counts[0].model, counts[0].full, counts[0].lora
     table = Table(title=f"{model}: {full:,} parameters; LoRA r=8 trains {lora:,}", title_justify="left", box=None)
@@ -180,7 +181,8 @@ def _print_counts(console: Console, counts: Sequence[Count]) -> None:
         table.add_column("printed")
     notes = []
     for count in counts:
-        cells = [count.method, f"{count.adapter:,}", f"{count.head:,}", _ratio(full, count), _ratio(lora, count)]
+        method = count.method if count.r is None or " r=" in count.method else f"{count.method} r={count.r}"
+        cells = [method, f"{count.adapter:,}", f"{count.head:,}", _ratio(full, count), _ratio(lora, count)]
         if count.printed:
             printed = count.printed.text
             if count.as_printed == count.printed.ours:

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,12 @@ from ttlora.errors import UserError
 from ttlora.finetune.recipe import DefaultOfKind, Recipe
 from ttlora.strict_yaml import dump, read_mapping
 from ttlora.utf8 import half_character
-from ttlora.values import complaint, fits, kinds, shown, wanted
+from ttlora.values import complaint, fits, kinds, nearest, shown, wanted
 
 HELP, CONFIG, PRINT_CONFIG = ("-h", "--help"), "--config", "--print-config"
+# what names a file or a folder, and cannot be empty
+PATHS = ("adapter", "config", "data", "directory", "input", "lora", "model", "output", "results", "train", "validation")
+METAVARS = {"push_to_hub": "NAME", "report_to": "NAMES"}
 # options of earlier versions, by command
 GONE = {("search", "--resume"): "without it, the same command goes on where it was stopped"}
 
@@ -59,10 +61,12 @@ class _Flag:
         kind, *_ = kinds(self.hint)
         if self.is_positional:
             return self.name
+        number = {int: "N", float: "X"}.get(kind)
         for literal in kinds(self.hint):
             if typing.get_origin(literal) is typing.Literal:
-                return "{" + ",".join(map(str, typing.get_args(literal))) + "}"
-        return {int: "N", float: "X"}.get(kind, self.key.rpartition("_")[2].upper())
+                words = ",".join(map(str, typing.get_args(literal)))
+                return f"{number}|{words}" if number else "{" + words + "}"
+        return number or METAVARS.get(self.key, self.key.rpartition("_")[2].upper())
 
     def read(self, text: str) -> Any:
         """The value of what was typed: where text is a value it stays as it is, to the letter.
@@ -70,6 +74,8 @@ class _Flag:
         Raises:
             UserError: It is no value of the flag's type.
         """
+        if not text and self.key in PATHS:
+            raise UserError(f"{self.name} is empty: name a file or a folder")
         hint = typing.get_args(self.hint)[0] if self.is_list else self.hint
         for kind in kinds(hint):
             if kind in (int, float):
@@ -188,9 +194,7 @@ def _read(
         option, equals, value = argument.partition("=")
         option = option.replace("_", "-") if option.startswith("--") else option
         if option not in known:
-            close = get_close_matches(option, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"see {help_command}"
-            raise UserError(f"unknown option {argument.partition('=')[0]}: {hint}")
+            raise UserError(f"unknown option {argument.partition('=')[0]}: {_hint(option, known, help_command)}")
         flag = options.get(option)
         is_switch = flag.hint is bool if flag else option != CONFIG
         if is_switch and equals:
@@ -201,6 +205,8 @@ def _read(
             if not queue or queue[0].startswith("--") or queue[0] in HELP:
                 raise UserError(f"{option} needs a value: see {help_command}")
             value = queue.popleft()
+        if flag is not None and flag.key in values and not is_switch:
+            raise UserError(f"{option} is there twice: give it once")
         if flag is not None:
             values[flag.key] = True if is_switch else flag.read(value)
         elif is_switch:
@@ -210,6 +216,11 @@ def _read(
         else:
             config = value
     return values | _positional(flags, given, help_command), config, wish
+
+
+def _hint(name: str, known: Sequence[str], help_command: str) -> str:
+    close = nearest(name, known)
+    return f"did you mean {close}?" if close else f"see {help_command}"
 
 
 def _positional(flags: Sequence[_Flag], given: Sequence[str], help_command: str) -> dict[str, Any]:
@@ -230,14 +241,14 @@ def _read_config(flags: dict[str, _Flag], config: str, help_command: str) -> dic
         UserError: The file is no YAML mapping, or has an unknown key or a value of a wrong type.
     """
     path = os.path.expanduser(config)
+    if not config:
+        raise UserError("--config is empty: name a YAML file")
     if not os.path.lexists(path):
         raise UserError(f"--config {config} is not there")
     content = read_mapping(Path(path), f"--config {config} holds no recipe in YAML")
     for key, value in content.items():
         if key not in flags:
-            close = get_close_matches(key, flags, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"see {help_command}"
-            raise UserError(f"--config {config}: unknown key {key!r}: {hint}")
+            raise UserError(f"--config {config}: unknown key {key!r}: {_hint(key, list(flags), help_command)}")
         if problem := complaint(key, value, flags[key].hint):
             raise UserError(f"--config {config}: {problem}")
     return content

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ttlora.cli.console import StdoutConsole
 from ttlora.cli.plan import format_dims, format_size
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _print_tables(report: AdapterReport) -> None:
     from ttlora.adapters.read import MODEL_PREFIX
 
     modules = report.modules
-    console = Console(highlight=False)
+    console = StdoutConsole()
     summary = Table.grid(padding=(0, 2))
     summary.add_row("method", report.method)
     summary.add_row("base model", Text(report.base_model or "not named"))
@@ -107,7 +107,7 @@ def _train_table(modules: Sequence[ModuleReport]) -> Table:
     for module in modules:
         shape = module.shape
         assert shape is not None
-        rank, parameters, norm = str(max(shape.ranks)), f"{module.parameters:,}", f"{module.norm:.4g}"
+        rank, parameters, norm = str(max(shape.ranks)), f"{module.parameters:,}", f"{module.norm:#.4g}".rstrip(".")
         table.add_row(Text(_below(common, module)), format_dims(shape), rank, parameters, norm)
     return table
 

@@ -4,7 +4,6 @@ import errno
 import importlib
 import importlib.util
 import io
-import logging
 import os
 import signal
 import sys
@@ -17,6 +16,7 @@ from difflib import get_close_matches
 from keyword import iskeyword
 
 from ttlora.errors import RunError, UserError, out_of_memory, printable, system_error
+from ttlora.quiet import without_notes_on_builds
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,11 @@ class Command:
 
 
 # what each extra brings that a command imports
-EXTRAS = {"train": ("datasets", "scipy", "sklearn"), "report": ("jinja2", "matplotlib"), "search": ("optuna", "ray")}
+EXTRAS = {
+    "train": ("datasets", "scipy", "sklearn", "trl"),
+    "report": ("jinja2", "matplotlib"),
+    "search": ("optuna", "ray"),
+}
 
 COMMANDS = {
     "plan": Command("show what an adapter will cost, from a model's architecture alone"),
@@ -69,6 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(complaint, 2)
     with _signals_as_interrupts() as received:
         status = _guarded(list(sys.argv[1:] if argv is None else argv))
+        if argv is None and threading.current_thread() is threading.main_thread():
+            # nothing is left to be stopped: Ctrl-C while Python ends would only take the status away
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
     return 128 + received[0] if received else status
 
 
@@ -82,7 +89,7 @@ def _guarded(arguments: list[str]) -> int:
     except RunError as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+        return _fail("stopped", 130, "ttlora")
     except BrokenPipeError:
         # whoever read our output has had enough
         _drop_stdout()
@@ -221,10 +228,7 @@ def _call(name: str, arguments: list[str]) -> int:
     from ttlora.cli.flags import parse, with_flags
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for library in ("bitsandbytes", "torchao", "torch.utils._pytree"):
-        # where they are installed, PEFT and transformers import them, and they report on builds that nobody asked for
-        logging.getLogger(library).setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), without_notes_on_builds():
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
         python_name = f"{name}_" if iskeyword(name) else name
@@ -265,9 +269,9 @@ def _quieten_libraries() -> None:
     enable_progress_bars()
 
 
-def _fail(message: str, status: int) -> int:
+def _fail(message: str, status: int, begin: str = "ttlora: error") -> int:
     with suppress(OSError):  # there is nobody left to tell
-        print(f"ttlora: error: {printable(message)}", file=sys.stderr, flush=True)
+        print(f"{begin}: {printable(message)}", file=sys.stderr, flush=True)
     return status
 
 

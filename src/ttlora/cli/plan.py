@@ -6,9 +6,10 @@ import json as json_format
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from ttlora.cli.console import StdoutConsole
 
 if TYPE_CHECKING:
     from ttlora.planner.matrices import MatrixPlan
@@ -113,7 +114,7 @@ def _print_table(plan: Plan) -> None:
     totals.add_row("adapter", f"{plan.adapter_parameters:,} parameters, {format_size(plan.bytes_16bit)} in 16 bit")
     totals.add_row("LoRA, r 8", _beside(plan.lora_r8_parameters, plan))
     totals.add_row("whole model", _beside(plan.full_parameters, plan))
-    console = Console(highlight=False)
+    console = StdoutConsole()
     console.print(table)
     if any(matrix.shape.boundary is None for matrix in plan.matrices):
         console.print("* not aligned: no dim ends where the rows end, so ΔW is no LoRA of the TT-rank", style="dim")
@@ -126,7 +127,7 @@ def _print_table(plan: Plan) -> None:
         _print_training(console, plan.training)
 
 
-def _print_training(console: Console, training: TrainingMemory) -> None:
+def _print_training(console: StdoutConsole, training: TrainingMemory) -> None:
     size = f"{training.batch_size:,} x {training.max_length:,} tokens at a time"
     console.print(f"training in {training.dtype}, {size}:")
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)

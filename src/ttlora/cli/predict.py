@@ -18,7 +18,8 @@ def predict(
 ) -> None:
     """Predict with the saved adapter of a finished run, one JSON line for each row.
 
-    A line is the row with a prediction: the label with every label's probability, or the number.
+    A line is the row with new columns: prediction, the label, number or text; with labels also probabilities, those of
+    all labels; of two answers rewards, those of both. For label kind text there is perplexity alone.
 
     Args:
         directory: Output folder of ttlora train.

@@ -8,9 +8,10 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
+
+from ttlora.cli.console import StdoutConsole
 
 if TYPE_CHECKING:
     from ttlora.report.comparison import ModelTable
@@ -51,7 +52,7 @@ def print_report(written: Report) -> None:
     from ttlora.report.formats import counted
     from ttlora.report.tables import cost_table, explanations, score_table
 
-    console = Console(highlight=False)
+    console = StdoutConsole()
     for comparison, answer in zip(written.comparisons, written.answers, strict=True):
         console.print(Text(comparison.name, style="bold"))
         for sentence in (answer.good, answer.small, answer.fast):

@@ -63,13 +63,17 @@ def search(
     if dry_run:
         _show_space(plan, space, json)
         return 0
+    from ttlora.experiments.compare import require_ray
     from ttlora.experiments.search.carry_out import carry_out
     from ttlora.experiments.search.search import Search
     from ttlora.finetune.machine import require_one_process
 
     require_one_process()
+    require_ray(1, address)
     with folder.claim():
         search = Search(plan, space, folder)
+        done = sum(trial.record is not None for trial in search.trials)
+        _say(f"a search of {plan.trials:,} trials at most, {done:,} done: {folder.path}")
         for note in space.notes:
             _say(note)
         try:
@@ -139,13 +143,13 @@ def _show_space(plan: SearchPlan, space: Space, json: bool) -> None:
         }
         print(json_format.dumps(content, indent=2))
         return
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from ttlora.cli.console import StdoutConsole
     from ttlora.values import short
 
-    console = Console(highlight=False)
+    console = StdoutConsole()
     count = "candidates without end" if overview.candidates is None else f"{overview.candidates:,} candidates"
     console.print(
         f"{count}, adapters of {overview.smallest:,} to {overview.largest:,} parameters; {plan.trials} trials"

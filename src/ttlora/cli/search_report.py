@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.text import Text
 
+from ttlora.cli.console import StdoutConsole
 from ttlora.cli.report import parts
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def print_search_report(written: SearchReport) -> None:
     from ttlora.report.formats import counted
     from ttlora.report.search.tables import best_table, front_table, importance_table
 
-    console = Console(highlight=False)
+    console = StdoutConsole()
     search, answer, importances = written.search, written.answer, written.importances
     for sentence in (answer.good, answer.small, answer.effort):
         console.print(Text(sentence))

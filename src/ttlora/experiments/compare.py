@@ -1,6 +1,8 @@
 """Carry a comparison out: each run in a process of its own, one after the other or, with Ray, several at a time."""
 
 import importlib.util
+import os
+import tempfile
 from collections.abc import Sequence
 
 import torch
@@ -13,15 +15,23 @@ from ttlora.experiments.run import Run
 
 
 def require_ray(parallel: int, address: str | None) -> None:
-    """Refuse to do what needs Ray where Ray is not installed.
+    """Refuse to do what needs Ray where Ray is not installed, or cannot write its temporary files.
 
     Raises:
-        UserError: It is not.
+        UserError: It is not, or cannot.
     """
-    if _has_ray() or (parallel == 1 and address is None):
-        return
-    name = "`parallel` above 1" if parallel > 1 else "`address`"
-    raise UserError(f"{name} needs ray, which is not installed: python -m pip install 'ttlora[search]'")
+    if not _has_ray() and (parallel > 1 or address is not None):
+        name = "`parallel` above 1" if parallel > 1 else "`address`"
+        raise UserError(f"{name} needs ray, which is not installed: python -m pip install 'ttlora[search]'")
+    name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+    if address is None and name in os.environ:
+        try:
+            tempfile.TemporaryDirectory(dir=os.environ[name]).cleanup()
+        except OSError as error:
+            why = f"no temporary file can be made there: {error.strerror}"
+            raise UserError(
+                f"{name} is {os.environ[name]}, and {why}; set it to a folder that can be written to"
+            ) from None
 
 
 def compare_runs(

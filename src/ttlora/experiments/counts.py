@@ -28,6 +28,7 @@ class Count:
     Attributes:
         model: The model's label.
         method: The method's label.
+        r: Its rank, where it has one for all matrices.
         task: The task's label, which decides the head's size.
         adapter: Trained parameters outside the head.
         head: Trained parameters of the head.
@@ -38,6 +39,7 @@ class Count:
 
     model: str
     method: str
+    r: int | None
     task: str
     adapter: int
     head: int
@@ -111,7 +113,8 @@ def _count(run: ComparedRun) -> Count:
         raise UserError(f"{run.method} on {run.model}: {error}") from None
     printed = find_printed(recipe.model, recipe.method, recipe.r)
     lora = _count_lora(recipe.model, ending)
-    return Count(run.model, run.method, run.task, adapter, head, full, lora, printed)
+    r = recipe.r if isinstance(recipe.r, int) else None
+    return Count(run.model, run.method, r, run.task, adapter, head, full, lora, printed)
 
 
 def _ending(recipe: Recipe) -> _Ending:

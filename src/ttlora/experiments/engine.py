@@ -144,7 +144,7 @@ def connected(address: str | None, folder: RunsFolder) -> Iterator[None]:
             configure_logging=False,
             **({} if address else local),
         )
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         where = f"the Ray cluster at {address}" if address else "Ray"
         raise UserError(f"{where} cannot be reached: {one_line(error)}") from None
     if threading.current_thread() is threading.main_thread():

@@ -23,7 +23,7 @@ class Estimate:
 
     def __str__(self) -> str:
         if not self.known:
-            return "how long cannot be told before the first run on a model is done"
+            return "the time left is not known before a first run is done"
         duration = f"about {format_duration(self.seconds)} left"
         if not self.unknown:
             return duration

@@ -60,10 +60,12 @@ class RunsFolder:
                     f"{self.path} holds a search of an earlier version of ttlora: to go on with it, "
                     f"mv {self.path}/search.json {self.plan}; mv {self.path}/trials {self.runs}"
                 )
-            raise UserError(f"output folder {self.path} holds other files ({min(content)}): name another as `output`")
+            raise UserError(
+                f"output folder {self.path} holds other files ({min(content)}): name another folder as `output`"
+            )
         for kind, key in LISTS.items():
             if kind != self.kind and key in self._plan():
-                raise UserError(f"output folder {self.path} holds a {kind}: name another as `output`")
+                raise UserError(f"output folder {self.path} holds a {kind}: name another folder as `output`")
 
     def read_plan(self) -> dict[str, Any] | None:
         """What was asked when the search in the folder was begun, and its trials; None: none has begun.

@@ -2,12 +2,11 @@
 
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 from ttlora.errors import UserError
 from ttlora.finetune.recipe import Recipe
-from ttlora.values import complaint, fits, shown
+from ttlora.values import complaint, fits, nearest, shown
 
 HINTS = typing.get_type_hints(Recipe)
 NUMBERS = tuple(key for key, hint in HINTS.items() if fits(0.5, hint) and hint is not Any)
@@ -27,8 +26,8 @@ def require_known(keys: Iterable[Any], known: Sequence[str], place: str, instead
     """
     for key in keys:
         if key not in known:
-            close = get_close_matches(str(key), known, n=1)
-            hint = instead.get(key) or (f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}")
+            close = nearest(str(key), known)
+            hint = instead.get(key) or (f"did you mean {close}?" if close else f"there are {', '.join(known)}")
             raise UserError(f"{place}: unknown key {key!r}: {hint}")
 
 
@@ -65,7 +64,12 @@ def check_recipe(place: str, **keys: Any) -> Recipe:
     try:
         return Recipe(**{"model": "model", "task": "task", "output": "output", **keys})
     except UserError as error:
-        raise UserError(f"{place}: {error}") from None
+        raise UserError(f"{place}: {plain(error)}") from None
+
+
+def plain(error: UserError) -> str:
+    """A message as a file's keys need it, without the backticks that make flags of a recipe's arguments."""
+    return str(error).replace("`", "")
 
 
 def given(keys: Mapping[str, Any], name: str) -> str:

@@ -12,6 +12,7 @@ import yaml
 
 from ttlora.errors import UserError
 from ttlora.experiments.comparison import Comparison, Member
+from ttlora.experiments.keys import plain
 from ttlora.experiments.run import Likeness, Run
 from ttlora.finetune.methods import OPEN_KEYS, Method, find_method
 from ttlora.finetune.methods.peft_method import PeftMethod
@@ -71,8 +72,12 @@ def plan_runs(comparison: Comparison, directory: Path) -> list[ComparedRun]:
     return list(runs.values())
 
 
-def require_inputs(runs: Sequence[ComparedRun]) -> None:
+def require_inputs(path: Path, runs: Sequence[ComparedRun]) -> None:
     """Make sure that models and data in local folders are there, since every run would fail without them.
+
+    Args:
+        path: The YAML file that names them.
+        runs: What is to be done.
 
     Raises:
         UserError: One is not.
@@ -88,7 +93,7 @@ def require_inputs(runs: Sequence[ComparedRun]) -> None:
             places.append(("model", os.path.expanduser(recipe.model)))
         for key, place in places:
             if not is_on_hub(place) and not os.path.exists(place):
-                raise UserError(f"{run.title}: {key} {place} is not there; nothing was begun")
+                raise UserError(f"{path}: {key} {place} is not there, of {run.title}; nothing was begun")
 
 
 def _combinations(comparison: Comparison) -> Iterator[tuple[Member, Member, Member, int]]:
@@ -119,7 +124,7 @@ def _plan(
         recipe = way.complete(recipe)
     except UserError as error:
         place = task.place if str(error).startswith("no task") else comparison.path
-        raise UserError(f"{place}: {method.label} on {task.label}: {error}") from None
+        raise UserError(f"{place}: {method.label} on {task.label}: {plain(error)}") from None
     name = _name(recipe)
     recipe = replace(recipe, output=str((directory / name).absolute()))
     return ComparedRun(name, recipe, method.label, model.label, task.label)

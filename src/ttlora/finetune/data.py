@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -97,7 +97,7 @@ def load_data(recipe: Recipe) -> TaskData:
     validation_parts = [] if recipe.validation_share else _read_parts(recipe, task, task.validation)
     labels = [example.label for _, examples in train_parts for example in examples]
     task = with_answers(with_labels(task, " and ".join(source for source, _ in train_parts), labels))
-    train = _joined(task, train_parts)
+    train = _joined(task, train_parts, weights=recipe.weights, seed=recipe.seed)
     if recipe.validation_share:
         train, validation = _divided(train, recipe)
     else:
@@ -115,11 +115,22 @@ def load_validation(recipe: Recipe, task: Task) -> Split:
         UserError: The data are not there, or something in them cannot be used.
     """
     if recipe.validation_share:
-        _, validation = _divided(_joined(task, _read_parts(recipe, task, "train")), recipe)
+        train_parts = _read_parts(recipe, task, "train")
+        _, validation = _divided(_joined(task, train_parts, weights=recipe.weights, seed=recipe.seed), recipe)
     else:
         validation = _joined(task, _read_parts(recipe, task, task.validation), by_value=True)
     _require_measurable(task, validation)
     return validation
+
+
+def first_row(recipe: Recipe) -> Row:
+    """The first training row of task file.
+
+    Raises:
+        UserError: There is none.
+    """
+    _, rows = _open_files(recipe, "train")[0]
+    return next(iter(rows))[1]
 
 
 # where rows come from, and what the task reads of them
@@ -171,13 +182,30 @@ def _open_hub(name: str, config: str | None, split: str, way_out: str) -> tuple[
     return name, ((f"row {number}", row) for number, row in enumerate(rows, 1))
 
 
-def _joined(task: Task, parts: Parts, by_value: bool = False) -> Split:
+def _joined(task: Task, parts: Parts, by_value: bool = False, weights: Sequence[float] = (), seed: int = 0) -> Split:
+    """The rows of all parts, those of a part as often as its weight says."""
     splits = [_split(task, source, examples, by_value) for source, examples in parts]
+    if any(weight != 1 for weight in weights):
+        splits = [_repeated(rows, weight, seed) for rows, weight in zip(splits, weights, strict=True)]
     inputs, labels, places = (
         [item for items in lists for item in items]
         for lists in zip(*((split.inputs, split.labels, split.places) for split in splits), strict=True)
     )
     return Split(inputs, labels, places)
+
+
+def _repeated(rows: Split, weight: float, seed: int) -> Split:
+    """All rows as often as the whole part of a weight says, and a share of them, drawn by the seed, once more.
+
+    Raises:
+        UserError: None is left.
+    """
+    often, share = divmod(weight, 1)
+    drawn = random.Random(seed).sample(range(len(rows)), round(share * len(rows)))
+    chosen = [*range(len(rows))] * int(often) + sorted(drawn)
+    if not chosen:
+        raise UserError(f"`train`: a weight of {weight:g} leaves none of {len(rows)} rows, the first {rows.places[0]}")
+    return _chosen(rows, chosen)
 
 
 def _divided(rows: Split, recipe: Recipe) -> tuple[Split, Split]:

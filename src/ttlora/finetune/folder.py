@@ -147,7 +147,7 @@ class RunFolder:
             raise UserError(f"output folder {self.path} holds a finished run: name another folder")
         if not recipe.resume:
             raise UserError(
-                f"output folder {self.path} holds an unfinished run: set `resume` to go on with it, or name another"
+                f"output folder {self.path} holds an unfinished run: set `resume` to go on, or name another folder"
             )
         started = Recipe.read(self.recipe).as_dict()
         for key, value in recipe.as_dict().items():
@@ -196,11 +196,21 @@ class RunFolder:
         if not self.result.is_file():
             if self.recipe.is_file():
                 raise UserError(f"{self.path} holds an unfinished run: go on with ttlora train ... --resume")
-            raise UserError(f"{self.path} {'holds no run of ttlora train' if self.path.exists() else 'is not there'}")
+            if not self.path.exists():
+                raise UserError(f"{self.path} is not there")
+            raise UserError(f"{self.path} is no output folder of ttlora train{self._nearby()}")
         try:
             return Record.read(self.result)
         except (OSError, ValueError) as error:
             raise UserError(str(error)) from None
+
+    def _nearby(self) -> str:
+        """Where a run is, near a folder that holds none."""
+        above = self.path.absolute().parent
+        if (above / "result.json").is_file():
+            return f": name the folder above, {above}"
+        inner = [*self.path.glob("*/result.json"), *self.path.glob("runs/*/result.json")]
+        return f": name one of the folders in it, such as {min(inner).parent}" if inner else ""
 
     def write_adapter(self, method: Method, checkpoint: Path, dtype: torch.dtype, task: Task) -> None:
         """Make the adapter folder from a checkpoint; it appears whole or not at all."""

@@ -72,7 +72,7 @@ def read_example(task: Task, source: str, place: str, row: Row) -> Example:
     cells = _cells(task, row, source, place)
     if task.kind in ("text", "preference") or _chat(cells) is not None:
         return Example(place, cells, None)
-    label = _cell(row, task.label_column, source, place)
+    label = _cell(task, row, task.label_column, source, place)
     if label is None or (isinstance(label, str) and not label.strip()):
         raise UserError(f"{source}, {place} has no label: column {task.label_column!r} is empty")
     if isinstance(label, str):
@@ -128,11 +128,11 @@ def make_input(task: Task, cells: dict[str, Any], answer: Any = None) -> Input:
 def _cells(task: Task, row: Row, source: str, place: str, labelled: bool = True) -> dict[str, Any]:
     """The row's texts by column; the choices of a choice task are a list under the name ""."""
     if task.kind == "preference":
-        return _pair(task, row, source, place)
+        return _pair(task, row, source, place, labelled)
     templates = [task.prompt or task.texts[0]] if task.is_causal else list(task.texts)
     cells: dict[str, Any] = {}
     for column in dict.fromkeys(column for template in templates for column in columns_of(template)):
-        value = _cell(row, column, source, place)
+        value = _cell(task, row, column, source, place, labelled)
         if task.kind == "generation" and isinstance(value, list):
             cells[column] = _chat_of(value, column, source, place, labelled)
             cells[TOOLS] = _tools(row, source, place)
@@ -140,18 +140,22 @@ def _cells(task: Task, row: Row, source: str, place: str, labelled: bool = True)
             text = _text(value, column, source, place)
             cells[column] = task.wording.get(column, {}).get(text, text)
     if task.kind == "choice":
-        cells[""] = _choices(task, row, source, place)
+        cells[""] = _choices(task, row, source, place, labelled)
     return cells
 
 
-def _cell(row: Row, column: str, source: str, place: str) -> Any:
+def _cell(task: Task, row: Row, column: str, source: str, place: str, labelled: bool = True) -> Any:
     if column not in row:
-        raise UserError(f"{source}, {place}: there is no column {column!r}, only {', '.join(map(str, row))}")
+        key = "text_column"
+        if column == task.label_column or column in task.choices:
+            key = "choice_columns" if column in task.choices else "label_column"
+        hint = "" if task.hub else f": name another with `{key}`" if labelled else ", and the run was trained on it"
+        raise UserError(f"{source}, {place}: there is no column {column!r}, only {', '.join(map(str, row))}{hint}")
     return row[column]
 
 
-def _choices(task: Task, row: Row, source: str, place: str) -> list[str]:
-    values = [_cell(row, column, source, place) for column in task.choices]
+def _choices(task: Task, row: Row, source: str, place: str, labelled: bool) -> list[str]:
+    values = [_cell(task, row, column, source, place, labelled) for column in task.choices]
     listed = len(task.choices) == 1 and isinstance(values[0], list)
     texts = [_text(value, ", ".join(task.choices), source, place) for value in (values[0] if listed else values)]
     if listed:
@@ -196,12 +200,12 @@ def _choose(task: Task, source: str, place: str, cells: dict[str, Any], label: A
     )
 
 
-def _pair(task: Task, row: Row, source: str, place: str) -> dict[str, Any]:
+def _pair(task: Task, row: Row, source: str, place: str, labelled: bool) -> dict[str, Any]:
     """The prompt and both answers of a preference, by column, and the tools of a chat.
 
     Of answers that are whole chats, the prompt is what they have in common.
     """
-    answers = {column: _cell(row, column, source, place) for column in task.choices}
+    answers = {column: _cell(task, row, column, source, place, labelled) for column in task.choices}
     for column, value in answers.items():
         if value is None or value == [] or (isinstance(value, str) and not value.strip()):
             raise UserError(f"{source}, {place}: column {column!r} is empty: a preference needs both answers")
@@ -209,7 +213,7 @@ def _pair(task: Task, row: Row, source: str, place: str) -> dict[str, Any]:
     prompt: Any
     said: dict[str, Any]
     if not any(are_chats):
-        columns = {column: _cell(row, column, source, place) for column in columns_of(template)}
+        columns = {column: _cell(task, row, column, source, place, labelled) for column in columns_of(template)}
         texts = {column: _text(value, column, source, place) for column, value in (columns | answers).items()}
         prompt, said = fill(template, texts), {column: texts[column] for column in answers}
     elif all(are_chats):
@@ -262,7 +266,7 @@ def _chat_of(value: list[Any], column: str, source: str, place: str, labelled: b
 def _messages(value: list[Any], column: str, source: str, place: str) -> Messages:
     """The messages of a chat, each with its role and its content, or with the tools that it calls."""
     messages = []
-    for message in value:
+    for message in map(_of_role, value):
         is_message = isinstance(message, dict) and isinstance(message.get("role"), str)
         # a table has a place for each key in every row
         given = {key: part for key, part in message.items() if part is not None} if is_message else {}
@@ -276,6 +280,14 @@ def _messages(value: list[Any], column: str, source: str, place: str) -> Message
             )
         messages.append(given)
     return tuple(messages)
+
+
+def _of_role(message: Any) -> Any:
+    """A message with role and content, also where a data set has "from" and "value"."""
+    if not isinstance(message, dict) or "from" not in message or "value" not in message:
+        return message
+    sender = message["from"]
+    return {"role": {"human": "user", "gpt": "assistant"}.get(sender, sender), "content": message["value"]}
 
 
 def _chat(cells: dict[str, Any]) -> Messages | None:

@@ -49,6 +49,10 @@ class DefaultOfKind(int):
         default.language = language
         return default
 
+    def __reduce__(self) -> tuple[type[Self], tuple[int, int]]:
+        """What makes a copy."""
+        return type(self), (int(self), self.language)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -58,11 +62,11 @@ class Recipe:
         model: Base model: a local folder, or a name on the Hugging Face hub.
         task: A named task, such as glue/sst2; or file, with `train` and `validation`.
         output: Folder for the adapter, the result record, the recipe and the log.
-        method: What is trained: tt-lora, lora, head (only the task's head), full (the whole model), or another; a wrong
-            name prints them all.
+        method: What is trained: tt-lora, lora, head (only the task's head), full (the whole model), or another
+            of PEFT's, by its name in lower case.
         data: Folder with a named task's data, as DATA/sst2/train.jsonl; without it they come from the hub.
         train: Training rows of task file: JSONL, CSV or Parquet, several files with commas, or a split of a data set on
-            the hub, as name:train.
+            the hub, as name:train; a.csv*0.5,b.csv*2 takes half of the rows of the one and those of the other twice.
         validation: Validation rows of task file, named likewise; or a share of the training rows, as 5%, drawn by the
             seed.
         text_column: Column with the text, for task file (default: text; prompt for label kind preference).
@@ -187,7 +191,9 @@ class Recipe:
     def __post_init__(self) -> None:
         learns_text = self.label_kind in ("generation", "text", "preference")
         for name in ("epochs", "batch_size", "max_length"):
-            if isinstance(default := getattr(self, name), DefaultOfKind):
+            default = getattr(self, name)
+            # without a kind, the columns of the rows may show one
+            if isinstance(default, DefaultOfKind) and self.label_kind is not None:
                 self._set(name, default.language if learns_text else int(default))
         for name in _PATHS:
             if isinstance(path := getattr(self, name), os.PathLike):
@@ -222,10 +228,11 @@ class Recipe:
         for name, most in _COUNTS.items():
             count = getattr(self, name)
             if isinstance(count, int) and not 1 <= count <= most:
-                raise UserError(f"{_argument(name)} is {shown(count)}, and has to be at least 1, and at most {most}")
+                bound = "at least 1" if count < 1 else f"at most {most:,}"
+                raise UserError(f"{_argument(name)} is {shown(count)}, and has to be {bound}")
         for rank in self.r if isinstance(self.r, list) else [self.r]:
             if isinstance(rank, int) and not 1 <= rank <= MOST:
-                raise UserError(f"`r` is {shown(rank)}: a rank is at least 1, and at most {MOST}")
+                raise UserError(f"`r` is {shown(rank)}: a rank is {'at least 1' if rank < 1 else f'at most {MOST:,}'}")
         for name in ("learning_rate", "head_learning_rate", "beta"):
             self._require(name, lambda value: value > 0, "a number above 0")
         self._require("weight_decay", lambda value: value >= 0, "a number from 0 on")
@@ -234,6 +241,8 @@ class Recipe:
         self._require("alpha", lambda value: True, "a finite number")
         self._require("seed", lambda value: 0 <= value < 2**32, "from 0 to 4294967295")
         self._require_parts()
+        if any(weight != 1 for _, weight in self._weighted("validation")):
+            raise UserError(f"`validation` is {shown(self.validation)}, and only training rows have weights")
         if isinstance(self.validation, str) and self.validation.endswith("%") and self.validation_share is None:
             raise UserError(f"`validation` is {shown(self.validation)}, and a share is above 0% and below 100%")
 
@@ -257,11 +266,19 @@ class Recipe:
         Args:
             split: Which rows.
         """
+        return [place for place, _ in self._weighted(split)]
+
+    @property
+    def weights(self) -> list[float]:
+        """How often the rows of each place of training rows are taken."""
+        return [weight for _, weight in self._weighted("train")]
+
+    def _weighted(self, split: Literal["train", "validation"]) -> list[tuple[str, float]]:
         given = getattr(self, split)
-        if given is None or isinstance(given, list):
-            return given or []
-        # a file whose own name has a comma is one
-        return [given] if os.path.lexists(os.path.expanduser(given)) else parse_names(given)
+        if isinstance(given, str):
+            # a file whose own name has a comma is one
+            given = [given] if os.path.lexists(os.path.expanduser(given)) else parse_names(given)
+        return [_weighted(place) for place in given or []]
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> Self:
         """The recipe with `defaults` for the keys that are None, and with absolute paths."""
@@ -270,7 +287,10 @@ class Recipe:
             if (path := getattr(self, name)) is not None:
                 filled[name] = _absolute(path)
         for split in ("train", "validation"):
-            places = [place if is_on_hub(place) else _absolute(place) for place in self.places(split)]
+            places = [
+                (place if is_on_hub(place) else _absolute(place)) + ("" if weight == 1 else f"*{weight:g}")
+                for place, weight in self._weighted(split)
+            ]
             if places and not (split == "validation" and self.validation_share is not None):
                 filled[split] = places if len(places) > 1 else places[0]
         # unlike Path's, it takes a name that is too long for a path as none
@@ -280,7 +300,8 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe as plain values for YAML or JSON, without `resume`."""
-        return {name: value for name, value in asdict(self).items() if name != "resume"}
+        values = {name: value for name, value in asdict(self).items() if name != "resume"}
+        return {name: int(value) if isinstance(value, DefaultOfKind) else value for name, value in values.items()}
 
     def write(self, path: Path) -> None:
         """Write the recipe as YAML, in the form that ``ttlora train --config`` reads; the file appears whole."""
@@ -341,6 +362,14 @@ class Recipe:
                 )
             if "\0" in text:
                 raise UserError(f"{_argument(name)} is {shown(text)}: no text here can hold a character of code 0")
+
+
+def _weighted(place: str) -> tuple[str, float]:
+    """A place of rows, and how often they are taken: 0.5 for "reviews.csv*0.5", and else 1."""
+    found = re.fullmatch(r"(.+)\*(\d{1,6}(?:\.\d{1,6})?)", place)
+    if found is None or os.path.lexists(os.path.expanduser(place)):
+        return place, 1.0
+    return found[1], float(found[2])
 
 
 def is_on_hub(place: str) -> bool:

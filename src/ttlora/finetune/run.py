@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ttlora.finetune.base import Base, load_base
+from ttlora.finetune.columns import with_usual_columns
 from ttlora.finetune.data import Encoded, TaskData, load_data
 from ttlora.finetune.folder import RunFolder
 from ttlora.finetune.library_names import require_optimizer, require_trackers
@@ -35,6 +36,7 @@ from ttlora.finetune.tasks import Task
 from ttlora.finetune.trained import Trained, ended_early, find_trained
 from ttlora.finetune.training import fit, require_divisible
 from ttlora.record import Record
+from ttlora.values import shown
 from ttlora.whole_files import writing
 
 
@@ -69,10 +71,11 @@ def train(recipe: Recipe, quiet: bool = False) -> Record:
         ('accuracy', 2)
     """
     method = find_method(recipe.method)
-    recipe = method.complete(recipe)
-    folder = RunFolder(recipe.output)
+    completed = method.complete(recipe)
+    folder = RunFolder(completed.output)
     processes = Processes()
     with processes.agreed():
+        recipe = with_usual_columns(completed)
         if processes.is_first:
             folder.require_usable(recipe)
     if processes.told(folder.result.exists()):
@@ -98,6 +101,8 @@ def train(recipe: Recipe, quiet: bool = False) -> Record:
                 return _result_of_finished(folder)
             trained = processes.told(find_trained(folder))
             if trained is None or not trained.ended:
+                if recipe != completed:
+                    report.say(_told_columns(recipe))
                 _announce(report, objective, rows)
                 trained = fit(objective, method, rows, recipe, folder, report, processes)
             if ended_early(trained, rows, recipe):
@@ -167,6 +172,13 @@ def _result_of_finished(folder: RunFolder) -> Record:
 def _shown_metric(task: Task) -> str:
     """The metric of an epoch's line: the first that needs no generated texts, which would take too long."""
     return next(name for name in task.metrics if name not in TEXT_METRICS)
+
+
+def _told_columns(recipe: Recipe) -> str:
+    """What the names of the columns were taken to mean."""
+    names = ("label_kind", "prompt", "text_column", "label_column", "choice_columns")
+    told = [f"{name} {shown(value)}" for name in names if (value := getattr(recipe, name)) is not None]
+    return f"by the names of the columns: {', '.join(told)}"
 
 
 def _announce(report: ProgressReport, objective: Objective, rows: Encoded) -> None:

@@ -33,6 +33,8 @@ def from_folder_or_hub(
     Raises:
         UserError: There is no such model, or `load` cannot load it.
     """
+    if not name:
+        raise UserError("`model` is empty: name a folder, or a model on the hub")
     folder = Path(os.path.expanduser(name))
     # unlike Path's, these take a name that is too long for a path as none
     if os.path.isdir(folder):
@@ -70,19 +72,20 @@ def require_on_hub(kind: Literal["model", "dataset"], name: str, way_out: str) -
     Raises:
         UserError: The hub cannot be reached, or does not have it, or does not give it.
     """
+    here = "there is no such folder, and " if kind == "model" else ""
     api = HfApi()
     ask = api.model_info if kind == "model" else api.dataset_info
     try:
         ask(name, timeout=SECONDS)
     except OfflineModeIsEnabled:
         if kind == "model":
-            raise UserError(f"the hub's cache has no model {name!r}, and HF_HUB_OFFLINE is set; {way_out}") from None
+            raise UserError(f"{here}the hub's cache has no model {name!r}; HF_HUB_OFFLINE is set; {way_out}") from None
     except GatedRepoError:
         raise UserError(f"the hub gives {kind} {name!r} only to those let in: log in with `hf auth login`") from None
     except (RepositoryNotFoundError, HFValidationError):
-        raise UserError(f"the hub has no {kind} {name!r}; {way_out}") from None
+        raise UserError(f"{here}the hub has no {kind} {name!r}; {way_out}") from None
     except Exception:  # the connection's errors are those of whatever HTTP library the hub's client uses
-        raise UserError(f"the hub could not be reached for {kind} {name!r}; {way_out}") from None
+        raise UserError(f"{here}the hub could not be reached for {kind} {name!r}; {way_out}") from None
 
 
 def _is_cached(name: str, revision: str | None) -> bool:

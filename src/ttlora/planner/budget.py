@@ -35,8 +35,8 @@ def fit_budget(matrices: Matrices, budget: int, r: int | None, vary_dims: bool) 
         smallest = min(_bytes(level) for level in sized)
         kept = (f" of TT-rank {r}" if r else "") + ("" if vary_dims else " of this shape")
         raise UserError(
-            f"a budget of {budget:,} bytes is too small: the smallest adapter{kept} takes {smallest:,} bytes in "
-            "16 bit; allow that much or adapt fewer modules with `targets`"
+            f"`budget` is {budget:,}, and too small: the smallest adapter{kept} takes {smallest:,} bytes in 16 bit; "
+            "allow that much, or adapt fewer modules with `targets`"
         )
     return max((level for level in fitting if level is not sized[-1]), key=_bytes, default=fitting[-1])
 

@@ -115,7 +115,7 @@ def plan(
         budget = parse_bytes("`budget`", budget)
     if isinstance(memory, str):
         memory = parse_bytes("`memory`", memory)
-    for name, count in (("batch_size", batch_size), ("max_length", max_length), ("memory", memory)):
+    for name, count in (("r", r), ("batch_size", batch_size), ("max_length", max_length), ("memory", memory)):
         if count is not None and count < 1:
             raise UserError(f"`{name}` is {count}, and has to be at least 1")
     if memory is not None and memory < SMALLEST_MEMORY:

@@ -84,6 +84,11 @@ class ModelTable:
         value = self._shown(row, column)
         return len(known) > 1 and value is not None and value == max(known)
 
+    @property
+    def has_one_score(self) -> bool:
+        """Whether there is one score alone, of which an average would say nothing more."""
+        return len(self.rows) == len(self.columns) == 1
+
     @cached_property
     def ours(self) -> tuple[Row, ...]:
         """The rows of TT-LoRA, the best first."""
@@ -92,8 +97,10 @@ class ModelTable:
     @cached_property
     def references(self) -> tuple[Row, ...]:
         """What sizes are given in multiples of: every TT-LoRA if they are few, or else the best; without any, the
-        smallest adapter.
+        smallest adapter. A single row has none.
         """
+        if len(self.rows) == 1:
+            return ()
         if self.ours:
             return self.ours if len(self.ours) <= MOST_REFERENCES else self.ours[:1]
         adapters = [row for row in self.rows if row.parameters > 0]

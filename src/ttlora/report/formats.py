@@ -15,7 +15,7 @@ def format_factor(factor: float) -> str:
     """A ratio as text, such as 3.4×: two significant digits below 10, whole numbers above."""
     if factor >= 10:
         return f"{factor:,.0f}×"
-    return f"{factor:.1f}×" if factor >= 1 else f"{factor:.2g}×"
+    return f"{factor:.1f}×" if factor >= 1 else f"{factor:#.2g}×"
 
 
 def format_range(counts: tuple[int, int]) -> str:
@@ -36,7 +36,7 @@ def format_size(count: int) -> str:
 
 def format_seconds(seconds: float) -> str:
     """Seconds with three significant digits."""
-    return f"{seconds:,.0f} s" if seconds >= 100 else f"{seconds:.3g} s"
+    return f"{seconds:,.0f} s" if seconds >= 99.95 else f"{seconds:#.3g} s"
 
 
 def format_duration(seconds: float) -> str:

@@ -139,7 +139,7 @@ def _search(folder: Path) -> Iterator[Path]:
 def _require_small(path: Path) -> None:
     size = path.stat().st_size
     if size > MOST_BYTES:
-        raise ValueError(f"{path} has {size:,} bytes, which no run of ttlora writes")
+        raise ValueError(f"{path} has {size:,} bytes, and a run of ttlora writes {MOST_BYTES:,} at most")
 
 
 def _read_failure(path: Path) -> Failure:
@@ -173,7 +173,11 @@ def _numbers(entry: Mapping[str, Any]) -> Mapping[str, float]:
 def _nothing(results: Iterable[str | Path], failures: Sequence[Failure], damaged: Sequence[str]) -> str:
     where = ", ".join(map(str, results))
     if damaged:
-        return f"no result record in {where} can be read: {damaged[0]}"
+        return (
+            damaged[0]
+            if damaged[0].startswith(f"{where} ")
+            else f"no result record in {where} can be read: {damaged[0]}"
+        )
     if failures:
         first = failures[0]
         return (

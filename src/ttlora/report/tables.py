@@ -45,13 +45,14 @@ def score_table(comparison: ModelTable) -> Table:
     parameters of each reference.
     """
     same = same_seeds(comparison) is not None
-    headings = ("method", "parameters", *(column.name for column in comparison.columns), "average")
+    average = () if comparison.has_one_score else ("average",)
+    headings = ("method", "parameters", *(column.name for column in comparison.columns), *average)
     rows = []
     for row in comparison.rows:
-        scores = [_entry(comparison, row, column, same) for column in comparison.columns]
-        average = _entry(comparison, row, None, same)
+        columns = (*comparison.columns, *(None for _ in average))
+        scores = [_entry(comparison, row, column, same) for column in columns]
         factors = [Cell(factor_text(row, reference)) for reference in comparison.references]
-        rows.append((Cell(row.label), Cell(f"{row.parameters:,}"), *scores, average, *factors))
+        rows.append((Cell(row.label), Cell(f"{row.parameters:,}"), *scores, *factors))
     return Table((*headings, *(f"size / {reference.label}" for reference in comparison.references)), tuple(rows))
 
 

@@ -101,7 +101,7 @@ class TestBound:
     def test_the_smallest_adapter_itself_fits_and_a_byte_less_does_not(self, space_of):
         smallest = 2 * min(adapter.parameters for adapter in space_of().adapters)
         assert len(space_of(max_adapter_size=str(smallest)).adapters) == 1
-        with pytest.raises(UserError, match=f"{smallest - 1} bytes is too small: .* takes {smallest} bytes") as error:
+        with pytest.raises(UserError, match=f"{smallest - 1}, and too small: .* takes {smallest} bytes") as error:
             space_of(max_adapter_size=str(smallest - 1))
         assert "\n" not in str(error.value)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from ttlora.errors import UserError
-from ttlora.experiments.keys import recipe_keys, require_known, require_type
+from ttlora.experiments.keys import plain, recipe_keys, require_known, require_type
 from ttlora.experiments.search.domains import SEARCHABLE, Domain, read_domain
 from ttlora.experiments.search.presets import PRESETS, Preset, auto_space
 from ttlora.finetune.methods import find_method
@@ -108,7 +108,7 @@ class SearchPlan:
             recipe = plan.recipe({key: "auto" if domain == "auto" else domain.at(0) for key, domain in domains.items()})
             find_task(recipe)
         except UserError as error:
-            raise UserError(f"{place}: {error}") from None
+            raise UserError(f"{place}: {plain(error)}") from None
         return plan
 
     def override(

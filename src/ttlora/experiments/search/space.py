@@ -8,6 +8,7 @@ from random import Random
 from typing import Any, Literal, Self
 
 from ttlora.errors import UserError
+from ttlora.experiments.keys import plain
 from ttlora.experiments.search.adapters import SIZING, Candidate, complete, key_of, measure_adapters
 from ttlora.experiments.search.config import SearchPlan
 from ttlora.experiments.search.domains import Choices, Domain
@@ -45,7 +46,7 @@ class Space:
         try:
             domains, measured, notes = measure_adapters(plan)
         except UserError as error:
-            raise UserError(f"{plan.path}: {error}") from None
+            raise UserError(f"{plan.path}: {plain(error)}") from None
         adapters = list(dict.fromkeys(measured.values()))
         if len(adapters) < len(measured):
             notes.append(
@@ -56,8 +57,8 @@ class Space:
         if not within:
             smallest = min(adapter.bytes_16bit for adapter in adapters)
             raise UserError(
-                f"a max_adapter_size of {plan.max_adapter_size:,} bytes is too small: the smallest adapter of the "
-                f"space takes {smallest:,} bytes in 16 bit; allow that much, or search smaller ones"
+                f"max_adapter_size is {plan.max_adapter_size:,}, and too small: the smallest adapter of the space "
+                f"takes {smallest:,} bytes in 16 bit; allow that much, or search smaller ones"
             )
         if len(within) < len(adapters):
             notes.append(

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
-from difflib import get_close_matches
 from typing import Any
 
 from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
@@ -16,6 +15,7 @@ from ttlora.finetune.methods.prompts import PromptMethod
 from ttlora.tuners.bottleneck import BottleneckConfig
 from ttlora.tuners.loretta_rep import LorettaRepConfig
 from ttlora.tuners.tt_lora import TTLoraConfig
+from ttlora.values import nearest
 
 __all__ = ["METHODS", "OPEN_KEYS", "Method", "count_parameters", "find_method", "in_head"]
 
@@ -114,12 +114,9 @@ def find_method(name: str) -> Method:
     if key in UNFIT:
         raise UserError(f"method {name} of PEFT cannot be used here: {UNFIT[key]}")
     if key not in others:
-        names = [*METHODS, *others]
-        close = get_close_matches(name, names, n=1, cutoff=0.4)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise UserError(
-            f"no method is called {name!r}: {hint}there are {', '.join(METHODS)}, and of PEFT {', '.join(others)}"
-        )
+        close = nearest(name, [*METHODS, *others])
+        there = f"there are {', '.join(METHODS)}, and of PEFT {', '.join(others)}"
+        raise UserError(f"no method is called {name!r}: {f'did you mean {close}?' if close else there}")
     config = others[key]
     r = next((field.default for field in fields(config) if field.name == "r"), None)
     has_rank = isinstance(r, int) and r > 0
