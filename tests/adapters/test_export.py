@@ -110,7 +110,13 @@ def test_the_form_that_serving_engines_read(llama: Path, tmp_path: Path) -> None
             assert B.dtype == torch.float16
             assert B[:, 2 if name == "v_proj" else 5 :].abs().sum() == 0
     assert not tensors
-    assert sorted(file.name for file in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    card = (folder / "README.md").read_text()
+    assert "import ttlora" not in card
 
 
 def test_a_trained_head_cannot_go(bert: Path, tmp_path: Path) -> None:

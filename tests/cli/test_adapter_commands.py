@@ -342,3 +342,23 @@ def test_outputs_that_cannot_be_made(command, tt, lora, tmp_path, ttlora, monkey
         outcome = ttlora(command, lora if command == "import" else tt, "--output", output, *WRITERS[command])
         assert_one_line(outcome, part)
     assert sorted(os.listdir()) == ["file", "nothing"]
+
+
+def test_each_folder_has_a_card(llama, tt, lora, tmp_path, ttlora):
+    made = {
+        "export": (
+            "LoRA",
+            ("export", tt),
+            "An adapter of TT-LoRA as plain LoRA, with the same update. Its weights",
+        ),
+        "import": ("TT", ("import", lora, "--r", 2), "A LoRA adapter as a tensor train, with a relative error of"),
+        "round": ("TT", ("round", tt, "--r", 2), "Another adapter at smaller TT-ranks, with a relative error of"),
+        "merge": ("model", ("merge", tt), "The base model with the update of an adapter (TTLORA) added to its weights"),
+    }
+    for name, (kind, arguments, told) in made.items():
+        assert ttlora(*arguments, "--output", tmp_path / name).status == 0
+        _, about, text = (tmp_path / name / "README.md").read_text().split("---\n", 2)
+        assert f" {llama.name}" in text or f"# {llama.name}" in text
+        assert told in text
+        assert ("import ttlora" in text) == (kind == "TT")
+        assert ("library_name: peft" in about) == (kind != "model")

@@ -1,6 +1,7 @@
 import pytest
 
-from ttlora.experiments.estimate import Estimate, estimate, format_duration
+from ttlora.experiments.estimate import Estimate, estimate
+from ttlora.finetune.progress import format_duration
 
 
 @pytest.fixture

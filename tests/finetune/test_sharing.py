@@ -87,8 +87,9 @@ def test_the_model_card(bert, data, tmp_path, method, of_peft):
 
 def test_a_model_of_the_hub_is_named_in_the_cards_head(bert, data, tmp_path):
     record = run.train(make_recipe(bert, data, tmp_path / "out", epochs=1), quiet=True)
-    content = {**vars(record), "model": "org/model"}
-    head = sharing.model_card(Record(**content), of_peft=True).split("---\n")[1]
+    folder = tmp_path / "out" / "adapter"
+    sharing.write_card(folder, Record(**{**vars(record), "model": "org/model"}))
+    head = (folder / "README.md").read_text().split("---\n")[1]
     assert yaml.safe_load(head)["base_model"] == "org/model"
 
 

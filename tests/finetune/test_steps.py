@@ -1,6 +1,8 @@
 """Measurements and checkpoints by steps, and runs that go on from within an epoch."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import pytest
 from tests.finetune.test_resume import killed, log, make_recipe, outcome
 from ttlora.errors import UserError
 from ttlora.experiments.search.config import SearchPlan
-from ttlora.finetune import run
+from ttlora.finetune import progress, run
 from ttlora.finetune.trainer import TaskTrainer
 from ttlora.record import Record
 
@@ -105,3 +107,14 @@ def test_an_older_runs_progress_counts_epochs_alone(bert, data, tmp_path):
     run.train(make_recipe(bert, data, tmp_path / "out", epochs=2, resume=True), quiet=True)
     assert outcome(tmp_path / "out") == outcome(tmp_path / "whole")
     assert Record.read(tmp_path / "out" / "result.json").epochs == 2
+
+
+def test_a_log_file_gets_a_line_now_and_then(bert, data, tmp_path, capsys, monkeypatch):
+    recipe = make_recipe(bert, data, tmp_path / "out", epochs=1)
+    run.train(recipe)
+    assert "tokens/s" not in capsys.readouterr().err
+    monkeypatch.setattr(progress, "SILENCE", 0.0)
+    run.train(replace(recipe, output=str(tmp_path / "again")))
+    lines = [line for line in capsys.readouterr().err.splitlines() if "tokens/s" in line]
+    assert re.fullmatch(r"step 1/6  loss \d\.\d{4}  [\d,]+ tokens/s  about \d+ s left", lines[0])
+    assert len(lines) == 6

@@ -92,7 +92,8 @@ def import_lora(
     path = require_free(output)
     dims = parse_shape(shape) if isinstance(shape, str) else shape
     imported = from_lora(read_adapter(lora), dims, r, tolerance or 0.0, as_dtype(dtype))
-    write_adapter(path, imported.config, imported.tensors)
+    how = f"A LoRA adapter as a tensor train, with a relative error of {imported.relative_error:.1e}."
+    write_adapter(path, imported.config, imported.tensors, how)
     return imported
 
 

@@ -72,7 +72,7 @@ def export(adapter: str | Path, output: str | Path, dtype: Dtype = "float32") ->
     """
     path = require_free(output)
     lora = to_lora(read_adapter(adapter), as_dtype(dtype))
-    write_adapter(path, lora.config, lora.tensors)
+    write_adapter(path, lora.config, lora.tensors, "An adapter of TT-LoRA as plain LoRA, with the same update.")
     return lora
 
 

@@ -92,7 +92,8 @@ def round(
         raise UserError("neither `r` nor `tolerance` is given: give one of them, which says how far to round")
     path = require_free(output)
     rounded = round_adapter(read_adapter(adapter), r, tolerance or 0.0)
-    write_adapter(path, rounded.config, rounded.tensors)
+    how = f"Another adapter at smaller TT-ranks, with a relative error of {rounded.relative_error:.1e}."
+    write_adapter(path, rounded.config, rounded.tensors, how)
     return rounded
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from peft import PeftConfig
+from peft import PeftConfig, PeftType
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ttlora.adapters.card import CARD, adapter_card
 from ttlora.adapters.read import CONFIG_NAME, MODEL_PREFIX, WEIGHTS_NAME
 from ttlora.errors import UserError
 from ttlora.values import complaint
@@ -30,13 +31,16 @@ def as_dtype(name: Dtype) -> torch.dtype:
     return dtype
 
 
-def write_adapter(output: str | Path, config: PeftConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Write a folder that PEFT loads.
+def write_adapter(
+    output: str | Path, config: PeftConfig, tensors: Mapping[str, Tensor], how: str = "An adapter."
+) -> None:
+    """Write a folder that PEFT loads, with a model card.
 
     Args:
         output: A folder that is empty or not there yet.
         config: The adapter's config.
         tensors: Its tensors by their key in the file.
+        how: What it was made from, for the card, as a sentence.
 
     Raises:
         UserError: ``output`` holds something, or a tensor has entries that are not finite.
@@ -56,6 +60,9 @@ def write_adapter(output: str | Path, config: PeftConfig, tensors: Mapping[str, 
         # sets in the order of their names, so that the same adapter gives the same file
         content = json.dumps(config.to_dict(), indent=2, sort_keys=True, default=sorted)
         (folder / CONFIG_NAME).write_text(content + "\n", "utf-8")
+        size = (folder / WEIGHTS_NAME).stat().st_size
+        card = adapter_card(config.base_model_name_or_path or "", PeftType(config.peft_type).value, how, size)
+        (folder / CARD).write_text(card, "utf-8")
 
 
 def _is_finite(tensor: Tensor) -> bool:

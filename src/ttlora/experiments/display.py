@@ -11,9 +11,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ttlora.experiments.estimate import Estimate, durations, estimate, format_duration
+from ttlora.experiments.estimate import Estimate, durations, estimate
 from ttlora.experiments.folder import RunsFolder
 from ttlora.experiments.run import Likeness, Run
+from ttlora.finetune.progress import format_duration
 from ttlora.record import Record
 
 TAIL_BYTES = 4096

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from ttlora.experiments.run import Likeness, Run
+from ttlora.finetune.progress import format_duration
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,3 @@ def estimate(done: Iterable[tuple[Likeness, float]], left: Sequence[Likeness], p
         if seconds_of_alike := next(filter(None, alike), None):
             known.append(fmean(seconds_of_alike))
     return Estimate(sum(known) / parallel, len(known), len(left) - len(known))
-
-
-def format_duration(seconds: float) -> str:
-    """A duration as people say it, without more digits than an estimate has."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours / 24:.0f} days"

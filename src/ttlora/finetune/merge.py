@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ttlora.adapters.base_model import load_base_of
+from ttlora.adapters.card import CARD, base_name, model_card
 from ttlora.adapters.companions import copy_processors, fit_generation, fit_to_tokenizer, load_tokenizer
 from ttlora.adapters.merge import merge_adapter
 from ttlora.adapters.read import MODEL_PREFIX, Adapter, read_adapter
@@ -76,6 +77,12 @@ def merge(adapter: str | Path, output: str | Path, model: str | Path | None = No
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         copy_processors(content, name, folder, **options)
+        kind = content.config.peft_type.value
+        how = (
+            f"The base model with the update of an adapter ({kind}) added to its weights; transformers alone loads it."
+        )
+        card = model_card(f"{base_name(name)} with an adapter", name, ["ttlora"], [how], of_peft=False)
+        (folder / CARD).write_text(card, "utf-8")
     notes = []
     if random:
         notes.append(f"neither model {name} nor the adapter holds {', '.join(random)}: random")

@@ -1,4 +1,4 @@
-"""What a run prints on stderr: in a terminal a bar with loss and speed, and one line for each epoch."""
+"""What a run prints on stderr: a bar with loss and speed in a terminal, or else a line now and then."""
 
 import time
 from types import TracebackType
@@ -7,6 +7,9 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
+
+# where there is no bar, a line tells of a training that has said nothing for so long
+SILENCE = 60.0
 
 
 class ProgressReport(TrainerCallback):
@@ -34,6 +37,9 @@ class ProgressReport(TrainerCallback):
         # set before the training begins
         self.steps_per_epoch = 1
         self.measured_at = 0
+        self.said = time.perf_counter()
+        # when this training began or went on, after which step, and how many tokens it had seen then
+        self.begun, self.begun_at, self.tokens_before = 0.0, 0, 0
 
     def __enter__(self) -> Self:
         return self
@@ -46,10 +52,12 @@ class ProgressReport(TrainerCallback):
     def say(self, line: str) -> None:
         """Print a line."""
         self.console.print(line, markup=False)
+        self.said = time.perf_counter()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Show the bar."""
-        self.measured_at = state.global_step
+        self.measured_at = self.begun_at = state.global_step
+        self.begun, self.tokens_before = time.perf_counter(), state.num_input_tokens_seen
         self.task = self.bar.add_task("", total=state.max_steps, completed=state.global_step, now="")
         self.bar.start()
 
@@ -63,11 +71,17 @@ class ProgressReport(TrainerCallback):
         self.bar.update(self.task, completed=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-        """Show loss and speed."""
-        if "loss" in logs:
-            steps = (state.global_step - 1) % self.steps_per_epoch + 1
-            speed = steps / (time.perf_counter() - self.started)
-            self.bar.update(self.task, now=f"  loss {logs['loss']:.4f}  {speed:.1f} steps/s")
+        """Show loss and speed; where there is no bar, as a line now and then."""
+        if "loss" not in logs:
+            return
+        now = time.perf_counter()
+        steps, seconds = state.global_step - self.begun_at, now - self.begun
+        tokens = state.num_input_tokens_seen - self.tokens_before
+        told = f"loss {logs['loss']:.4f}  {tokens / seconds:,.0f} tokens/s"
+        self.bar.update(self.task, now=f"  {told}")
+        if not self.console.is_terminal and now - self.said >= SILENCE:
+            left = (state.max_steps - state.global_step) * seconds / steps
+            self.say(f"step {state.global_step}/{state.max_steps}  {told}  about {format_duration(left)} left")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
         """Print what was measured, with the mean training loss since the last time."""
@@ -99,3 +113,13 @@ def _mean_loss(state: Any, since: int) -> float:
             total += entry["loss"] * (entry["step"] - last)
             last = entry["step"]
     return total / max(last - since, 1)
+
+
+def format_duration(seconds: float) -> str:
+    """A duration as people say it, without more digits than an estimate has."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours / 24:.0f} days"

@@ -1,20 +1,18 @@
 """What goes with an adapter to others: its model card, and its way to the hub."""
 
 import json
-import os
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+from ttlora.adapters.card import CARD, base_name, model_card, use
 from ttlora.errors import RunError, UserError, one_line
 from ttlora.record import Record
 from ttlora.strict_yaml import dump
 from ttlora.whole_files import write_text
 
-CARD = "README.md"
 # what says where and how fast something ran, and not what
 LEFT_OUT = ("output", "threads", "report_to", "push_to_hub", "save_every")
 
@@ -26,49 +24,22 @@ def write_card(folder: Path, record: Record) -> None:
         folder: The adapter folder.
         record: The run's record.
     """
-    write_text(folder / CARD, model_card(record, (folder / "adapter_config.json").is_file()))
-
-
-def model_card(record: Record, of_peft: bool) -> str:
-    """A model card, in the form that the hub reads.
-
-    Args:
-        record: The run's record.
-        of_peft: Whether PEFT can load the adapter.
-    """
-    about: dict[str, Any] = {"tags": ["ttlora", record.method]}
-    if of_peft:
-        about["library_name"] = "peft"
-    # a folder of somebody's machine means nothing to others
-    if not os.path.isabs(record.model):
-        about["base_model"] = record.model
+    of_peft = (folder / "adapter_config.json").is_file()
+    base = base_name(record.model)
     recipe = {name: value for name, value in record.recipe.items() if name not in LEFT_OUT and value is not None}
-    base = record.model if "base_model" in about else Path(record.model).name
     metrics = "\n".join(f"| {name} | {value:.4f} |" for name, value in record.metrics.items())
-    return "\n".join(
-        [
-            f"---\n{dump(about)}---\n",
-            f"# {record.method} on {base}: {record.task}\n",
-            f"Trained with ttlora: {record.adapter_parameters:,} parameters in the model and "
-            f"{record.head_parameters:,} in its head, {record.adapter_bytes:,} bytes.\n",
-            "| validation | |\n| --- | ---: |",
-            f"{metrics}\n| loss | {record.validation_loss:.4f} |\n",
-            "## Use\n",
-            _use(base, of_peft),
-            "## Recipe\n",
-            f"```yaml\n{dump(recipe)}```\n",
-            f"Versions: {json.dumps(record.versions)[1:-1]}\n",
-        ]
-    )
-
-
-def _use(base: str, of_peft: bool) -> str:
-    if not of_peft:
-        return "`ttlora predict` reads the folder of the run that this one was in.\n"
-    return (
-        "```python\nimport ttlora  # so that PEFT knows the method\nfrom peft import PeftModel\n\n"
-        f'model = PeftModel.from_pretrained(base_model, "path/to/this/folder")  # base_model: {base}\n```\n'
-    )
+    body = [
+        f"Trained with ttlora: {record.adapter_parameters:,} parameters in the model and {record.head_parameters:,} in "
+        f"its head, {record.adapter_bytes:,} bytes.",
+        f"| validation | |\n| --- | ---: |\n{metrics}\n| loss | {record.validation_loss:.4f} |",
+        "## Use",
+        use(base, is_ours=True) if of_peft else "`ttlora predict` reads the folder of the run that this one was in.",
+        "## Recipe",
+        f"```yaml\n{dump(recipe)}```",
+        f"Versions: {json.dumps(record.versions)[1:-1]}",
+    ]
+    title = f"{record.method} on {base}: {record.task}"
+    write_text(folder / CARD, model_card(title, record.model, ["ttlora", record.method], body, of_peft))
 
 
 def require_pushable(name: str) -> None:

@@ -90,6 +90,8 @@ class TaskTrainer(Trainer):
         return {**self.data_collator(own or rows[:1]), OWN: torch.tensor(len(own))}
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> int:
+        # of which the progress report tells how many there are in a second
+        self.state.num_input_tokens_seen += sum(_tokens(batch) for batch in batch_samples) * self.args.world_size
         count = sum(self._items(batch) for batch in batch_samples)
         return count if self.args.world_size == 1 else sum_over_processes(count, self.args.device)
 
@@ -137,6 +139,11 @@ class TaskTrainer(Trainer):
         # where those of several processes differ by rounding they would not all stop at the same place
         output.metrics.update(Processes().told(output.metrics))
         return output
+
+
+def _tokens(batch: Any) -> int:
+    """The number of a batch's tokens, padding left out."""
+    return int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["input_ids"].numel()
 
 
 def is_own(batch: Any) -> bool:
