@@ -15,6 +15,7 @@ import torch
 
 from tests.finetune.test_losses import recipe_for
 from tests.finetune.test_resume import log
+from ttlora.errors import UserError
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.run import train
 from ttlora.record import Record
@@ -130,3 +131,11 @@ def test_one_process_says_how_to_use_all_gpus(llama32, tmp_path, capsys, monkeyp
     train(recipe_of(llama32, tmp_path, "text", "out", epochs=1))
     told = capsys.readouterr().err
     assert "1 of 4 GPUs is used; torchrun --nproc-per-node 4 -m ttlora train ... uses all\n" in told
+
+
+@pytest.mark.parametrize(("variable", "name"), [("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepS")])
+def test_a_model_is_not_divided(variable, name, llama32, tmp_path, monkeypatch):
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(UserError, match=f"accelerate was told to divide the model by {name}.*: start without"):
+        train(recipe_of(llama32, tmp_path, "text", "out"), quiet=True)
+    assert not (tmp_path / "out").exists()

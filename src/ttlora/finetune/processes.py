@@ -20,6 +20,8 @@ T = TypeVar("T")
 NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 TOLD_BY = (*NEEDED, "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 POLL_SECONDS = 0.2
+# what accelerate launch sets where processes are to hold parts of a model
+DIVIDING = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
 
 
 def started_processes() -> int:
@@ -45,9 +47,15 @@ class Processes:
         """Join the others, where there are any.
 
         Raises:
-            UserError: The environment speaks of others, and does not say how to reach them.
+            UserError: The environment speaks of others, and does not say how to reach them; or the model is to be
+                divided among them.
         """
         self.count, self.index = started_processes(), 0
+        if dividing := [name for variable, name in DIVIDING.items() if os.environ.get(variable, "false") == "true"]:
+            raise UserError(
+                f"accelerate was told to divide the model by {dividing[0]}, and each process of ttlora train holds all "
+                "of it: start without, and set `quantize` or `gradient_checkpointing` where memory is short"
+            )
         if self.count > 1:
             if missing := [name for name in NEEDED if name not in os.environ]:
                 raise UserError(

@@ -1,11 +1,14 @@
 """Trainer with a task's own batches, loss and metrics, alike in training and in measuring."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader, Subset
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from ttlora.compat import use_one_gpu
@@ -46,6 +49,11 @@ class TaskTrainer(Trainer):
         super().__init__(objective.base.model, args=arguments, **{"data_collator": objective.collate, **keywords})
         self.model_accepts_loss_kwargs = True
         self.measured_loss, self.measured_items = 0.0, 0
+        # whether each of several processes measures rows of its own; there may be too few
+        self.is_divided = False
+        compute: Callable[[EvalPrediction], dict[str, float]] | None = keywords.get("compute_metrics")
+        if self.args.world_size > 1 and compute is not None:
+            self.compute_metrics = partial(self._metrics_of_all, compute)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
@@ -76,13 +84,17 @@ class TaskTrainer(Trainer):
         return optimizer
 
     def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *options: Any, **keywords: Any) -> Any:
-        """Of several processes each gets whole batches, and takes its own rows of those that it learns from."""
+        """Of several processes each takes its own rows of every batch that is learned, and of all that are measured."""
         if self.args.world_size == 1:
             return super()._get_dataloader(dataset, description, batch_size, *options, **keywords)
         sampler_of = keywords.get("sampler_fn")
         sampler = None if sampler_of is None else sampler_of(dataset)
-        collate = self._collate_own if keywords.get("is_training") else self.data_collator
-        return DataLoader(dataset, batch_size, sampler=sampler, collate_fn=collate)
+        if keywords.get("is_training"):
+            return DataLoader(dataset, batch_size, sampler=sampler, collate_fn=self._collate_own)
+        count, processes = len(dataset), self.args.world_size
+        self.is_divided = count >= processes
+        own = range(self.args.process_index, count, processes) if self.is_divided else range(count)
+        return DataLoader(Subset(dataset, own), batch_size, collate_fn=self.data_collator)
 
     def _collate_own(self, rows: Rows) -> dict[str, torch.Tensor]:
         own = rows[self.args.process_index :: self.args.world_size]
@@ -132,13 +144,31 @@ class TaskTrainer(Trainer):
         """Outputs and metrics; the loss is that of all rows together."""
         self.measured_loss, self.measured_items = 0.0, 0
         if self.args.world_size > 1:
-            # every process measures all rows by itself, so that there is nothing to gather
+            # what the processes measure is put together once, at the end
             self.gather_function = self.accelerator.gather_for_metrics = alone
         output = super().evaluation_loop(*options, metric_key_prefix=metric_key_prefix, **keywords)
-        output.metrics[f"{metric_key_prefix}_loss"] = self.measured_loss / max(self.measured_items, 1)
+        measured = [(self.measured_loss, self.measured_items)]
+        loss, items = map(sum, zip(*(gather_object(measured) if self.is_divided else measured), strict=True))
+        output.metrics[f"{metric_key_prefix}_loss"] = loss / max(items, 1)
         # where those of several processes differ by rounding they would not all stop at the same place
         output.metrics.update(Processes().told(output.metrics))
         return output
+
+    def _metrics_of_all(self, compute: Callable[[EvalPrediction], dict[str, float]], own: EvalPrediction) -> Any:
+        if not self.is_divided:
+            return compute(own)
+        predictions, labels = zip(*gather_object([(own.predictions, own.label_ids)]), strict=True)
+        return compute(EvalPrediction(_joined(predictions), _joined(labels)))
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """The rows of all processes; those of one may have more columns than those of another."""
+    if parts[0].ndim == 1:
+        return np.concatenate(parts)
+    width = max(part.shape[1] for part in parts)
+    fill = [(0, 0)] * (parts[0].ndim - 2)
+    padded = [np.pad(part, [(0, 0), (0, width - part.shape[1]), *fill], constant_values=-100) for part in parts]
+    return np.concatenate(padded)
 
 
 def _tokens(batch: Any) -> int:
