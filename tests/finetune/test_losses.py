@@ -60,7 +60,7 @@ def recipe_for(model, tmp_path, kind, batch_size, **keys):
 @pytest.mark.parametrize("kind", KINDS)
 def test_validation_loss_does_not_depend_on_the_batch_size(kind, llama32, tmp_path):
     losses = {}
-    for batch_size in (1, 8, 40):
+    for batch_size in (1, 8):
         recipe = recipe_for(llama32, tmp_path, kind, batch_size)
         record = train(recipe, quiet=True)
         lines = [json.loads(line) for line in (tmp_path / f"out-{batch_size}" / "log.jsonl").read_text().splitlines()]

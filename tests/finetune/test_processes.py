@@ -61,7 +61,7 @@ def curve(recipe: Recipe) -> list[float]:
 @pytest.mark.parametrize(
     ("kind", "keys"),
     [
-        ("text", {"rows_at_once": 4}),
+        pytest.param("text", {"rows_at_once": 4}, marks=pytest.mark.slow),
         pytest.param("classes", {}, marks=pytest.mark.slow),
         pytest.param("preference", {"rows_at_once": 4}, marks=pytest.mark.slow),
         pytest.param("choices by a head", {}, marks=pytest.mark.slow),

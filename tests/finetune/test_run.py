@@ -43,13 +43,14 @@ def more_data(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("method", ["tt-lora", "lora"])
-def test_adapters_learn_what_the_head_alone_cannot(method, llama, more_data, tmp_path):
+def test_adapters_learn_what_the_head_alone_cannot(llama, more_data, tmp_path):
     keys = {"epochs": 8, "batch_size": 8, "learning_rate": 1e-2}
-    record = train(make_recipe(llama, more_data, tmp_path / "out", method=method, **keys), quiet=True)
-    assert record.metrics["accuracy"] > 0.85
-    head = train(make_recipe(llama, more_data, tmp_path / "head", method="head", **keys), quiet=True)
-    assert head.metrics["accuracy"] < record.metrics["accuracy"] - 0.15
+    scores = {
+        method: train(make_recipe(llama, more_data, tmp_path / method, method=method, **keys), quiet=True).metrics
+        for method in ("head", "tt-lora", "lora")
+    }
+    for method in ("tt-lora", "lora"):
+        assert scores[method]["accuracy"] > max(0.85, scores["head"]["accuracy"] + 0.15)
 
 
 @pytest.mark.parametrize("method", METHODS)
