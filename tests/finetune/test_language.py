@@ -298,3 +298,22 @@ def test_what_trains_on_a_quantised_model_stays_in_float32(llama, tmp_path, monk
     monkeypatch.setattr(TaskTrainer, "create_optimizer", create)
     train(recipe_for(llama, tmp_path, [{"text": "the film was great"}] * 4, "text", epochs=1), quiet=True)
     assert dtypes == {torch.float32}
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix", "p-tuning", "loretta-rep"])
+def test_the_loss_is_that_of_the_logits(method, llama32, tmp_path):
+    """Also where virtual tokens stand before a row: its first token counts for nothing."""
+    rows = [{"text": " ".join([*GOOD, *BAD][: 2 + number % 6])} for number in range(8)]
+    settings = None if method == "loretta-rep" else "num_virtual_tokens=4"
+    recipe = recipe_for(llama32, tmp_path, rows, "text", method=method, settings=settings, epochs=1, batch_size=3)
+    record = train(recipe, quiet=True)
+    finished = FinishedRun.load(recipe.output)
+    model, encoded = finished.objective.base.model.eval(), finished.objective.encode(load_data(recipe).validation)[0]
+    total = 0.0
+    for row in encoded:
+        ids = torch.tensor([row["input_ids"]])
+        with torch.no_grad():
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, -ids.shape[1] : -1]
+        total += torch.nn.functional.cross_entropy(logits[0], ids[0, 1:], reduction="sum").item()
+    tokens = sum(len(row["input_ids"]) - 1 for row in encoded)
+    assert record.validation_loss == pytest.approx(total / tokens, rel=1e-5)

@@ -120,7 +120,10 @@ class LanguageObjective(Objective):
     def collate(self, rows: Rows) -> dict[str, Tensor]:
         """Pad the rows at their end, or put packed ones one after the other."""
         collator = DataCollatorForLanguageModeling(self.tokenizer.pad_token_id, padding_free="seq_lengths" in rows[0])
-        return dict(collator(rows))
+        batch = dict(collator(rows))
+        # nothing foretells a row's first token, but the virtual ones of a learned prompt
+        batch["labels"][:, 0] = IGNORED
+        return batch
 
     def items(self, batch: dict[str, Tensor]) -> int:
         """The number of tokens to be learned, without the first token of a row, which is not predicted."""
