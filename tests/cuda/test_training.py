@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from tests.conftest import GOOD, write_jsonl
 from tests.cuda.devices import NEEDS_GPU, NEEDS_GPUS
 from ttlora.cli.main import main
 from ttlora.errors import out_of_memory
@@ -32,7 +33,7 @@ def devices(monkeypatch):
     original = TaskTrainer.training_step
 
     def step(self, model, inputs, *options):
-        seen.append((next(model.parameters()).device.type, len(inputs["labels"])))
+        seen.append((next(model.parameters()).device.type, len(inputs.get("labels", inputs["input_ids"]))))
         return original(self, model, inputs, *options)
 
     monkeypatch.setattr(TaskTrainer, "training_step", step)
@@ -87,3 +88,20 @@ class TestSeveralGPUs:
         assert main(flags) == 0
         assert f"1 of {torch.cuda.device_count()} GPUs is used; torchrun" in capsys.readouterr().err
         assert {rows for _, rows in devices} == {8}
+
+
+@pytest.mark.parametrize("keys", [["--packing"], ["--quantize", "8bit"], []])
+@pytest.mark.parametrize("kind", ["text", "preference"])
+def test_language_models(kind, keys, llama, tmp_path, devices):
+    if "--quantize" in keys:
+        pytest.importorskip("bitsandbytes")
+    if kind == "preference" and "--packing" in keys:
+        keys = ["--gradient-checkpointing"]
+    rows = [{"prompt": "the film was", "chosen": word, "rejected": "dull", "text": f"a {word} film"} for word in GOOD]
+    file = str(write_jsonl(tmp_path / "rows.jsonl", rows))
+    files = ["--task", "file", "--train", file, "--validation", file, "--output", str(tmp_path / "out")]
+    flags = ["--model", str(llama), "--label-kind", kind, "--epochs", "2", "--batch-size", "2", "--max-length", "16"]
+    assert main(["train", *files, *flags, *keys]) == 0
+    assert {device for device, _ in devices} == {"cuda" if torch.cuda.is_available() else "cpu"}
+    assert main(["evaluate", str(tmp_path / "out")]) == 0
+    assert record_of(tmp_path)["validation_loss"] > 0

@@ -49,7 +49,7 @@ class _LanguageTrainer(TaskTrainer):
         )
         for weight, data in trained:
             # TRL holds what trains on a quantised model in bfloat16, in which small steps are lost
-            weight.data = data
+            weight.data = data.to(weight.device)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """TRL's log, without its count of tokens, which begins anew when a run goes on."""
