@@ -107,6 +107,7 @@ def wide(llama, tmp_path_factory):
 class TestQuantized:
     @pytest.mark.parametrize(("bits", "kind"), [("4bit", "classes"), ("8bit", "text")])
     def test_trains_and_is_measured_again(self, wide, tmp_path, capsys, bits, kind):
+        pytest.importorskip("bitsandbytes")
         recipe = recipe_of(wide, tmp_path, "out", kind, quantize=bits, dtype="float32")
         whole = sum(weight.numel() for weight in LlamaForCausalLM.from_pretrained(wide).parameters())
         record = train(recipe)

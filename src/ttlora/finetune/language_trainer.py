@@ -11,6 +11,9 @@ from ttlora.finetune.language import PreferenceObjective
 from ttlora.finetune.objective import Objective
 from ttlora.finetune.trainer import OWN, TaskTrainer, alone, is_own
 
+# what TRL calls the adapter that an adapted model came with
+REFERENCE = "ref"
+
 
 @dataclass
 class SupervisedArguments(SFTConfig):
@@ -86,6 +89,9 @@ class PreferenceTrainer(_LanguageTrainer, DPOTrainer):
     def __init__(self, *options: Any, **keywords: Any) -> None:
         super().__init__(*options, **keywords)
         self.beta = self.objective.beta
+        if REFERENCE in self.model.peft_config:
+            # a copy of the adapter as it came; without it TRL compares with the base model, as the objective does
+            self.model.delete_adapter(REFERENCE)
         if self.args.world_size > 1:
             # what DPOTrainer gathers for its log has another shape in each process
             self.accelerator.gather = alone
