@@ -171,8 +171,7 @@ def add_fused_head(model: Any) -> None:
     """
     from trl.trainer.utils import add_fused_lm_head
 
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    add_fused_lm_head(plain, outputs=("log_probs", "is_top1"))
+    add_fused_lm_head(model, outputs=("log_probs", "is_top1"))
 
 
 def use_one_gpu(arguments: Any) -> None:

@@ -36,6 +36,11 @@ class Base:
     head: tuple[str, ...]
 
     @property
+    def plain(self) -> Any:
+        """The model without what PEFT wraps around it."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
     def virtual_tokens(self) -> int:
         """How many places of every row a learned prompt takes."""
         configs = getattr(self.model, "peft_config", {}).values()

@@ -97,11 +97,11 @@ def load_data(recipe: Recipe) -> TaskData:
     validation_parts = [] if recipe.validation_share else _read_parts(recipe, task, task.validation)
     labels = [example.label for _, examples in train_parts for example in examples]
     task = with_answers(with_labels(task, " and ".join(source for source, _ in train_parts), labels))
-    train = _joined(task, train_parts, weights=recipe.weights, seed=recipe.seed)
+    train = _mixed(task, train_parts, recipe)
     if recipe.validation_share:
         train, validation = _divided(train, recipe)
     else:
-        validation = _joined(task, validation_parts)
+        validation = _joined([_split(task, source, examples) for source, examples in validation_parts])
     _require_measurable(task, validation)
     return TaskData(task, _draw(task, train, recipe), validation)
 
@@ -115,10 +115,10 @@ def load_validation(recipe: Recipe, task: Task) -> Split:
         UserError: The data are not there, or something in them cannot be used.
     """
     if recipe.validation_share:
-        train_parts = _read_parts(recipe, task, "train")
-        _, validation = _divided(_joined(task, train_parts, weights=recipe.weights, seed=recipe.seed), recipe)
+        _, validation = _divided(_mixed(task, _read_parts(recipe, task, "train"), recipe), recipe)
     else:
-        validation = _joined(task, _read_parts(recipe, task, task.validation), by_value=True)
+        parts = _read_parts(recipe, task, task.validation)
+        validation = _joined([_split(task, source, examples, by_value=True) for source, examples in parts])
     _require_measurable(task, validation)
     return validation
 
@@ -182,11 +182,14 @@ def _open_hub(name: str, config: str | None, split: str, way_out: str) -> tuple[
     return name, ((f"row {number}", row) for number, row in enumerate(rows, 1))
 
 
-def _joined(task: Task, parts: Parts, by_value: bool = False, weights: Sequence[float] = (), seed: int = 0) -> Split:
-    """The rows of all parts, those of a part as often as its weight says."""
-    splits = [_split(task, source, examples, by_value) for source, examples in parts]
-    if any(weight != 1 for weight in weights):
-        splits = [_repeated(rows, weight, seed) for rows, weight in zip(splits, weights, strict=True)]
+def _mixed(task: Task, parts: Parts, recipe: Recipe) -> Split:
+    """The training rows of all parts, those of a part as often as its weight says."""
+    weights = recipe.weights or [1.0]  # a named task has one part
+    splits = [_split(task, source, examples) for source, examples in parts]
+    return _joined([_repeated(rows, weight, recipe.seed) for rows, weight in zip(splits, weights, strict=True)])
+
+
+def _joined(splits: Sequence[Split]) -> Split:
     inputs, labels, places = (
         [item for items in lists for item in items]
         for lists in zip(*((split.inputs, split.labels, split.places) for split in splits), strict=True)
@@ -231,7 +234,7 @@ def _chosen(rows: Split, chosen: list[int]) -> Split:
 def _split(task: Task, source: str, examples: list[Example], by_value: bool = False) -> Split:
     inputs = [make_input(task, example.cells, example.label) for example in examples]
     places = [f"{source}, {example.place}" for example in examples]
-    if task.learns_text or task.kind == "preference":
+    if task.learns_language:
         return Split(inputs, [0] * len(inputs), places)
     labels = [(example.place, example.label) for example in examples]
     return Split(inputs, encode_labels(task, source, labels, by_value), places)

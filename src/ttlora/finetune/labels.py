@@ -27,7 +27,7 @@ def with_labels(task: Task, source: str, labels: list[Label]) -> Task:
     Raises:
         UserError: All labels are the same, or they can be classes as well as numbers.
     """
-    if task.learns_text or task.kind == "preference":
+    if task.learns_language:
         return task
     if task.kind == "choice":
         return replace(task, labels=task.choices if len(task.choices) > 1 else ())
@@ -65,7 +65,7 @@ def with_answers(task: Task) -> Task:
     Raises:
         UserError: The answers are not those of the labels.
     """
-    if task.scoring != "prompt" or task.kind == "choice" or task.learns_text:
+    if task.scoring != "prompt" or task.kind == "choice" or task.learns_language:
         return task
     if task.kind == "regression":
         raise UserError("`scoring` prompt: the labels are numbers, which no prompt can ask for")

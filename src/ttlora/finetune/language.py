@@ -31,7 +31,7 @@ class LanguageObjective(Objective):
 
     def __init__(self, task: Task, base: Base, recipe: Recipe) -> None:
         super().__init__(task, base, recipe)
-        add_fused_head(base.model)
+        add_fused_head(base.plain)
         if task.kind == "generation" and self.longest_prompt < 1:
             raise UserError(
                 f"`max_new_tokens` is {recipe.max_new_tokens}, and model {base.name} takes "
@@ -152,7 +152,7 @@ class PreferenceObjective(Objective):
                 f"`label_kind` preference compares a model with its base, which `method` {recipe.method} changes: take "
                 "one with an adapter, such as tt-lora"
             )
-        add_fused_head(base.model)
+        add_fused_head(base.plain)
 
     @property
     def beta(self) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ttlora.errors import UserError
 from ttlora.finetune.recipe import Recipe
-from ttlora.finetune.tasks import FILE_METRICS, Task, columns_of
+from ttlora.finetune.tasks import FILE_METRICS, LANGUAGE_KINDS, Task, columns_of
 
 FILE_KEYS = ("train", "validation", "text_column", "text_pair_column", "label_column", "label_kind", "choice_columns")
 YES = {"0": "No", "1": "Yes"}
@@ -196,7 +196,7 @@ def _file_task(recipe: Recipe) -> Task:
     used = [*texts, *choices, *([] if kind in ("text", "preference") else [label_column])]
     if len(set(used)) < len(used):
         raise UserError(f"text, choice and label columns have to differ: they are {', '.join(used)}")
-    writes = kind in ("generation", "text", "preference")
+    writes = kind in LANGUAGE_KINDS
     if (kind == "choice" or writes) and len(texts) > 1:
         raise UserError(f"`text_pair_column` {texts[1]} does not go with `label_kind` {kind}: use one text column")
     if recipe.scoring == "prompt" and kind == "regression":
@@ -226,7 +226,7 @@ def _file_prompt(recipe: Recipe, texts: tuple[str, ...]) -> str:
             return recipe.prompt
         raise UserError(f'`prompt` {recipe.prompt!r} names no column in braces, as in "{{{texts[0]}}} Answer:"')
     together = "\n".join(f"{{{column}}}" for column in texts)
-    is_open = recipe.label_kind in ("generation", "text", "choice", "preference")
+    is_open = recipe.label_kind in ("choice", *LANGUAGE_KINDS)
     return together if is_open else f"{together}\nAnswer:"
 
 

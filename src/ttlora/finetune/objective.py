@@ -87,9 +87,7 @@ class Objective(ABC):
         rows, cut = tokenise(texts, self.tokenizer, self.max_length)
         for row, place in zip(rows, places, strict=True):
             require_known(row["input_ids"], self.base, place)
-        model = self.base.model
-        plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-        taken = inspect.signature(plain.forward).parameters
+        taken = inspect.signature(self.base.plain.forward).parameters
         return [{name: values for name, values in row.items() if name in taken} for row in rows], cut
 
     def _pad(self, rows: Rows) -> dict[str, Tensor]:

@@ -139,7 +139,7 @@ def objective_of(task: Task, base: Base, recipe: Recipe) -> Objective:
     Raises:
         UserError: The model has no room for the answers that the recipe asks for.
     """
-    if task.learns_text or task.kind == "preference":
+    if task.learns_language:
         from ttlora.finetune.language import LanguageObjective, PreferenceObjective  # with TRL, which takes a second
 
         return (PreferenceObjective if task.kind == "preference" else LanguageObjective)(task, base, recipe)

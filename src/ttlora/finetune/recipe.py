@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from ttlora.errors import UserError
+from ttlora.finetune.tasks import LANGUAGE_KINDS, Kind
 from ttlora.strict_yaml import parse, read_mapping, write_yaml
 from ttlora.text_forms import parse_integers, parse_names, parse_pairs, parse_shape
 from ttlora.utf8 import half_character
@@ -145,7 +146,7 @@ class Recipe:
     text_column: str | None = None
     text_pair_column: str | None = None
     label_column: str | None = None
-    label_kind: Literal["classification", "regression", "choice", "generation", "text", "preference"] | None = None
+    label_kind: Kind | None = None
     choice_columns: str | list[str] | None = None
     scoring: Literal["head", "prompt"] = "head"
     prompt: str | None = None
@@ -189,12 +190,11 @@ class Recipe:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        learns_text = self.label_kind in ("generation", "text", "preference")
         for name in ("epochs", "batch_size", "max_length"):
             default = getattr(self, name)
             # without a kind, the columns of the rows may show one
             if isinstance(default, DefaultOfKind) and self.label_kind is not None:
-                self._set(name, default.language if learns_text else int(default))
+                self._set(name, default.language if self.label_kind in LANGUAGE_KINDS else int(default))
         for name in _PATHS:
             if isinstance(path := getattr(self, name), os.PathLike):
                 self._set(name, os.fspath(path))

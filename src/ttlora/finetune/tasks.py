@@ -10,6 +10,8 @@ from ttlora.utf8 import half_character
 from ttlora.values import from_fields, shown
 
 Kind = Literal["classification", "regression", "choice", "generation", "text", "preference"]
+# those of causal models whose rows have no label: TRL trains them
+LANGUAGE_KINDS: tuple[Kind, ...] = ("generation", "text", "preference")
 Label = str | int | float
 
 FILE_METRICS: Mapping[Kind, tuple[str, ...]] = {
@@ -105,12 +107,12 @@ class Task:
     @property
     def is_causal(self) -> bool:
         """Whether a causal model answers with words, and not with a head."""
-        return self.scoring == "prompt" or self.learns_text or self.kind == "preference"
+        return self.scoring == "prompt" or self.learns_language
 
     @property
-    def learns_text(self) -> bool:
-        """Whether a causal model learns what it is to write."""
-        return self.kind in ("generation", "text")
+    def learns_language(self) -> bool:
+        """Whether a causal model learns what it is to write, or to prefer."""
+        return self.kind in LANGUAGE_KINDS
 
 
 def columns_of(template: str) -> list[str]:

@@ -201,10 +201,10 @@ def metrics_of(task: Task) -> Callable[[EvalPrediction], dict[str, float]]:
 
     def compute(outputs: EvalPrediction) -> dict[str, float]:
         values = outputs.predictions
-        if task.learns_text:
-            return measure_tokens(values)
         if task.kind == "preference":
             return measure_preferences(values)
+        if task.learns_language:
+            return measure_tokens(values)
         predictions = values.reshape(-1) if task.kind == "regression" else values.argmax(-1)
         return measure_metrics(task.metrics, outputs.label_ids, predictions)
 

@@ -170,11 +170,11 @@ def _fit(
 
 def _classes_of(objective: Objective) -> tuple[Any, Any]:
     """The trainer that an objective is trained by, and its arguments; TRL is imported for language models alone."""
-    kind = objective.task.kind
-    if not objective.task.learns_text and kind != "preference":
+    task = objective.task
+    if not task.learns_language:
         return TaskTrainer, TrainingArguments
     from ttlora.finetune import language_trainer as of_trl
 
-    if kind == "preference":
+    if task.kind == "preference":
         return of_trl.PreferenceTrainer, of_trl.PreferenceArguments
     return of_trl.SupervisedTrainer, of_trl.SupervisedArguments
