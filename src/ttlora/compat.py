@@ -219,6 +219,16 @@ def unpack_weight(layer: nn.Module) -> None:
         weight.data, weight.quant_state = _convert_weight_packed_for_cpu_inverse(weight.data, weight.quant_state)
 
 
+def keep_unpacked(model: nn.Module) -> None:
+    """Let no inference pack 4-bit weights anew: ``Linear4bit.support_avx512bf16_for_cpu`` (bitsandbytes 0.50).
+
+    No gradient comes through weights that are packed so: what trains before them would stay as it is.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
 def without_data() -> AbstractContextManager[Any]:
     """Within it, tensors have sizes and no data: `torch._subclasses.fake_tensor.FakeTensorMode` (torch 2.7 to 2.13)."""
     from torch._subclasses.fake_tensor import FakeTensorMode

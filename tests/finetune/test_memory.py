@@ -11,6 +11,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from tests.finetune.test_losses import KINDS, recipe_for
 from ttlora.errors import RunError, UserError
 from ttlora.finetune import quantized
+from ttlora.finetune.base import load_base
+from ttlora.finetune.data import load_data
 from ttlora.finetune.finished import FinishedRun
 from ttlora.finetune.methods import find_method
 from ttlora.finetune.run import train
@@ -117,6 +119,27 @@ class TestQuantized:
         kinds = {type(module).__name__ for module in finished.objective.base.model.modules()}
         assert {"4bit": "Linear4bit", "8bit": "Linear8bitLt"}[bits] in kinds
         assert finished.evaluate().validation_loss == pytest.approx(record.validation_loss, rel=1e-5)
+
+    def test_gradients_after_an_inference(self, wide, tmp_path):
+        """Some processors pack the weights when they infer, and pass no gradient through them then."""
+        pytest.importorskip("bitsandbytes")
+        recipe = recipe_of(wide, tmp_path, "out", "text", quantize="4bit", dtype="float32")
+        method = find_method(recipe.method)
+        recipe = method.complete(recipe)
+        model = method.adapt(load_base(recipe.model, load_data(recipe).task, form=method.form(recipe)), recipe).model
+        ids = torch.arange(8)[None]
+
+        def norm() -> float:
+            model.train()
+            model.zero_grad()
+            model(input_ids=ids, labels=ids).loss.backward()
+            return sum(weight.grad.norm().item() for weight in model.parameters() if weight.grad is not None)
+
+        before = norm()
+        with torch.no_grad():
+            model.eval()(input_ids=ids)
+        assert norm() == pytest.approx(before, rel=1e-5)
+        assert before > 0
 
     def test_needs_a_library(self, wide, tmp_path, monkeypatch):
         found = importlib.util.find_spec

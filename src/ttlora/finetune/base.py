@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from ttlora.adapters.companions import is_made_up
-from ttlora.compat import reads_both_sides
+from ttlora.compat import keep_unpacked, reads_both_sides
 from ttlora.errors import UserError
 from ttlora.finetune.quantized import Bits, quantized, require_library
 from ttlora.finetune.tasks import Task
@@ -180,6 +180,7 @@ def _load(
     except Exception as error:  # a missing file, a damaged file, a missing library: each with an error of its own
         purpose = "as a causal model" if task.is_causal else "for classification"
         raise UserError(f"model {source} cannot be loaded {purpose}: {why_not_loaded(error)}") from None
+    keep_unpacked(model)
     if model.dtype == torch.float16:
         model = model.to(torch.bfloat16)
     return Base(name, model, tokenizer, _find_head(name, model, report, task))
