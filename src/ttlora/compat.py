@@ -179,13 +179,6 @@ def use_one_gpu(arguments: Any) -> None:
     arguments._n_gpu = min(arguments.n_gpu, 1)
 
 
-def forget_processes() -> None:
-    """Let accelerate look anew for other processes: ``AcceleratorState._reset_state`` (accelerate 1.10)."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def fetched(holder: nn.Module, read: Any) -> Tensor:
     """A parameter that accelerate has offloaded, fetched for one use: the hook ``_hf_hook`` (accelerate 1.10).
 
@@ -224,6 +217,7 @@ def keep_unpacked(model: nn.Module) -> None:
 
     No gradient comes through weights that are packed so: what trains before them would stay as it is.
     """
+    module: Any
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from tests.finetune.test_losses import KINDS, recipe_for
 from ttlora.errors import RunError, UserError
@@ -92,18 +92,6 @@ class TestRowsThatFit:
         with pytest.raises(RunError, match="out of memory: set `rows_at_once` to auto"):
             train(recipe_of(llama32, tmp_path, "unasked"))
         assert "going on" not in capsys.readouterr().err
-
-
-@pytest.fixture(scope="module")
-def wide(llama, tmp_path_factory):
-    """Rows as long as a block that bitsandbytes quantises: on some processors it reads shorter ones wrongly."""
-    folder = tmp_path_factory.mktemp("wide")
-    tokenizer = AutoTokenizer.from_pretrained(llama)
-    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 class TestQuantized:

@@ -27,7 +27,7 @@ def recipe_of(model: Path, folder: Path, kind: str, output: str, **keys: Any) ->
     return replace(recipe_for(model, folder, kind, 8), **{**learns, **keys})
 
 
-def start(count: int, recipe: Recipe) -> list[subprocess.Popen[str]]:
+def start(count: int, recipe: Recipe, command: tuple[str, ...] = ("-m", "ttlora")) -> list[subprocess.Popen[str]]:
     """The command in several processes, as torchrun starts them."""
     file = Path(f"{recipe.output}.yaml")
     recipe.write(file)
@@ -37,7 +37,7 @@ def start(count: int, recipe: Recipe) -> list[subprocess.Popen[str]]:
     told = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "ttlora", "train", "--config", str(file)],
+            [sys.executable, *command, "train", "--config", str(file)],
             env=os.environ | {name: str(of) for name, of in {**told, "RANK": rank, "LOCAL_RANK": rank}.items()},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -64,6 +64,11 @@ def curve(recipe: Recipe) -> list[float]:
         pytest.param("text", {"rows_at_once": 4}, marks=pytest.mark.slow),
         pytest.param("classes", {}, marks=pytest.mark.slow),
         pytest.param("preference", {"rows_at_once": 4}, marks=pytest.mark.slow),
+        pytest.param("text", {"shard": True}, marks=pytest.mark.slow),
+        pytest.param("generation", {"shard": True, "gradient_checkpointing": True}, marks=pytest.mark.slow),
+        pytest.param("preference", {"shard": True, "rows_at_once": 4}, marks=pytest.mark.slow),
+        pytest.param("classes", {"shard": True}, marks=pytest.mark.slow),
+        pytest.param("text", {"shard": True, "method": "prompt"}, marks=pytest.mark.slow),
         pytest.param("choices by a head", {}, marks=pytest.mark.slow),
         pytest.param("choices by a prompt", {"gradient_checkpointing": True}, marks=pytest.mark.slow),
     ],
@@ -100,6 +105,51 @@ def test_killed_processes_go_on_as_one(llama32, tmp_path):
     assert curve(killed) == pytest.approx(curve(whole), rel=1e-4)
 
 
+# a process that has no room for more than two rows at once, and that is not the first
+TIGHT = """
+import os, runpy
+from ttlora.finetune.language_trainer import SupervisedTrainer
+
+compute_loss = SupervisedTrainer.compute_loss
+
+def in_little_memory(self, model, inputs, **keywords):
+    if os.environ["RANK"] == "1" and len(inputs["input_ids"]) > 2:
+        raise MemoryError
+    return compute_loss(self, model, inputs, **keywords)
+
+SupervisedTrainer.compute_loss = in_little_memory
+runpy.run_module("ttlora", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows_at_once", ["auto", None])
+def test_memory_that_runs_out_in_one_of_them(rows_at_once, llama32, tmp_path):
+    (tmp_path / "tight.py").write_text(TIGHT)
+    two, one = (recipe_of(llama32, tmp_path, "text", name, rows_at_once=rows_at_once) for name in ("two", "one"))
+    statuses, _, told = end(start(2, two, (str(tmp_path / "tight.py"),)))
+    if rows_at_once is None:
+        assert statuses == [1, 1]
+        assert "out of memory: set --rows-at-once to auto" in told[0]
+        return
+    assert statuses == [0, 0], told
+    assert told[0].count("memory ran out: going on with 4 rows at once\n") == 1
+    assert "memory" not in told[1]
+    train(one, quiet=True)
+    assert curve(two) == pytest.approx(curve(one), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_base_of_4_bits_is_divided(wide, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    keys = {"quantize": "4bit", "dtype": "float32"}
+    two, one = (recipe_of(wide, tmp_path, "generation", name, shard=name == "two", **keys) for name in ("two", "one"))
+    statuses, _, told = end(start(2, two))
+    assert statuses == [0, 0], told
+    train(one, quiet=True)
+    assert curve(two) == pytest.approx(curve(one), rel=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("keys", "message"),
@@ -133,9 +183,23 @@ def test_one_process_says_how_to_use_all_gpus(llama32, tmp_path, capsys, monkeyp
     assert "1 of 4 GPUs is used; torchrun --nproc-per-node 4 -m ttlora train ... uses all\n" in told
 
 
-@pytest.mark.parametrize(("variable", "name"), [("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepS")])
-def test_a_model_is_not_divided(variable, name, llama32, tmp_path, monkeypatch):
-    monkeypatch.setenv(variable, "true")
-    with pytest.raises(UserError, match=f"accelerate was told to divide the model by {name}.*: start without"):
+def test_deepspeed_is_refused(llama32, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(UserError, match="told to divide the model by DeepSpeed"):
         train(recipe_of(llama32, tmp_path, "text", "out"), quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"method": "full"}, "`shard` divides weights that are frozen, and method full trains the model's own"),
+        ({"quantize": "8bit"}, "`shard`: bitsandbytes' weights of 8 bits cannot be divided: set `quantize` to 4bit"),
+        ({"compile": True}, "`shard` and `compile` do not go together"),
+        ({"rows_at_once": "auto"}, "`shard`: memory that runs out in one process stops all: set `rows_at_once`"),
+    ],
+)
+def test_what_cannot_be_divided(keys, message, llama32, tmp_path):
+    with pytest.raises(UserError, match=message):
+        train(recipe_of(llama32, tmp_path, "text", "out", shard=True, **keys), quiet=True)
     assert not (tmp_path / "out").exists()

@@ -50,6 +50,9 @@ class _LanguageTrainer(TaskTrainer):
             processing_class=objective.tokenizer,
             **keywords,
         )
+        if self.args.world_size > 1:
+            # what TRL gathers for its log has another shape in each process, and a process that lacks memory has none
+            self.accelerator.gather = self.accelerator.gather_for_metrics = alone
         for weight, data in trained:
             # TRL holds what trains on a quantised model in bfloat16, in which small steps are lost
             weight.data = data.to(weight.device)
@@ -92,9 +95,6 @@ class PreferenceTrainer(_LanguageTrainer, DPOTrainer):
         if REFERENCE in self.model.peft_config:
             # a copy of the adapter as it came; without it TRL compares with the base model, as the objective does
             self.model.delete_adapter(REFERENCE)
-        if self.args.world_size > 1:
-            # what DPOTrainer gathers for its log has another shape in each process
-            self.accelerator.gather = alone
 
     def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
         return dataset

@@ -2,26 +2,20 @@
 
 import os
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
+from torch import nn
 
-from ttlora.compat import forget_processes
 from ttlora.errors import RunError, UserError
 
 T = TypeVar("T")
 # by which torchrun and accelerate launch tell processes of one another
 NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-TOLD_BY = (*NEEDED, "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
-POLL_SECONDS = 0.2
-# what accelerate launch sets where processes are to hold parts of a model
-DIVIDING = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
 
 
 def started_processes() -> int:
@@ -47,15 +41,9 @@ class Processes:
         """Join the others, where there are any.
 
         Raises:
-            UserError: The environment speaks of others, and does not say how to reach them; or the model is to be
-                divided among them.
+            UserError: The environment speaks of others, and does not say how to reach them.
         """
         self.count, self.index = started_processes(), 0
-        if dividing := [name for variable, name in DIVIDING.items() if os.environ.get(variable, "false") == "true"]:
-            raise UserError(
-                f"accelerate was told to divide the model by {dividing[0]}, and each process of ttlora train holds all "
-                "of it: start without, and set `quantize` or `gradient_checkpointing` where memory is short"
-            )
         if self.count > 1:
             if missing := [name for name in NEEDED if name not in os.environ]:
                 raise UserError(
@@ -103,39 +91,17 @@ class Processes:
             met = error
         found = gather_object([None if met is None else (isinstance(met, UserError), str(met))])
         if first := next(filter(None, found), None):
-            self._part()
+            self.part()
             of_user, message = first
             if self.is_first:
                 raise (UserError if of_user else RunError)(message) from None
             sys.exit(2 if of_user else 1)
 
-    def _part(self) -> None:
+    def part(self) -> None:
         """Take leave of the others: who still listens to one that is gone may be aborted."""
-        self.wait()
-        torch.distributed.destroy_process_group()
-
-    @contextmanager
-    def first_alone(self, result: Path) -> Iterator[None]:
-        """What follows is work for one process: the others leave, and the first is alone from here on.
-
-        Args:
-            result: The file that the first process writes last, for which the others wait.
-        """
-        if self.count == 1:
-            yield
-            return
-        self._part()
-        if not self.is_first:
-            while not result.exists():
-                time.sleep(POLL_SECONDS)
-            yield
-            return
-        told = {name: os.environ.pop(name) for name in TOLD_BY if name in os.environ}
-        forget_processes()
-        try:
-            yield
-        finally:
-            os.environ.update(told)
+        if self.count > 1:
+            self.wait()
+            torch.distributed.destroy_process_group()
 
 
 def sum_over_processes(count: int, device: torch.device) -> int:
@@ -148,3 +114,32 @@ def sum_over_processes(count: int, device: torch.device) -> int:
     total = torch.tensor(count, device=device)
     torch.distributed.all_reduce(total)
     return int(total)
+
+
+def share_weights(weights: Sequence[nn.Parameter]) -> None:
+    """Give all processes the first one's values of what they train."""
+    for weight in weights:
+        torch.distributed.broadcast(weight.data, src=0)
+
+
+def average_gradients(weights: Sequence[nn.Parameter], lacks_memory: bool) -> bool:
+    """Average what the processes have computed, in one message; a weight without a gradient in any of them gets none.
+
+    Args:
+        weights: What trains, on one device.
+        lacks_memory: Whether this process could not compute its part.
+
+    Returns:
+        Whether any could not.
+    """
+    gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
+    told = [weight.grad is not None for weight in weights] + [lacks_memory]
+    flat = [gradient.flatten().float() for gradient in gradients]
+    message = torch.cat([*flat, torch.tensor(told, dtype=torch.float32, device=flat[0].device)])
+    torch.distributed.all_reduce(message)
+    *sums, counts = torch.split(message, [*map(len, flat), len(told)])
+    *are_there, anyone_lacks = (counts > 0).tolist()
+    for weight, of_all, is_there in zip(weights, sums, are_there, strict=True):
+        if is_there:
+            weight.grad = (of_all / torch.distributed.get_world_size()).view_as(weight).to(weight.dtype)
+    return bool(anyone_lacks)

@@ -111,6 +111,8 @@ class Recipe:
             float16).
         quantize: Hold the base model's weights in 4 or 8 bits, by bitsandbytes (NF4, with quantised constants), or by
             torchao where that is not installed.
+        shard: Divide the base model's weights among the processes, which put a layer's together where they compute it
+            (FSDP2); for a model that does not fit onto one GPU.
         attention: Implementation of attention, as transformers calls it: eager, sdpa, flash_attention_2, ... (default:
             transformers' choice).
         compile: Compile the model with torch.compile.
@@ -172,6 +174,7 @@ class Recipe:
     gradient_checkpointing: bool = False
     dtype: Literal["float32", "bfloat16"] | None = None
     quantize: Literal["4bit", "8bit"] | None = None
+    shard: bool = False
     attention: str | None = None
     compile: bool = False
     optimizer: str | None = None

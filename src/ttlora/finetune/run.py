@@ -31,6 +31,7 @@ from ttlora.finetune.processes import Processes, started_processes
 from ttlora.finetune.progress import ProgressReport
 from ttlora.finetune.quantized import entries
 from ttlora.finetune.recipe import Recipe
+from ttlora.finetune.shards import asked_by_launcher, require_shardable, shard
 from ttlora.finetune.sharing import push, require_pushable, write_card
 from ttlora.finetune.tasks import Task
 from ttlora.finetune.trained import Trained, ended_early, find_trained
@@ -71,7 +72,8 @@ def train(recipe: Recipe, quiet: bool = False) -> Record:
         ('accuracy', 2)
     """
     method = find_method(recipe.method)
-    completed = method.complete(recipe)
+    completed = method.complete(replace(recipe, shard=asked_by_launcher() or recipe.shard))
+    require_shardable(completed)
     folder = RunFolder(completed.output)
     processes = Processes()
     with processes.agreed():
@@ -104,6 +106,8 @@ def train(recipe: Recipe, quiet: bool = False) -> Record:
                 if recipe != completed:
                     report.say(_told_columns(recipe))
                 _announce(report, objective, rows)
+                if recipe.shard and processes.count > 1:
+                    shard(objective.base)
                 trained = fit(objective, method, rows, recipe, folder, report, processes)
             if ended_early(trained, rows, recipe):
                 waited, kept = "epochs", f"epoch {trained.best_epoch}"
@@ -113,12 +117,10 @@ def train(recipe: Recipe, quiet: bool = False) -> Record:
             # the fresh base model takes its place
             del base, objective
             gc.collect()
-            with processes.first_alone(folder.result):
-                if not processes.is_first:
-                    return folder.read_result()
-                record = _finish(recipe, method, folder, data, trained)
-        if recipe.push_to_hub is not None:
+            record = _finish(recipe, method, folder, data, trained, processes)
+        if recipe.push_to_hub is not None and processes.is_first:
             push(folder.adapter, recipe.push_to_hub)
+        processes.part()
         return record
 
 
@@ -154,7 +156,7 @@ def train_epoch(recipe: Recipe, prepared: Prepared) -> Record:
             rows = data.encoded or objective.encode_data(data)
             trained = fit(objective, method, rows, recipe, folder, report, Processes(), most=1)
         if trained.ended:
-            return _finish(recipe, method, folder, data, trained, prepared.copy_base(whole=True))
+            return _finish(recipe, method, folder, data, trained, Processes(), prepared.copy_base(whole=True))
         _save(recipe, method, folder, data, trained)
         metrics = {name: trained.metrics[name] for name in data.task.metrics if name in trained.metrics}
         assert trained.loss is not None, "every epoch is measured"
@@ -217,17 +219,25 @@ def _finish(
     folder: RunFolder,
     data: TaskData,
     trained: Trained,
+    processes: Processes,
     untrained: Base | None = None,
 ) -> Record:
     """Save the best weights, load them into `untrained` or a fresh base model, and measure them."""
-    _save(recipe, method, folder, data, trained)
-    fresh = method.load(recipe, data.task, folder.adapter, untrained)
+    with processes.agreed():
+        if processes.is_first:
+            _save(recipe, method, folder, data, trained)
+    with processes.agreed():
+        fresh = method.load(recipe, data.task, folder.adapter, untrained)
+    if recipe.shard and processes.count > 1:
+        shard(fresh)
     metrics, loss = measure(objective_of(data.task, fresh, recipe), data.validation)
-    record = _record(recipe, folder, fresh, metrics, loss, trained)
-    write_card(folder.adapter, record)
-    record.write(folder.result)
-    folder.so_far.unlink(missing_ok=True)
-    shutil.rmtree(folder.checkpoints)
+    record = processes.told(_record(recipe, folder, fresh, metrics, loss, trained))
+    with processes.agreed():
+        if processes.is_first:
+            write_card(folder.adapter, record)
+            record.write(folder.result)
+            folder.so_far.unlink(missing_ok=True)
+            shutil.rmtree(folder.checkpoints)
     return record
 
 

@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from ttlora.compat import use_one_gpu
+from ttlora.errors import out_of_memory
 from ttlora.finetune.data import Rows
 from ttlora.finetune.methods import Method, in_head
 from ttlora.finetune.metrics import measure_metrics, measure_preferences, measure_tokens
 from ttlora.finetune.objective import Objective
-from ttlora.finetune.processes import Processes, sum_over_processes
+from ttlora.finetune.processes import Processes, average_gradients, sum_over_processes
+from ttlora.finetune.shards import let_go
 from ttlora.finetune.tasks import Task
 
 # how many rows of a batch are a process's own
@@ -49,13 +51,18 @@ class TaskTrainer(Trainer):
         super().__init__(objective.base.model, args=arguments, **{"data_collator": objective.collate, **keywords})
         self.model_accepts_loss_kwargs = True
         self.measured_loss, self.measured_items = 0.0, 0
-        # whether each of several processes measures rows of its own; there may be too few
-        self.is_divided = False
+        self.lacks_memory = False
         compute: Callable[[EvalPrediction], dict[str, float]] | None = keywords.get("compute_metrics")
-        if self.args.world_size > 1 and compute is not None:
-            self.compute_metrics = partial(self._metrics_of_all, compute)
+        if self.args.world_size > 1:
+            # as in evaluation: no DistributedDataParallel around it
+            self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
+            if compute is not None:
+                self.compute_metrics = partial(self._metrics_of_all, compute)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        let_go(self.objective.base)
+        if not self.args.should_save:  # newer versions of transformers ask every process
+            return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         assert self.method is not None, "only trainings save"
@@ -84,17 +91,14 @@ class TaskTrainer(Trainer):
         return optimizer
 
     def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *options: Any, **keywords: Any) -> Any:
-        """Of several processes each takes its own rows of every batch that is learned, and of all that are measured."""
+        """Of several processes each takes its own rows of every batch."""
         if self.args.world_size == 1:
             return super()._get_dataloader(dataset, description, batch_size, *options, **keywords)
+        if not keywords.get("is_training"):
+            return DataLoader(dataset, batch_size * self.args.world_size, collate_fn=self._collate_own)
         sampler_of = keywords.get("sampler_fn")
         sampler = None if sampler_of is None else sampler_of(dataset)
-        if keywords.get("is_training"):
-            return DataLoader(dataset, batch_size, sampler=sampler, collate_fn=self._collate_own)
-        count, processes = len(dataset), self.args.world_size
-        self.is_divided = count >= processes
-        own = range(self.args.process_index, count, processes) if self.is_divided else range(count)
-        return DataLoader(Subset(dataset, own), batch_size, collate_fn=self.data_collator)
+        return DataLoader(dataset, batch_size, sampler=sampler, collate_fn=self._collate_own)
 
     def _collate_own(self, rows: Rows) -> dict[str, torch.Tensor]:
         own = rows[self.args.process_index :: self.args.world_size]
@@ -109,6 +113,29 @@ class TaskTrainer(Trainer):
 
     def _items(self, batch: Any) -> int:
         return self.objective.items(batch) if is_own(batch) else 0
+
+    def training_step(self, *options: Any, **keywords: Any) -> Any:
+        """Trainer's; what several processes have computed for a step is averaged once, since what trains is small.
+
+        Raises:
+            MemoryError: One of the processes lacks memory.
+        """
+        if self.args.world_size == 1:
+            return super().training_step(*options, **keywords)
+        loss = torch.zeros((), device=self.args.device)
+        if not self.lacks_memory:
+            try:
+                loss = super().training_step(*options, **keywords)
+            except (MemoryError, RuntimeError) as error:
+                # those who hold a model together wait for one another in every layer
+                if self.objective.recipe.shard or not out_of_memory(error):
+                    raise
+                self.lacks_memory = True
+        if self.accelerator.sync_gradients:
+            trained = [weight for weight in self.model.parameters() if weight.requires_grad]
+            if average_gradients(trained, self.lacks_memory):
+                raise MemoryError
+        return loss
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: int | None = None
@@ -131,32 +158,33 @@ class TaskTrainer(Trainer):
     ) -> Any:
         """Loss, outputs and labels of a batch."""
         inputs = self._prepare_inputs(inputs)
+        own = int(inputs.pop(OWN)) if OWN in inputs else None
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.objective.compute(model, inputs)
-        items = self.objective.items(inputs)
-        self.measured_loss += loss.item() * items
-        self.measured_items += items
+        if own != 0:
+            items = self.objective.items(inputs)
+            self.measured_loss += loss.item() * items
+            self.measured_items += items
+        outputs = outputs.detach()[:own]
         # of tokens and of pairs, the outputs say already what is right
-        labels = inputs["labels"] if self.objective.is_labelled else outputs
-        return loss.detach(), outputs.detach(), labels
+        labels = inputs["labels"][:own] if self.objective.is_labelled else outputs
+        return loss.detach(), outputs, labels
 
     def evaluation_loop(self, *options: Any, metric_key_prefix: str = "eval", **keywords: Any) -> Any:
         """Outputs and metrics; the loss is that of all rows together."""
         self.measured_loss, self.measured_items = 0.0, 0
+        # what the processes measure is put together once, at the end
         if self.args.world_size > 1:
-            # what the processes measure is put together once, at the end
             self.gather_function = self.accelerator.gather_for_metrics = alone
         output = super().evaluation_loop(*options, metric_key_prefix=metric_key_prefix, **keywords)
         measured = [(self.measured_loss, self.measured_items)]
-        loss, items = map(sum, zip(*(gather_object(measured) if self.is_divided else measured), strict=True))
+        loss, items = map(sum, zip(*(gather_object(measured) if self.args.world_size > 1 else measured), strict=True))
         output.metrics[f"{metric_key_prefix}_loss"] = loss / max(items, 1)
         # where those of several processes differ by rounding they would not all stop at the same place
         output.metrics.update(Processes().told(output.metrics))
         return output
 
     def _metrics_of_all(self, compute: Callable[[EvalPrediction], dict[str, float]], own: EvalPrediction) -> Any:
-        if not self.is_divided:
-            return compute(own)
         predictions, labels = zip(*gather_object([(own.predictions, own.label_ids)]), strict=True)
         return compute(EvalPrediction(_joined(predictions), _joined(labels)))
 

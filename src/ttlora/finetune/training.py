@@ -15,7 +15,7 @@ from ttlora.finetune.folder import RunFolder
 from ttlora.finetune.library_names import DEFAULT_OPTIMIZER
 from ttlora.finetune.methods import Method
 from ttlora.finetune.objective import Objective
-from ttlora.finetune.processes import Processes
+from ttlora.finetune.processes import Processes, share_weights
 from ttlora.finetune.progress import ProgressReport
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.trained import Trained, find_trained, planned_steps, steps_per_epoch
@@ -77,13 +77,14 @@ def fit(
         RunError: The loss is no longer finite, or memory runs out.
     """
     rows_a_pass = recipe.rows_a_pass
+    if processes.count > 1:
+        share_weights([weight for weight in objective.base.model.parameters() if weight.requires_grad])
     while True:
         try:
             return _fit(objective, method, rows, recipe, folder, report, processes, most, rows_a_pass)
         except (MemoryError, RuntimeError) as error:
-            # several processes would have to stop at the same step
-            fixed = recipe.rows_at_once != "auto" or processes.count > 1
-            if fixed or rows_a_pass % 2 or not out_of_memory(error):
+            is_fixed = recipe.rows_at_once != "auto" or rows_a_pass % (2 * processes.count)
+            if is_fixed or not out_of_memory(error):
                 raise
             rows_a_pass //= 2
         # outside of the handler, which would hold what the failed step has made

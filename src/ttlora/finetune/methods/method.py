@@ -50,6 +50,11 @@ class Method(ABC):
                 f"`quantize` is {recipe.quantize}, and method {recipe.method} trains the model's own weights, which "
                 "quantised ones cannot: leave it out, or take a method with an adapter, such as tt-lora"
             )
+        if recipe.shard and self.trains_base:
+            raise UserError(
+                f"`shard` divides weights that are frozen, and method {recipe.method} trains the model's own: leave it "
+                "out, or take a method with an adapter, such as tt-lora"
+            )
         if recipe.dtype is not None and self.base_dtype not in (None, getattr(torch, recipe.dtype)):
             raise UserError(f"`dtype` is {recipe.dtype}, and method {recipe.method} needs float32: leave it out")
         return recipe.with_defaults(self.defaults)
