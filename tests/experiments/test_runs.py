@@ -108,3 +108,18 @@ def test_mistakes_are_one_line(keys, message, plan, monkeypatch):
         plan(**{"methods": "[lora]", **keys})
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_columns_that_their_names_explain(plan, tmp_path):
+    rows = tmp_path / "rows.csv"
+    rows.write_text("question,answer\nwhat,that\n")
+    files = {"train": str(rows), "validation": str(rows)}
+    first, _ = plan(tasks="[file]", methods="[tt-lora, {method: lora, epochs: 1}]", **files)
+    assert first.columns_by_name
+    recipe = first.recipe
+    assert (recipe.text_column, recipe.label_column, recipe.label_kind) == ("question", "answer", "generation")
+    assert (recipe.epochs, recipe.batch_size) == (3, 16)
+    (said,) = plan(tasks="[file]", methods="[tt-lora]", label_column="answer", **files)
+    assert (said.columns_by_name, said.recipe.label_kind) == (False, None)
+    (gone,) = plan(tasks="[file]", methods="[tt-lora]", train="gone.csv", validation="gone.csv")
+    assert not gone.columns_by_name

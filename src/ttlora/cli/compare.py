@@ -59,6 +59,7 @@ def compare(
     from ttlora.experiments.comparison import Comparison, find_config
     from ttlora.experiments.folder import RunsFolder
     from ttlora.experiments.runs import plan_runs
+    from ttlora.finetune.columns import told_columns
 
     path = find_config(config)
     if path != Path(os.path.expanduser(config)):
@@ -67,6 +68,8 @@ def compare(
     folder = RunsFolder(require_writable(path.stem if output is None else output).absolute(), "comparison")
     folder.require_usable()
     runs = plan_runs(comparison, folder.runs)
+    for line in dict.fromkeys(told_columns(run.recipe) for run in runs if run.columns_by_name):
+        _say(line)
     if dry_run:
         _show_plan(folder, runs, parallel, json)
         return 0

@@ -14,6 +14,7 @@ from ttlora.errors import UserError
 from ttlora.experiments.comparison import Comparison, Member
 from ttlora.experiments.keys import plain
 from ttlora.experiments.run import Likeness, Run
+from ttlora.finetune.columns import asks_for_columns, usual_columns
 from ttlora.finetune.methods import OPEN_KEYS, Method, find_method
 from ttlora.finetune.methods.peft_method import PeftMethod
 from ttlora.finetune.named_tasks import find_task
@@ -32,10 +33,12 @@ class ComparedRun(Run):
         label: The method's label.
         model: The model's label.
         task: The task's label.
+        columns_by_name: Whether the names of the columns have told what these mean.
     """
 
     model: str
     task: str
+    columns_by_name: bool = False
 
     @property
     def method(self) -> str:
@@ -64,8 +67,9 @@ def plan_runs(comparison: Comparison, directory: Path) -> list[ComparedRun]:
         UserError: A method or a task is not known, keys do not go together, or two runs are the same.
     """
     runs: dict[str, ComparedRun] = {}
+    columns = _Columns()
     for model, task, method, seed in _combinations(comparison):
-        run = _plan(comparison, model, task, method, seed, directory)
+        run = _plan(comparison, model, task, method, seed, directory, columns)
         if other := runs.get(run.name):
             raise UserError(f"{comparison.path}: {other.title} and {run.title} are the same run: leave one of them out")
         runs[run.name] = run
@@ -109,8 +113,30 @@ def _combinations(comparison: Comparison) -> Iterator[tuple[Member, Member, Memb
                         yield model, task, method, its_seeds[number]
 
 
+class _Columns:
+    """The columns of training rows that the runs of a comparison share, each file read once."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, dict[str, Any]] = {}
+
+    def told_to(self, recipe: Recipe) -> Recipe:
+        """The recipe with the columns that their names tell, where its rows are there."""
+        places = recipe.places("train")
+        if not asks_for_columns(recipe) or not all(is_on_hub(place) or os.path.exists(place) for place in places):
+            return recipe
+        if places[0] not in self.known:
+            self.known[places[0]] = usual_columns(recipe)
+        return replace(recipe, **self.known[places[0]])
+
+
 def _plan(
-    comparison: Comparison, model: Member, task: Member, method: Member, seed: int, directory: Path
+    comparison: Comparison,
+    model: Member,
+    task: Member,
+    method: Member,
+    seed: int,
+    directory: Path,
+    columns: _Columns,
 ) -> ComparedRun:
     try:
         way = find_method(method.name)
@@ -120,14 +146,16 @@ def _plan(
     keys = {key: value for key, value in inherited.items() if _is_for(way, key)} | dict(method.keys)
     try:
         recipe = Recipe(model=model.name, task=task.name, method=method.name, seed=seed, output="-", **keys)
+        asked, recipe = recipe, columns.told_to(recipe)
         find_task(recipe)
+        is_told = recipe != asked
         recipe = way.complete(recipe)
     except UserError as error:
         place = task.place if str(error).startswith("no task") else comparison.path
         raise UserError(f"{place}: {method.label} on {task.label}: {plain(error)}") from None
     name = _name(recipe)
     recipe = replace(recipe, output=str((directory / name).absolute()))
-    return ComparedRun(name, recipe, method.label, model.label, task.label)
+    return ComparedRun(name, recipe, method.label, model.label, task.label, is_told)
 
 
 def _is_for(way: Method, key: str) -> bool:

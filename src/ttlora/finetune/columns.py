@@ -5,6 +5,7 @@ from typing import Any
 
 from ttlora.finetune.data import first_row
 from ttlora.finetune.recipe import Recipe
+from ttlora.values import shown
 
 # the columns of data sets that language models learn from, and what they mean
 USUAL: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
@@ -29,13 +30,30 @@ def with_usual_columns(recipe: Recipe) -> Recipe:
     Raises:
         UserError: The training rows cannot be read.
     """
+    return replace(recipe, **usual_columns(recipe)) if asks_for_columns(recipe) else recipe
+
+
+def asks_for_columns(recipe: Recipe) -> bool:
+    """Whether a recipe has rows of its own, and does not say which columns they have."""
     said = (recipe.text_column, recipe.text_pair_column, recipe.label_column, recipe.label_kind, recipe.prompt)
-    if recipe.task != "file" or recipe.train is None or any(value is not None for value in said):
-        return recipe
+    return recipe.task == "file" and recipe.train is not None and all(value is None for value in said)
+
+
+def usual_columns(recipe: Recipe) -> dict[str, Any]:
+    """The keys of a recipe that the names of its training rows' columns tell.
+
+    Raises:
+        UserError: The training rows cannot be read.
+    """
     columns = first_row(recipe).keys()
     if {"text", "label"} <= columns:
-        return recipe
-    keys = next((keys for names, keys in USUAL if columns >= set(names)), None)
-    if keys is None and set(columns) == {"text"}:
-        keys = {"label_kind": "text"}
-    return recipe if keys is None else replace(recipe, **keys)
+        return {}
+    keys = next((keys for names, keys in USUAL if columns >= set(names)), {})
+    return {"label_kind": "text"} if set(columns) == {"text"} else keys
+
+
+def told_columns(recipe: Recipe) -> str:
+    """What the names of the columns were taken to mean."""
+    names = ("label_kind", "prompt", "text_column", "label_column", "choice_columns")
+    told = [f"{name} {shown(value)}" for name in names if (value := getattr(recipe, name)) is not None]
+    return f"by the names of the columns: {', '.join(told)}"

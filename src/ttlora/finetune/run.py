@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ttlora.finetune.base import Base, load_base
-from ttlora.finetune.columns import with_usual_columns
+from ttlora.finetune.columns import told_columns, with_usual_columns
 from ttlora.finetune.data import Encoded, TaskData, load_data
 from ttlora.finetune.folder import RunFolder
 from ttlora.finetune.library_names import require_optimizer, require_trackers
@@ -37,7 +37,6 @@ from ttlora.finetune.tasks import Task
 from ttlora.finetune.trained import Trained, ended_early, find_trained
 from ttlora.finetune.training import fit, require_divisible
 from ttlora.record import Record
-from ttlora.values import shown
 from ttlora.whole_files import writing
 
 
@@ -104,7 +103,7 @@ def train(recipe: Recipe, quiet: bool = False) -> Record:
             trained = processes.told(find_trained(folder))
             if trained is None or not trained.ended:
                 if recipe != completed:
-                    report.say(_told_columns(recipe))
+                    report.say(told_columns(recipe))
                 _announce(report, objective, rows)
                 if recipe.shard and processes.count > 1:
                     shard(objective.base)
@@ -176,13 +175,6 @@ def _shown_metric(task: Task) -> str:
     return next(name for name in task.metrics if name not in TEXT_METRICS)
 
 
-def _told_columns(recipe: Recipe) -> str:
-    """What the names of the columns were taken to mean."""
-    names = ("label_kind", "prompt", "text_column", "label_column", "choice_columns")
-    told = [f"{name} {shown(value)}" for name in names if (value := getattr(recipe, name)) is not None]
-    return f"by the names of the columns: {', '.join(told)}"
-
-
 def _announce(report: ProgressReport, objective: Objective, rows: Encoded) -> None:
     base, recipe, longest = objective.base, objective.recipe, objective.max_length
     outside, head = count_parameters(base.model, base.head)
@@ -200,6 +192,8 @@ def _announce(report: ProgressReport, objective: Objective, rows: Encoded) -> No
     gpus = torch.cuda.device_count()
     if gpus > 1 and started_processes() == 1:
         report.say(f"1 of {gpus} GPUs is used; torchrun --nproc-per-node {gpus} -m ttlora train ... uses all")
+    if recipe.shard and started_processes() == 1:
+        report.say("shard: one process holds all of the model; torchrun --nproc-per-node N starts N, which divide it")
     training, validation = rows.cut
     if training or validation:
         report.say(

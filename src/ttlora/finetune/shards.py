@@ -62,17 +62,16 @@ def shard(base: Base) -> None:
 
     device = torch.accelerator.current_accelerator()
     mesh = init_device_mesh("cpu" if device is None else device.type, (torch.distributed.get_world_size(),))
-    trained = [weight for weight in base.model.parameters() if weight.requires_grad]
-    if device is not None:
-        for weight in trained:
-            weight.data = weight.data.to(device)
-    fully_shard = _fully_shard()
-    for layer in _layers(base.plain):
-        fully_shard(layer, mesh=mesh, ignored_params={weight for weight in trained if _holds(layer, weight)})
-    whole = set(trained)
+    whole = {weight for weight in base.model.parameters() if weight.requires_grad}
     if base.virtual_tokens:
         # a learned prompt is joined to the tokens' embeddings outside of the model's own forward
         whole |= set(base.plain.get_input_embeddings().parameters())
+    if device is not None:
+        for weight in whole:
+            weight.data = weight.data.to(device)
+    fully_shard = _fully_shard()
+    for layer in _layers(base.plain):
+        fully_shard(layer, mesh=mesh, ignored_params=whole & set(layer.parameters()))
     fully_shard(base.plain, mesh=mesh, ignored_params=whole)
 
 
@@ -99,7 +98,3 @@ def _layers(module: nn.Module) -> Iterator[nn.Module]:
             yield from child
         else:
             yield from _layers(child)
-
-
-def _holds(layer: nn.Module, wanted: nn.Parameter) -> bool:
-    return any(weight is wanted for weight in layer.parameters())

@@ -145,3 +145,15 @@ def test_wrong_arguments_are_named(arguments, message, search):
     with pytest.raises(UserError) as error:
         search().override(**arguments)
     assert str(error.value).startswith(message)
+
+
+def test_columns_that_their_names_explain(search, tmp_path):
+    rows = tmp_path / "rows.csv"
+    rows.write_text("question,answer\nwhat,that\n")
+    files = {"task": "file", "train": str(rows), "validation": str(rows)}
+    plan = search(**files)
+    recipe = plan.recipe({})
+    assert (recipe.text_column, recipe.label_column, recipe.label_kind) == ("question", "answer", "generation")
+    (note,) = plan.notes
+    assert note.startswith("by the names of the columns: label_kind 'generation', text_column 'question'")
+    assert search(label_kind="classification", label_column="answer", **files).notes == ()

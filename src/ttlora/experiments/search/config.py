@@ -12,6 +12,7 @@ from ttlora.errors import UserError
 from ttlora.experiments.keys import plain, recipe_keys, require_known, require_type
 from ttlora.experiments.search.domains import SEARCHABLE, Domain, read_domain
 from ttlora.experiments.search.presets import PRESETS, Preset, auto_space
+from ttlora.finetune.columns import asks_for_columns, told_columns, usual_columns
 from ttlora.finetune.methods import find_method
 from ttlora.finetune.named_tasks import find_task
 from ttlora.finetune.recipe import Recipe
@@ -105,7 +106,12 @@ class SearchPlan:
         plan = cls(path, content, shared, domains, preset, notes, **own)
         try:
             # the first of all values: whether the keys go together does not depend on which
-            recipe = plan.recipe({key: "auto" if domain == "auto" else domain.at(0) for key, domain in domains.items()})
+            first = {key: "auto" if domain == "auto" else domain.at(0) for key, domain in domains.items()}
+            recipe = plan.recipe(first)
+            if asks_for_columns(recipe) and (columns := usual_columns(recipe)):
+                plan = replace(plan, shared=shared | columns)
+                recipe = plan.recipe(first)
+                plan = replace(plan, notes=(*notes, told_columns(recipe)))
             find_task(recipe)
         except UserError as error:
             raise UserError(f"{place}: {plain(error)}") from None
