@@ -59,8 +59,12 @@ class TaskTrainer(Trainer):
             if compute is not None:
                 self.compute_metrics = partial(self._metrics_of_all, compute)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+    def save_model(self, *options: Any, **keywords: Any) -> None:
+        """Trainer's; all processes come here, whichever of them writes."""
         let_go(self.objective.base)
+        super().save_model(*options, **keywords)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if not self.args.should_save:  # newer versions of transformers ask every process
             return
         folder = Path(output_dir or self.args.output_dir)
