@@ -185,9 +185,14 @@ def test_one_process_says_how_to_use_all_gpus(llama32, tmp_path, capsys, monkeyp
 
 def test_deepspeed_is_refused(llama32, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(UserError, match="told to divide the model by DeepSpeed"):
+    with pytest.raises(UserError, match=r"accelerate was told to divide the model by DeepSpeed.*: start without"):
         train(recipe_of(llama32, tmp_path, "text", "out"), quiet=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_accelerate_asks_for_it(llama32, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert train(recipe_of(llama32, tmp_path, "text", "out", epochs=1), quiet=True).recipe["shard"]
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,11 @@ class Base:
         return sum(config.num_virtual_tokens for config in configs if config.is_prompt_learning)
 
     @property
+    def trained(self) -> list[nn.Parameter]:
+        """The weights that train."""
+        return [weight for weight in self.model.parameters() if weight.requires_grad]
+
+    @property
     def task_type(self) -> str:
         """PEFT's name for what the model does."""
         return "SEQ_CLS" if self.head else "CAUSAL_LM"

@@ -41,7 +41,7 @@ class _LanguageTrainer(TaskTrainer):
     def __init__(
         self, objective: Objective, arguments: Any, *options: Any, train_dataset: Rows, **keywords: Any
     ) -> None:
-        trained = [(weight, weight.data) for weight in objective.base.model.parameters() if weight.requires_grad]
+        trained = [(weight, weight.data) for weight in objective.base.trained]
         super().__init__(
             objective,
             arguments,
@@ -52,7 +52,7 @@ class _LanguageTrainer(TaskTrainer):
         )
         if self.args.world_size > 1:
             # what TRL gathers for its log has another shape in each process, and a process that lacks memory has none
-            self.accelerator.gather = self.accelerator.gather_for_metrics = alone
+            self.accelerator.gather = alone
         for weight, data in trained:
             # TRL holds what trains on a quantised model in bfloat16, in which small steps are lost
             weight.data = data.to(weight.device)

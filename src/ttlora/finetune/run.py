@@ -105,8 +105,7 @@ def train(recipe: Recipe, quiet: bool = False) -> Record:
                 if recipe != completed:
                     report.say(told_columns(recipe))
                 _announce(report, objective, rows)
-                if recipe.shard and processes.count > 1:
-                    shard(objective.base)
+                shard(objective.base, recipe, processes)
                 trained = fit(objective, method, rows, recipe, folder, report, processes)
             if ended_early(trained, rows, recipe):
                 waited, kept = "epochs", f"epoch {trained.best_epoch}"
@@ -222,8 +221,7 @@ def _finish(
             _save(recipe, method, folder, data, trained)
     with processes.agreed():
         fresh = method.load(recipe, data.task, folder.adapter, untrained)
-    if recipe.shard and processes.count > 1:
-        shard(fresh)
+    shard(fresh, recipe, processes)
     metrics, loss = measure(objective_of(data.task, fresh, recipe), data.validation)
     record = processes.told(_record(recipe, folder, fresh, metrics, loss, trained))
     with processes.agreed():

@@ -3,13 +3,13 @@
 import inspect
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
 
 from ttlora.errors import UserError
 from ttlora.finetune.base import Base
+from ttlora.finetune.processes import Processes
 from ttlora.finetune.recipe import Recipe
 
 # what accelerate launch sets where a model is to be divided
@@ -44,32 +44,37 @@ def require_shardable(recipe: Recipe) -> None:
         raise UserError("`shard` and `compile` do not go together: leave one of them out")
     if recipe.rows_at_once == "auto":
         raise UserError("`shard`: memory that runs out in one process stops all: set `rows_at_once` to a number")
-    fully_shard = _fully_shard()
+    from torch.distributed.fsdp import fully_shard
+
     if "ignored_params" not in inspect.signature(fully_shard).parameters:
         raise UserError(f"`shard` needs torch 2.7 or newer, and {torch.__version__} is installed")
 
 
-def shard(base: Base) -> None:
-    """Divide the frozen weights of an adapted model among all processes, and move what trains to their devices.
+def shard(base: Base, recipe: Recipe, processes: Processes) -> None:
+    """Divide the frozen weights of an adapted model among several processes, if the recipe asks for it.
 
     The weights of a layer are put together where the layer is computed, and let go behind it (Zhao et al. 2023, FSDP).
-    What trains is small, and stays whole in every process.
+    What trains is small, and stays whole on the device of every process.
 
     Args:
         base: The adapted model, the same in all processes; it is changed.
+        recipe: Says whether to divide it.
+        processes: Those that hold it.
     """
+    if not recipe.shard or processes.count == 1:
+        return
     from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
 
     device = torch.accelerator.current_accelerator()
-    mesh = init_device_mesh("cpu" if device is None else device.type, (torch.distributed.get_world_size(),))
-    whole = {weight for weight in base.model.parameters() if weight.requires_grad}
+    mesh = init_device_mesh("cpu" if device is None else device.type, (processes.count,))
+    whole = set(base.trained)
     if base.virtual_tokens:
         # a learned prompt is joined to the tokens' embeddings outside of the model's own forward
         whole |= set(base.plain.get_input_embeddings().parameters())
     if device is not None:
         for weight in whole:
             weight.data = weight.data.to(device)
-    fully_shard = _fully_shard()
     for layer in _layers(base.plain):
         fully_shard(layer, mesh=mesh, ignored_params=whole & set(layer.parameters()))
     fully_shard(base.plain, mesh=mesh, ignored_params=whole)
@@ -83,12 +88,6 @@ def let_go(base: Base) -> None:
     """
     if hasattr(base.plain, "reshard"):
         base.plain.reshard()
-
-
-def _fully_shard() -> Any:
-    from torch.distributed.fsdp import fully_shard
-
-    return fully_shard
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:

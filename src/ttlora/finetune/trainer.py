@@ -56,6 +56,8 @@ class TaskTrainer(Trainer):
         if self.args.world_size > 1:
             # as in evaluation: no DistributedDataParallel around it
             self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
+            # what the processes measure is put together once, at the end
+            self.gather_function = self.accelerator.gather_for_metrics = alone
             if compute is not None:
                 self.compute_metrics = partial(self._metrics_of_all, compute)
 
@@ -135,10 +137,8 @@ class TaskTrainer(Trainer):
                 if self.objective.recipe.shard or not out_of_memory(error):
                     raise
                 self.lacks_memory = True
-        if self.accelerator.sync_gradients:
-            trained = [weight for weight in self.model.parameters() if weight.requires_grad]
-            if average_gradients(trained, self.lacks_memory):
-                raise MemoryError
+        if self.accelerator.sync_gradients and average_gradients(self.objective.base.trained, self.lacks_memory):
+            raise MemoryError
         return loss
 
     def compute_loss(
@@ -177,9 +177,6 @@ class TaskTrainer(Trainer):
     def evaluation_loop(self, *options: Any, metric_key_prefix: str = "eval", **keywords: Any) -> Any:
         """Outputs and metrics; the loss is that of all rows together."""
         self.measured_loss, self.measured_items = 0.0, 0
-        # what the processes measure is put together once, at the end
-        if self.args.world_size > 1:
-            self.gather_function = self.accelerator.gather_for_metrics = alone
         output = super().evaluation_loop(*options, metric_key_prefix=metric_key_prefix, **keywords)
         measured = [(self.measured_loss, self.measured_items)]
         loss, items = map(sum, zip(*(gather_object(measured) if self.args.world_size > 1 else measured), strict=True))

@@ -78,7 +78,7 @@ def fit(
     """
     rows_a_pass = recipe.rows_a_pass
     if processes.count > 1:
-        share_weights([weight for weight in objective.base.model.parameters() if weight.requires_grad])
+        share_weights(objective.base.trained)
     while True:
         try:
             return _fit(objective, method, rows, recipe, folder, report, processes, most, rows_a_pass)

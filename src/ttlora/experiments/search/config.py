@@ -106,12 +106,10 @@ class SearchPlan:
         plan = cls(path, content, shared, domains, preset, notes, **own)
         try:
             # the first of all values: whether the keys go together does not depend on which
-            first = {key: "auto" if domain == "auto" else domain.at(0) for key, domain in domains.items()}
-            recipe = plan.recipe(first)
+            recipe = plan.recipe({key: "auto" if domain == "auto" else domain.at(0) for key, domain in domains.items()})
             if asks_for_columns(recipe) and (columns := usual_columns(recipe)):
-                plan = replace(plan, shared=shared | columns)
-                recipe = plan.recipe(first)
-                plan = replace(plan, notes=(*notes, told_columns(recipe)))
+                recipe = replace(recipe, **columns)
+                plan = replace(plan, shared=shared | columns, notes=(*notes, told_columns(recipe)))
             find_task(recipe)
         except UserError as error:
             raise UserError(f"{place}: {plain(error)}") from None
