@@ -42,7 +42,7 @@ def recipe_for(tmp_path, rows, model="m", **keys):
 )
 def test_usual_columns(row, expected, tmp_path):
     recipe = with_usual_columns(recipe_for(tmp_path, [row]))
-    assert load_data(recipe).training.inputs == [expected]
+    assert list(load_data(recipe).training.inputs) == [expected]
     assert (recipe.epochs, recipe.batch_size, recipe.max_length) == (3, 16, 1024)
 
 

@@ -42,8 +42,8 @@ def write(path: Path, rows: list[dict]) -> Path:
 def test_formats_hold_the_same_rows(ending, tmp_path):
     path = write(tmp_path / f"rows.{ending}", ROWS)
     task, train, validation = load(path, path)
-    assert train == validation
-    assert train.inputs == [('a, "b"',), ("c\nd",), ("",)]
+    assert train.fingerprint == validation.fingerprint
+    assert list(train.inputs) == [('a, "b"',), ("c\nd",), ("",)]
     assert task.labels == ("neg", "pos")
     assert train.labels == [1, 0, 1]
 
@@ -53,10 +53,10 @@ def test_several_files_are_one_split(ending, tmp_path):
     first, second = write(tmp_path / f"first.{ending}", ROWS[:1]), write(tmp_path / f"second.{ending}", ROWS[1:2])
     with_comma = write(tmp_path / f"one,two.{ending}", ROWS[:2])
     _, training, validation = load(f"{first},{second}", with_comma)
-    assert training == validation
+    assert training.fingerprint == validation.fingerprint
     assert [place.rpartition(", ")[0] for place in training.places] == [str(first), str(second)]
     recipe = Recipe(model="m", task="file", output="o", train=[str(first), str(second)], validation=str(with_comma))
-    assert load_data(recipe).training == training
+    assert load_data(recipe).training.fingerprint == training.fingerprint
     assert recipe.with_defaults({}).train == [str(first), str(second)]
     assert recipe.with_defaults({}).validation == str(with_comma)
 
@@ -69,8 +69,8 @@ def test_a_share_of_the_training_rows_is_measured(share, tmp_path):
     assert len(validation) == max(1, round(float(share[:-1]) * 0.3))
     assert sorted([*training.places, *validation.places]) == sorted(f"{file}, line {n + 1}" for n in range(30))
     recipe = Recipe(model="m", task="file", output="o", train=str(file), validation=share, seed=3)
-    assert load_validation(recipe.with_defaults({}), task) == validation
-    assert any(load(file, share, seed=seed)[2] != validation for seed in (4, 5, 6))
+    assert load_validation(recipe.with_defaults({}), task).fingerprint == validation.fingerprint
+    assert any(load(file, share, seed=seed)[2].fingerprint != validation.fingerprint for seed in (4, 5, 6))
 
 
 @pytest.mark.parametrize("share", ["0%", "100%", "0.0%", "-5%", "five%"])
@@ -92,7 +92,7 @@ def test_a_split_of_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda name, config, split: hub[split])
     _, training, validation = load("org/reviews:train", "org/reviews:test")
     assert asked == [("dataset", "org/reviews")] * 2
-    assert training.places == ["org/reviews, row 1", "org/reviews, row 2"]
+    assert list(training.places) == ["org/reviews, row 1", "org/reviews, row 2"]
     assert len(validation) == 1
     recipe = Recipe(model="m", task="file", output="o", train="org/reviews:train", validation="10%")
     assert recipe.with_defaults({}).train == "org/reviews:train"
@@ -137,7 +137,7 @@ def test_booleans_and_mixed_labels_are_classes(tmp_path):
 def test_two_texts_and_other_column_names(tmp_path):
     path = write(tmp_path / "rows.jsonl", [{"q": "a", "p": 7, "y": "x"}, {"q": "c", "p": "d", "y": "z"}])
     _, train, _ = load(path, path, text_column="q", text_pair_column="p", label_column="y")
-    assert train.inputs == [("a", "7"), ("c", "d")]
+    assert list(train.inputs) == [("a", "7"), ("c", "d")]
 
 
 def test_named_task_comes_from_its_folder(data):
@@ -145,7 +145,7 @@ def test_named_task_comes_from_its_folder(data):
     data = load_data(recipe)
     task, train, validation = data.task, data.training, data.validation
     assert (len(train), len(validation), task.labels) == (48, 24, (0, 1))
-    assert load_validation(recipe, task) == validation
+    assert load_validation(recipe, task).fingerprint == validation.fingerprint
 
 
 def test_named_task_in_csv(tmp_path):
@@ -153,13 +153,13 @@ def test_named_task_in_csv(tmp_path):
     for split in ("train", "validation"):
         write(tmp_path / "rte" / f"{split}.csv", [{"sentence1": "a", "sentence2": "b", "label": n} for n in (0, 1)])
     train = load_data(Recipe(model="m", task="glue/rte", output="o", data=str(tmp_path))).training
-    assert train.inputs == [("a", "b"), ("a", "b")]
+    assert list(train.inputs) == [("a", "b"), ("a", "b")]
 
 
 def test_drawn_rows_depend_on_the_seed_alone(data):
     def texts(count, seed):
         recipe = Recipe(model="m", task="glue/sst2", output="o", data=str(data), max_train_examples=count, seed=seed)
-        return load_data(recipe).training.inputs
+        return list(load_data(recipe).training.inputs)
 
     assert len(texts(10, 1)) == 10
     assert texts(10, 1) == texts(10, 1) != texts(10, 2)

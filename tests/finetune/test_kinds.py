@@ -224,14 +224,14 @@ def test_rows_with_few_choices_beside_rows_with_many(likelihood, llama):
     both, _ = likelihood.encode(rows_of([few, many], [0, 3]))
     with torch.no_grad():
         _, probabilities = likelihood.compute(model, likelihood.collate(both))
-        _, alone = likelihood.compute(model, likelihood.collate(both[:1]))
+        _, alone = likelihood.compute(model, likelihood.collate([both[0]]))
     torch.testing.assert_close(probabilities[0, :2], alone[0])
     assert probabilities[0, 2:].tolist() == [0, 0]
     torch.testing.assert_close(probabilities.sum(-1), torch.ones(2))
 
 
 def test_training_sees_the_right_answer_alone(likelihood):
-    rows, _ = likelihood.encode_for_training(rows_of([Prompted("the film was", ("great", "awful"))], [1]))
+    rows, _ = likelihood.encode(rows_of([Prompted("the film was", ("great", "awful"))], [1]), for_training=True)
     batch = likelihood.collate(rows)
     assert likelihood.tokenizer.decode(batch["input_ids"][0]) == "[CLS] the film was awful [SEP]"
     assert batch["targets"][0].tolist()[:4] == [IGNORED] * 4
@@ -250,10 +250,10 @@ def test_a_long_prompt_loses_its_beginning_and_a_long_answer_its_end(likelihood)
 
 def test_what_is_cut_is_counted():
     tokenizer = make_tokenizer()
-    rows, cut = tokenise([("the film was great",), ("dull",), ("the film was",)], tokenizer, max_length=5)
-    assert ([len(row["input_ids"]) for row in rows], cut) == ([5, 3, 5], 1)
-    (row,), cut = tokenise([("the film", "great")], tokenizer, max_length=20)
-    assert (tokenizer.decode(row["input_ids"]), cut) == ("[CLS] the film [SEP] great [SEP]", 0)
+    rows = list(tokenise([("the film was great",), ("dull",), ("the film was",)], tokenizer, max_length=5))
+    assert [(len(row["input_ids"]), was_cut) for row, was_cut in rows] == [(5, True), (3, False), (5, False)]
+    ((row, was_cut),) = tokenise([("the film", "great")], tokenizer, max_length=20)
+    assert (tokenizer.decode(row["input_ids"]), was_cut) == ("[CLS] the film [SEP] great [SEP]", False)
 
 
 def test_long_rows_are_told_once(bert, tmp_path, capfd):
@@ -269,7 +269,7 @@ def test_a_batch_of_a_head_is_padded(bert):
     base = load_base(str(bert), Task("file", ("text",), labels=(0, 1)))
     objective = objective_of(Task("file", ("text",), labels=(0, 1)), base, within(20))
     rows, _ = objective.encode(rows_of([("the film was great",), ("dull",)], [1, 0]))
-    batch = objective.collate(rows)
+    batch = objective.collate(list(rows))
     assert batch["attention_mask"].tolist() == [[1] * 6, [1, 1, 1, 0, 0, 0]]
     assert batch["labels"].tolist() == [1, 0]
 

@@ -129,7 +129,7 @@ def test_packed_rows_come_to_the_same_loss(llama32, tmp_path):
     data = load_data(recipe)
     base = adapted(recipe, data.task)
     objective = LanguageObjective(data.task, base, recipe)
-    packed, plain = objective.encode_for_training(data.training)[0], objective.encode(data.training)[0]
+    packed, plain = objective.encode(data.training, for_training=True)[0], objective.encode(data.training)[0]
     assert len(packed) < len(plain)
     assert max(len(row["input_ids"]) for row in packed) <= 24
     base.model.eval()

@@ -6,9 +6,9 @@ import os
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ttlora.errors import UserError, one_line
 from ttlora.finetune.files import Row, read_rows
@@ -16,8 +16,12 @@ from ttlora.finetune.inputs import Example, Input, Preferred, Prompted, make_inp
 from ttlora.finetune.labels import encode_labels, with_answers, with_labels
 from ttlora.finetune.named_tasks import find_task
 from ttlora.finetune.recipe import Recipe, is_on_hub
+from ttlora.finetune.stored import Stored, store
 from ttlora.finetune.tasks import Task
 from ttlora.models.hub import require_on_hub
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,9 @@ class Split:
         places: Where each row stands, for messages: "reviews.csv, line 7".
     """
 
-    inputs: list[Input]
+    inputs: Sequence[Input]
     labels: list[int] | list[float]
-    places: list[str] = field(compare=False)
+    places: Sequence[str] = field(compare=False)
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -50,13 +54,9 @@ class Split:
         return digest.hexdigest()
 
 
-# rows as token ids, with their labels
-Rows = list[dict[str, Any]]
-
-
 @dataclass(frozen=True)
 class Encoded:
-    """A task's rows as token ids.
+    """A task's rows as token ids, with their labels.
 
     Attributes:
         training: Rows to train on.
@@ -64,8 +64,8 @@ class Encoded:
         cut: How many of each were too long.
     """
 
-    training: Rows
-    validation: Rows
+    training: "Dataset"
+    validation: "Dataset"
     cut: tuple[int, int]
 
 
@@ -95,15 +95,17 @@ def load_data(recipe: Recipe) -> TaskData:
     task = replace(find_task(recipe), scoring=recipe.scoring)
     train_parts = _read_parts(recipe, task, "train")
     validation_parts = [] if recipe.validation_share else _read_parts(recipe, task, task.validation)
-    labels = [example.label for _, examples in train_parts for example in examples]
+    examples = (example for _, rows in train_parts for example in Stored(rows, Example.of_row))
+    labels = [] if task.learns_language else [example.label for example in examples]
     task = with_answers(with_labels(task, " and ".join(source for source, _ in train_parts), labels))
     train = _mixed(task, train_parts, recipe)
     if recipe.validation_share:
         train, validation = _divided(train, recipe)
     else:
-        validation = _joined([_split(task, source, examples) for source, examples in validation_parts])
-    _require_measurable(task, validation)
-    return TaskData(task, _draw(task, train, recipe), validation)
+        validation = _joined([_labelled(task, *part) for part in validation_parts])
+    split = _split(task, validation)
+    _require_measurable(task, split)
+    return TaskData(task, _split(task, _draw(task, train, recipe)), split)
 
 
 def load_validation(recipe: Recipe, task: Task) -> Split:
@@ -118,9 +120,10 @@ def load_validation(recipe: Recipe, task: Task) -> Split:
         _, validation = _divided(_mixed(task, _read_parts(recipe, task, "train"), recipe), recipe)
     else:
         parts = _read_parts(recipe, task, task.validation)
-        validation = _joined([_split(task, source, examples, by_value=True) for source, examples in parts])
-    _require_measurable(task, validation)
-    return validation
+        validation = _joined([_labelled(task, *part, by_value=True) for part in parts])
+    split = _split(task, validation)
+    _require_measurable(task, split)
+    return split
 
 
 def first_row(recipe: Recipe) -> Row:
@@ -133,14 +136,17 @@ def first_row(recipe: Recipe) -> Row:
     return next(iter(rows))[1]
 
 
-# where rows come from, and what the task reads of them
-Parts = list[tuple[str, list[Example]]]
+# where rows come from, and what the task reads of them, on disk
+Parts = list[tuple[str, "Dataset"]]
 
 
 def _read_parts(recipe: Recipe, task: Task, split: str) -> Parts:
     """What the task reads of a split's rows, by the places that these come from."""
     opened = _open_files(recipe, split) if task.hub is None else [_open_named(recipe, task, task.hub, split)]
-    return [(source, [read_example(task, source, place, row) for place, row in rows]) for source, rows in opened]
+    return [
+        (source, store(read_example(task, source, place, row).as_row() for place, row in rows))
+        for source, rows in opened
+    ]
 
 
 def _open_files(recipe: Recipe, split: Any) -> list[tuple[str, Iterable[tuple[str, Row]]]]:
@@ -179,25 +185,48 @@ def _open_hub(name: str, config: str | None, split: str, way_out: str) -> tuple[
         rows = datasets.load_dataset(name, config, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"{name} could not be fetched from the hub: {one_line(error)}; {way_out}") from None
+    if not len(rows):
+        raise UserError(f"split {split} of {name} has no rows; {way_out}")
     return name, ((f"row {number}", row) for number, row in enumerate(rows, 1))
 
 
-def _mixed(task: Task, parts: Parts, recipe: Recipe) -> Split:
+@dataclass(frozen=True)
+class _Labelled:
+    """What the task reads of rows, on disk, with their labels as a model learns them."""
+
+    examples: "Dataset"
+    labels: list[int] | list[float]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def chosen(self, rows: list[int]) -> "_Labelled":
+        labels: Any = [self.labels[row] for row in rows]
+        return _Labelled(self.examples.select(rows), labels)
+
+
+def _labelled(task: Task, source: str, examples: "Dataset", by_value: bool = False) -> _Labelled:
+    if task.learns_language:
+        return _Labelled(examples, [0] * len(examples))
+    labels = ((example.place, example.label) for example in Stored(examples, Example.of_row))
+    return _Labelled(examples, encode_labels(task, labels, by_value))
+
+
+def _mixed(task: Task, parts: Parts, recipe: Recipe) -> _Labelled:
     """The training rows of all parts, those of a part as often as its weight says."""
     weights = recipe.weights or [1.0]  # a named task has one part
-    splits = [_split(task, source, examples) for source, examples in parts]
-    return _joined([_repeated(rows, weight, recipe.seed) for rows, weight in zip(splits, weights, strict=True)])
+    labelled = [_labelled(task, *part) for part in parts]
+    return _joined([_repeated(rows, weight, recipe.seed) for rows, weight in zip(labelled, weights, strict=True)])
 
 
-def _joined(splits: Sequence[Split]) -> Split:
-    inputs, labels, places = (
-        [item for items in lists for item in items]
-        for lists in zip(*((split.inputs, split.labels, split.places) for split in splits), strict=True)
-    )
-    return Split(inputs, labels, places)
+def _joined(parts: Sequence[_Labelled]) -> _Labelled:
+    from datasets import concatenate_datasets
+
+    labels: Any = [label for part in parts for label in part.labels]
+    return _Labelled(concatenate_datasets([part.examples for part in parts]), labels)
 
 
-def _repeated(rows: Split, weight: float, seed: int) -> Split:
+def _repeated(rows: _Labelled, weight: float, seed: int) -> _Labelled:
     """All rows as often as the whole part of a weight says, and a share of them, drawn by the seed, once more.
 
     Raises:
@@ -207,11 +236,12 @@ def _repeated(rows: Split, weight: float, seed: int) -> Split:
     drawn = random.Random(seed).sample(range(len(rows)), round(share * len(rows)))
     chosen = [*range(len(rows))] * int(often) + sorted(drawn)
     if not chosen:
-        raise UserError(f"`train`: a weight of {weight:g} leaves none of {len(rows)} rows, the first {rows.places[0]}")
-    return _chosen(rows, chosen)
+        first = Example.of_row(rows.examples[0]).place
+        raise UserError(f"`train`: a weight of {weight:g} leaves none of {len(rows)} rows, the first {first}")
+    return rows.chosen(chosen)
 
 
-def _divided(rows: Split, recipe: Recipe) -> tuple[Split, Split]:
+def _divided(rows: _Labelled, recipe: Recipe) -> tuple[_Labelled, _Labelled]:
     """Rows to train on, and the share of them that is measured, drawn by the recipe's seed.
 
     Raises:
@@ -223,37 +253,37 @@ def _divided(rows: Split, recipe: Recipe) -> tuple[Split, Split]:
         raise UserError(f"`validation` {recipe.validation} of {len(rows)} training rows leaves none to train on")
     drawn = set(random.Random(recipe.seed).sample(range(len(rows)), count))
     rest = [row for row in range(len(rows)) if row not in drawn]
-    return _chosen(rows, rest), _chosen(rows, sorted(drawn))
+    return rows.chosen(rest), rows.chosen(sorted(drawn))
 
 
-def _chosen(rows: Split, chosen: list[int]) -> Split:
-    labels: Any = [rows.labels[row] for row in chosen]
-    return Split([rows.inputs[row] for row in chosen], labels, [rows.places[row] for row in chosen])
+def _draw(task: Task, train: _Labelled, recipe: Recipe) -> _Labelled:
+    """The rows to train on: all, or as many as the recipe says, drawn by its seed."""
+    count = recipe.max_train_examples
+    if count is None or count >= len(train):
+        return train
+    drawn = train.chosen(random.Random(recipe.seed).sample(range(len(train)), count))
+    if task.kind == "classification" and len(set(drawn.labels)) == 1:
+        raise UserError(
+            f"`max_train_examples` {count} draws only rows of label {task.labels[int(drawn.labels[0])]!r}: take more"
+        )
+    return drawn
 
 
-def _split(task: Task, source: str, examples: list[Example], by_value: bool = False) -> Split:
-    inputs = [make_input(task, example.cells, example.label) for example in examples]
-    places = [f"{source}, {example.place}" for example in examples]
-    if task.learns_language:
-        return Split(inputs, [0] * len(inputs), places)
-    labels = [(example.place, example.label) for example in examples]
-    return Split(inputs, encode_labels(task, source, labels, by_value), places)
+def _split(task: Task, rows: _Labelled) -> Split:
+    inputs, places = Stored(rows.examples, partial(_input, task)), Stored(rows.examples.select_columns("place"), _place)
+    return Split(inputs, rows.labels, places)
+
+
+def _input(task: Task, row: dict[str, Any]) -> Input:
+    example = Example.of_row(row)
+    return make_input(task, example.cells, example.label)
+
+
+def _place(row: dict[str, Any]) -> str:
+    place: str = json.loads(row["place"])
+    return place
 
 
 def _require_measurable(task: Task, validation: Split) -> None:
     if task.kind == "regression" and len(validation) < 2:
         raise UserError(f"{validation.places[0]} is the only validation row, and a correlation needs two: add rows")
-
-
-def _draw(task: Task, train: Split, recipe: Recipe) -> Split:
-    """The rows to train on: all, or as many as the recipe says, drawn by its seed."""
-    count = recipe.max_train_examples
-    if count is None or count >= len(train):
-        return train
-    chosen = random.Random(recipe.seed).sample(range(len(train)), count)
-    labels = [train.labels[row] for row in chosen]
-    if task.kind == "classification" and len(set(labels)) == 1:
-        raise UserError(
-            f"`max_train_examples` {count} draws only rows of label {task.labels[int(labels[0])]!r}: take more"
-        )
-    return _chosen(train, chosen)

@@ -136,16 +136,16 @@ class FinishedRun:
             source, placed = str(rows), read_rows(Path(rows))
         else:
             source, placed = "rows", ((f"row {number}", row) for number, row in enumerate(rows, 1))
-        split, given = Split([], [], []), []
+        given, inputs, places = [], [], []
         for place, row in placed:
             self._require_no_prediction(row, f"{source}, {place}")
             _require_writable(row, f"{source}, {place}")
             given.append(row)
-            split.inputs.append(input_of(self.task, row, source, place))
-            split.places.append(f"{source}, {place}")
+            inputs.append(input_of(self.task, row, source, place))
+            places.append(f"{source}, {place}")
         if not given:
             raise UserError(f"{source} has no rows")
-        split = replace(split, labels=[0] * len(given))
+        split = Split(inputs, [0] * len(given), places)
         with cpu_threads(self.recipe.threads):
             if self.task.kind == "generation":
                 written = generate(self.objective, split)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
@@ -56,11 +57,30 @@ Input = Texts | tuple[Texts, ...] | Prompted | Preferred
 
 @dataclass(frozen=True)
 class Example:
-    """A row's cells that the task reads, and its label."""
+    """A row's cells that the task reads, and its label.
+
+    Attributes:
+        place: Where the row stands: "reviews.csv, line 7".
+        cells: Texts by column, or a chat as a tuple of its messages; the choices of a choice task are a list.
+        label: The label, or the answer.
+    """
 
     place: str
     cells: dict[str, Any]
     label: Any
+
+    def as_row(self) -> dict[str, str]:
+        """The example as it is stored: in JSON, since a chat may hold anything, and a file's name what is no UTF-8."""
+        return {name: json.dumps(getattr(self, name), default=str) for name in ("place", "cells", "label")}
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, str]) -> "Example":
+        """The example of a stored row."""
+        cells = {
+            name: tuple(value) if isinstance(value, list) and name else value
+            for name, value in json.loads(row["cells"]).items()
+        }
+        return cls(json.loads(row["place"]), cells, json.loads(row["label"]))
 
 
 def read_example(task: Task, source: str, place: str, row: Row) -> Example:
@@ -71,7 +91,7 @@ def read_example(task: Task, source: str, place: str, row: Row) -> Example:
     """
     cells = _cells(task, row, source, place)
     if task.kind in ("text", "preference") or _chat(cells) is not None:
-        return Example(place, cells, None)
+        return Example(f"{source}, {place}", cells, None)
     label = _cell(task, row, task.label_column, source, place)
     if label is None or (isinstance(label, str) and not label.strip()):
         raise UserError(f"{source}, {place} has no label: column {task.label_column!r} is empty")
@@ -83,7 +103,7 @@ def read_example(task: Task, source: str, place: str, row: Row) -> Example:
         raise UserError(f"{source}, {place}: label {shown(label)} is neither text nor a number")
     elif task.kind == "generation":
         label = _text(label, task.label_column, source, place)
-    return Example(place, cells, str(label).lower() if isinstance(label, bool) else label)
+    return Example(f"{source}, {place}", cells, str(label).lower() if isinstance(label, bool) else label)
 
 
 def input_of(task: Task, row: Row, source: str, place: str) -> Input:

@@ -1,6 +1,7 @@
 """What the labels of the training rows say: classes or numbers, which classes there are, and the index of each."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 
 from ttlora.errors import UserError
@@ -79,14 +80,11 @@ def with_answers(task: Task) -> Task:
     return replace(task, answers=dict(answers))
 
 
-def encode_labels(
-    task: Task, source: str, labels: list[tuple[str, Label]], by_value: bool = False
-) -> list[int] | list[float]:
+def encode_labels(task: Task, labels: Iterable[tuple[str, Label]], by_value: bool = False) -> list[int] | list[float]:
     """The label of each row as a model learns it: the index of its class or choice, or a number.
 
     Args:
         task: The task, its labels known.
-        source: Where the rows come from, for messages.
         labels: The place of each row, and its label.
         by_value: Whether 007 and 7.0 are class 7 too.
 
@@ -100,7 +98,7 @@ def encode_labels(
         for place, label in labels:
             number = _number(label)
             if number is None:
-                raise UserError(f"{source}, {place}: label {shown(label)} is no number, which regression needs")
+                raise UserError(f"{place}: label {shown(label)} is no number, which regression needs")
             numbers.append(number)
         return numbers
     index = {str(label): number for number, label in enumerate(task.labels)}
@@ -113,7 +111,7 @@ def encode_labels(
         if name not in index:
             known = ", ".join(map(repr, task.labels[:10])) + (", ..." if len(task.labels) > 10 else "")
             raise UserError(
-                f"{source}, {place}: label {shown(label)} is none of the training labels ({known}); "
+                f"{place}: label {shown(label)} is none of the training labels ({known}); "
                 "take the row out, or put rows with this label into the training data"
             )
         encoded.append(index[name])

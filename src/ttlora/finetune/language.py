@@ -1,5 +1,6 @@
 """What a causal model writes: texts, answers and chats that it learns, and pairs of which it learns to prefer one."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,12 +14,13 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from ttlora.compat import add_fused_head
 from ttlora.errors import UserError
 from ttlora.finetune.base import Base
-from ttlora.finetune.data import Rows, Split
+from ttlora.finetune.data import Split
 from ttlora.finetune.inputs import Preferred, Prompted
 from ttlora.finetune.objective import Computed, Objective
 from ttlora.finetune.recipe import Recipe
+from ttlora.finetune.stored import scratch_folder, store
 from ttlora.finetune.tasks import Task
-from ttlora.finetune.tokens import IGNORED, answer_ids, common_start, prompt_ids, shortened, turn_ids
+from ttlora.finetune.tokens import IGNORED, TokenRow, answer_ids, common_start, prompt_ids, shortened, turn_ids
 
 
 class LanguageObjective(Objective):
@@ -44,22 +46,15 @@ class LanguageObjective(Objective):
         answer = self.recipe.max_new_tokens
         return self.base.longest_input(self.recipe.max_length + answer) - answer
 
-    def encode(self, split: Split) -> tuple[Rows, int]:
+    def rows(self, split: Split, for_training: bool) -> Iterator[tuple[TokenRow, bool]]:
         """Every row with its targets; of one that is too long the beginning of the prompt is cut."""
-        if self.task.kind == "generation":
-            for given, place in zip(split.inputs, split.places, strict=True):
-                # what is measured will be written after it
-                prompt_ids(given, self.base, place)
-        return self._encode(split)
-
-    def _encode(self, split: Split) -> tuple[Rows, int]:
-        rows, cut = [], 0
         for given, place in zip(split.inputs, split.places, strict=True):
             assert isinstance(given, Prompted)
+            if self.task.kind == "generation" and not for_training:
+                # what is measured will be written after it
+                prompt_ids(given, self.base, place)
             ids, targets, was_cut = shortened(*self._tokens(given, place), self.max_length, self.base, place)
-            rows.append({"input_ids": ids, "labels": targets})
-            cut += was_cut
-        return rows, cut
+            yield {"input_ids": ids, "labels": targets}, was_cut
 
     def _tokens(self, given: Prompted, place: str) -> tuple[list[int], list[int]]:
         loss_on = self.recipe.loss_on or "answer"
@@ -76,12 +71,15 @@ class LanguageObjective(Objective):
             ids, targets = answer_ids(given.prompt, given.answers[0], self.base, place, ends)
         return ids, list(ids) if loss_on == "all" else targets
 
-    def encode_for_training(self, split: Split) -> tuple[Rows, int]:
-        """As `encode`; with `packing` several rows stand in one, as long as a row may be."""
-        rows, cut = self._encode(split)
-        if self.recipe.packing:
+    def encode(self, split: Split, for_training: bool = False) -> tuple[Dataset, int]:
+        """As of every objective; with `packing` several rows to train on stand in one, as long as a row may be."""
+        rows, cut = super().encode(split, for_training)
+        if for_training and self.recipe.packing:
             self._require_apart()
-            rows = pack_dataset(Dataset.from_list(rows), self.max_length).to_list()
+            with scratch_folder() as folder:
+                # without a file that is named, TRL would put them together in memory
+                file = str(folder / "packed.arrow")
+                rows = store(pack_dataset(rows, self.max_length, map_kwargs={"cache_file_name": file}))
         return rows, cut
 
     def _require_apart(self) -> None:
@@ -117,7 +115,7 @@ class LanguageObjective(Objective):
             prompts.append([*ids[:1], *ids[surplus + 1 :]])
         return prompts
 
-    def collate(self, rows: Rows) -> dict[str, Tensor]:
+    def collate(self, rows: Sequence[TokenRow]) -> dict[str, Tensor]:
         """Pad the rows at their end, or put packed ones one after the other."""
         collator = DataCollatorForLanguageModeling(self.tokenizer.pad_token_id, padding_free="seq_lengths" in rows[0])
         batch = dict(collator(rows))
@@ -159,9 +157,8 @@ class PreferenceObjective(Objective):
         """How much a difference from the base model counts."""
         return 0.1 if self.recipe.beta is None else self.recipe.beta
 
-    def encode(self, split: Split) -> tuple[Rows, int]:
+    def rows(self, split: Split, for_training: bool) -> Iterator[tuple[TokenRow, bool]]:
         """The prompt and both answers; of a long prompt the beginning is cut, and of long answers the end."""
-        rows, cut = [], 0
         for given, place in zip(split.inputs, split.places, strict=True):
             assert isinstance(given, Preferred)
             (chosen, of_chosen), (rejected, of_rejected) = (
@@ -177,16 +174,14 @@ class PreferenceObjective(Objective):
             row = {"prompt_ids": prompt, "chosen_ids": chosen[start:][:room], "rejected_ids": rejected[start:][:room]}
             # by which rows of like lengths are found
             row["input_ids"] = prompt + max(row["chosen_ids"], row["rejected_ids"], key=len)
-            rows.append(row)
-            cut += longest > self.max_length
-        return rows, cut
+            yield row, longest > self.max_length
 
     def _tokens(self, given: Preferred, answer: Any, place: str) -> tuple[list[int], list[int]]:
         if isinstance(given.prompt, str):
             return answer_ids(given.prompt, answer, self.base, place, ends=True)
         return turn_ids((*given.prompt, *answer), False, self.base, place, given.tools)
 
-    def collate(self, rows: Rows) -> dict[str, Tensor]:
+    def collate(self, rows: Sequence[TokenRow]) -> dict[str, Tensor]:
         """Pad all preferred answers with their prompts, then all others, at their end."""
         return dict(DataCollatorForPreference(self.tokenizer.pad_token_id)(rows))
 

@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from datasets import Dataset
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from ttlora.finetune.data import Rows
 from ttlora.finetune.language import PreferenceObjective
 from ttlora.finetune.objective import Objective
 from ttlora.finetune.trainer import OWN, TaskTrainer, alone, is_own
@@ -38,18 +36,9 @@ class _LanguageTrainer(TaskTrainer):
 
     _metrics: dict[str, dict[str, list[float]]]
 
-    def __init__(
-        self, objective: Objective, arguments: Any, *options: Any, train_dataset: Rows, **keywords: Any
-    ) -> None:
+    def __init__(self, objective: Objective, arguments: Any, *options: Any, **keywords: Any) -> None:
         trained = [(weight, weight.data) for weight in objective.base.trained]
-        super().__init__(
-            objective,
-            arguments,
-            *options,
-            train_dataset=Dataset.from_list(train_dataset),
-            processing_class=objective.tokenizer,
-            **keywords,
-        )
+        super().__init__(objective, arguments, *options, processing_class=objective.tokenizer, **keywords)
         if self.args.world_size > 1:
             # what TRL gathers for its log has another shape in each process, and a process that lacks memory has none
             self.accelerator.gather = alone

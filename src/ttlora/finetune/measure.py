@@ -6,21 +6,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from transformers import TrainingArguments
 
-from ttlora.finetune.data import Rows, Split
+from ttlora.finetune.data import Split
 from ttlora.finetune.inputs import Prompted
 from ttlora.finetune.metrics import TEXT_METRICS, measure_texts
 from ttlora.finetune.objective import Objective
 from ttlora.finetune.objectives import HeadObjective
-from ttlora.finetune.trainer import TaskTrainer, by_length, computing, metrics_of
+from ttlora.finetune.stored import by_length, order_of_lengths
+from ttlora.finetune.trainer import TaskTrainer, computing, metrics_of
 
 
 def measure(objective: Objective, split: Split) -> tuple[dict[str, float], float]:
     """The task's metrics and the mean loss on a split."""
     task = objective.task
     rows, _ = objective.encode(split)
-    output = _predict(objective, [rows[index] for index in by_length(rows)], metrics_of(task))
+    output = _predict(objective, by_length(rows), metrics_of(task))
     values = {name.removeprefix("test_"): value for name, value in output.metrics.items()}
     if generated := [name for name in task.metrics if name in TEXT_METRICS]:
         answers = [given.answers[0] for given in split.inputs if isinstance(given, Prompted)]
@@ -36,11 +38,10 @@ def outputs_of(objective: Objective, split: Split) -> np.ndarray:
         split: What is put to it; labels are not looked at.
     """
     rows, _ = objective.encode(split)
-    order = by_length(rows)
-    outputs = torch.from_numpy(_predict(objective, [rows[row] for row in order], None).predictions)
+    outputs = torch.from_numpy(_predict(objective, by_length(rows), None).predictions)
     if isinstance(objective, HeadObjective) and objective.task.kind == "classification":
         outputs = outputs.softmax(-1)
-    return outputs[np.argsort(order)].numpy()
+    return outputs[np.argsort(order_of_lengths(rows))].numpy()
 
 
 def generate(objective: Objective, split: Split) -> list[str]:
@@ -88,7 +89,7 @@ def _batches(lengths: Sequence[int], size: int, like_lengths: bool) -> Iterator[
         yield batch
 
 
-def _predict(objective: Objective, rows: Rows, compute_metrics: Any) -> Any:
+def _predict(objective: Objective, rows: Dataset, compute_metrics: Any) -> Any:
     with tempfile.TemporaryDirectory() as folder:  # Trainer makes its output folder, even where it writes nothing
         arguments = TrainingArguments(folder, **computing(objective))
         trainer = TaskTrainer(objective, arguments, compute_metrics=compute_metrics)

@@ -2,16 +2,21 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
 from ttlora.finetune.base import Base
-from ttlora.finetune.data import Encoded, Rows, Split, TaskData
+from ttlora.finetune.data import Encoded, Split, TaskData
+from ttlora.finetune.inputs import Texts
 from ttlora.finetune.recipe import Recipe
+from ttlora.finetune.stored import store
 from ttlora.finetune.tasks import Task
-from ttlora.finetune.tokens import require_known, tokenise
+from ttlora.finetune.tokens import TokenRow, require_known, tokenise
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 class Computed(NamedTuple):
@@ -45,15 +50,19 @@ class Objective(ABC):
         self.max_length = base.longest_input(recipe.max_length)
 
     @abstractmethod
-    def encode(self, split: Split) -> tuple[Rows, int]:
-        """Rows of token ids with their labels, without padding, and how many of them had to be cut.
+    def rows(self, split: Split, for_training: bool) -> Iterator[tuple[TokenRow, bool]]:
+        """Each row as token ids with its label, without padding, and whether it had to be cut.
+
+        Args:
+            split: Rows as the task reads them.
+            for_training: Leave out what only measuring needs.
 
         Raises:
             UserError: The model can do nothing with a row; the message names its place.
         """
 
     @abstractmethod
-    def collate(self, rows: Rows) -> dict[str, Tensor]:
+    def collate(self, rows: Sequence[TokenRow]) -> dict[str, Tensor]:
         """A batch of rows, padded to its longest."""
 
     @abstractmethod
@@ -68,9 +77,21 @@ class Objective(ABC):
         """
         return len(batch["labels"])
 
-    def encode_for_training(self, split: Split) -> tuple[Rows, int]:
-        """As `encode`, but with only what the training needs."""
-        return self.encode(split)
+    def encode(self, split: Split, for_training: bool = False) -> tuple["Dataset", int]:
+        """`rows`, stored, and how many of them had to be cut.
+
+        Raises:
+            UserError: The model can do nothing with a row; the message names its place.
+        """
+        cut = 0
+
+        def rows() -> Iterator[TokenRow]:
+            nonlocal cut
+            for row, was_cut in self.rows(split, for_training):
+                cut += was_cut
+                yield row
+
+        return store(rows()), cut
 
     def encode_data(self, data: TaskData) -> Encoded:
         """The rows of both splits as token ids.
@@ -78,19 +99,19 @@ class Objective(ABC):
         Raises:
             UserError: The model can do nothing with a row; the message names its place.
         """
-        training, cut = self.encode_for_training(data.training)
+        training, cut = self.encode(data.training, for_training=True)
         validation, validation_cut = self.encode(data.validation)
         return Encoded(training, validation, (cut, validation_cut))
 
-    def _tokenise(self, texts: Sequence[Any], places: Iterable[str]) -> tuple[Rows, int]:
+    def _tokenise(self, texts: Iterable[Texts], places: Iterable[str]) -> Iterator[tuple[TokenRow, bool]]:
         """`tokenise`, then check each row, and drop what the model's forward does not take."""
-        rows, cut = tokenise(texts, self.tokenizer, self.max_length)
-        for row, place in zip(rows, places, strict=True):
-            require_known(row["input_ids"], self.base, place)
         taken = inspect.signature(self.base.plain.forward).parameters
-        return [{name: values for name, values in row.items() if name in taken} for row in rows], cut
+        tokenised = tokenise(texts, self.tokenizer, self.max_length)
+        for (row, was_cut), place in zip(tokenised, places, strict=True):
+            require_known(row["input_ids"], self.base, place)
+            yield {name: values for name, values in row.items() if name in taken}, was_cut
 
-    def _pad(self, rows: Rows) -> dict[str, Tensor]:
+    def _pad(self, rows: Sequence[TokenRow]) -> dict[str, Tensor]:
         """A batch of rows for a head, padded at the end, whatever side the tokenizer pads at.
 
         Padding in front would move a row's tokens to other positions, and so change what the model says to it. XLNet's

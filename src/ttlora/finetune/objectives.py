@@ -1,5 +1,6 @@
 """The ways to put a task to a model: a head that answers, the likelihood of each answer, and what a model writes."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -7,23 +8,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ttlora.finetune.base import Base
-from ttlora.finetune.data import Rows, Split
+from ttlora.finetune.data import Split
 from ttlora.finetune.inputs import Prompted
 from ttlora.finetune.objective import Computed, Objective
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
-from ttlora.finetune.tokens import IGNORED, answer_ids, shortened
+from ttlora.finetune.tokens import IGNORED, TokenRow, answer_ids, shortened
 
 
 class HeadObjective(Objective):
     """A head with one output for each class, or one for a number: the model's own loss."""
 
-    def encode(self, split: Split) -> tuple[Rows, int]:
+    def rows(self, split: Split, for_training: bool) -> Iterator[tuple[TokenRow, bool]]:
         """One or two texts a row; the longest text of a row is cut first."""
-        rows, cut = self._tokenise(split.inputs, split.places)
-        return [{**row, "labels": label} for row, label in zip(rows, split.labels, strict=True)], cut
+        texts: Any = split.inputs
+        for (row, was_cut), label in zip(self._tokenise(texts, split.places), split.labels, strict=True):
+            yield {**row, "labels": label}, was_cut
 
-    def collate(self, rows: Rows) -> dict[str, Tensor]:
+    def collate(self, rows: Sequence[TokenRow]) -> dict[str, Tensor]:
         """Pad the rows."""
         return self._pad(rows)
 
@@ -36,20 +38,15 @@ class HeadObjective(Objective):
 class ChoiceObjective(Objective):
     """A head with one output, which scores each choice: cross-entropy over the choices of a row."""
 
-    def encode(self, split: Split) -> tuple[Rows, int]:
+    def rows(self, split: Split, for_training: bool) -> Iterator[tuple[TokenRow, bool]]:
         """The texts of every choice."""
-        rows_of_choices = [given for given in split.inputs if isinstance(given, tuple)]
-        every_choice = [texts for choices in rows_of_choices for texts in choices]
-        places = [place for place, choices in zip(split.places, rows_of_choices, strict=True) for _ in choices]
-        flat, cut = self._tokenise(every_choice, places)
-        encoded = iter(flat)
-        rows = []
-        for choices, label in zip(rows_of_choices, split.labels, strict=True):
-            of_row = [next(encoded) for _ in choices]
-            rows.append({"input_ids": [choice["input_ids"] for choice in of_row], "choices": of_row, "labels": label})
-        return rows, cut
+        for given, label, place in zip(split.inputs, split.labels, split.places, strict=True):
+            texts: Any = given
+            choices, were_cut = zip(*self._tokenise(texts, [place] * len(texts)), strict=True)
+            ids = [choice["input_ids"] for choice in choices]
+            yield {"input_ids": ids, "choices": choices, "labels": label}, any(were_cut)
 
-    def collate(self, rows: Rows) -> dict[str, Tensor]:
+    def collate(self, rows: Sequence[TokenRow]) -> dict[str, Tensor]:
         """Pad the choices of all rows, one after the other."""
         flat = [choice for row in rows for choice in row["choices"]]
         batch = self._pad(flat)
@@ -72,37 +69,23 @@ class LikelihoodObjective(Objective):
     follows. Texts without a prompt are answers of their own.
     """
 
-    def encode(self, split: Split) -> tuple[Rows, int]:
-        """Every answer after the prompt, whose beginning is cut where it is too long."""
-        return self._encode(split, right_ones_alone=False)
-
-    def encode_for_training(self, split: Split) -> tuple[Rows, int]:
-        """The right answers alone."""
-        return self._encode(split, right_ones_alone=True)
-
-    def _encode(self, split: Split, right_ones_alone: bool) -> tuple[Rows, int]:
-        rows, cut = [], 0
+    def rows(self, split: Split, for_training: bool) -> Iterator[tuple[TokenRow, bool]]:
+        """Every answer after the prompt, whose beginning is cut where it is too long; for training the right one."""
         for given, label, place in zip(split.inputs, split.labels, split.places, strict=True):
             assert isinstance(given, Prompted)
-            answers = [given.answers[int(label)]] if right_ones_alone else list(given.answers)
+            answers = [given.answers[int(label)]] if for_training else given.answers
             joined = [answer_ids(str(given.prompt), answer, self.base, place) for answer in answers]
             sequences = [shortened(*sequence, self.max_length, self.base, place) for sequence in joined]
-            cut += any(was_cut for *_, was_cut in sequences)
-            ids, targets, _ = zip(*sequences, strict=True)
-            if right_ones_alone:
-                rows.append({"input_ids": ids[0], "targets": [targets[0]], "labels": 0})
-            else:
-                rows.append({"input_ids": list(ids), "targets": list(targets), "labels": int(label)})
-        return rows, cut
+            ids, targets, were_cut = zip(*sequences, strict=True)
+            yield {"input_ids": ids, "targets": targets, "labels": 0 if for_training else int(label)}, any(were_cut)
 
-    def collate(self, rows: Rows) -> dict[str, Tensor]:
+    def collate(self, rows: Sequence[TokenRow]) -> dict[str, Tensor]:
         """Pad the answers of all rows, one after the other, at their end."""
         ids, targets, counts = [], [], []
         for row in rows:
-            sequences = row["input_ids"] if isinstance(row["input_ids"][0], list) else [row["input_ids"]]
-            ids += [torch.tensor(sequence) for sequence in sequences]
+            ids += [torch.tensor(sequence) for sequence in row["input_ids"]]
             targets += [torch.tensor(sequence) for sequence in row["targets"]]
-            counts.append(len(sequences))
+            counts.append(len(row["input_ids"]))
         pad = torch.nn.utils.rnn.pad_sequence
         return {
             "input_ids": pad(ids, batch_first=True, padding_value=self.tokenizer.pad_token_id),

@@ -1,15 +1,19 @@
 """From texts and chats to token ids, each of which the model knows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from ttlora.errors import UserError, one_line
 from ttlora.finetune.base import Base
-from ttlora.finetune.data import Rows
-from ttlora.finetune.inputs import Input, Message, Prompted
+from ttlora.finetune.inputs import Input, Message, Prompted, Texts
 
+# how many texts a tokenizer is given together, which many of them divide among threads
+TEXTS_AT_ONCE = 1000
 # the target of a token that is not to be learned
 IGNORED = -100
+# a row as token ids, with its label and what else makes a batch
+TokenRow = dict[str, Any]
 # token ids and targets
 Tokens = tuple[list[int], list[int]]
 
@@ -39,20 +43,23 @@ def require_known(ids: Sequence[int], base: Base, place: str) -> None:
         )
 
 
-def tokenise(texts: Sequence[Any], tokenizer: Any, max_length: int) -> tuple[Rows, int]:
-    """The rows as token ids, without padding, and how many of them had to be cut.
+def tokenise(texts: Iterable[Texts], tokenizer: Any, max_length: int) -> Iterator[tuple[TokenRow, bool]]:
+    """Each row as token ids, without padding, and whether it had to be cut.
 
     Args:
         texts: One or two texts a row.
         tokenizer: The model's tokenizer.
         max_length: Most tokens a row; the longest text of a row is cut first.
     """
-    columns = [list(column) for column in zip(*texts, strict=True)]
-    encoded = tokenizer(*columns, truncation=True, max_length=max_length)
-    rows = [{name: values[row] for name, values in encoded.items()} for row in range(len(texts))]
-    full = [index for index, row in enumerate(rows) if len(row["input_ids"]) >= max_length]
-    whole = tokenizer(*([column[index] for index in full] for column in columns))["input_ids"] if full else []
-    return rows, sum(len(ids) > max_length for ids in whole)
+    remaining = iter(texts)
+    while some := list(islice(remaining, TEXTS_AT_ONCE)):
+        columns = [list(column) for column in zip(*some, strict=True)]
+        encoded = tokenizer(*columns, truncation=True, max_length=max_length)
+        rows = [{name: values[row] for name, values in encoded.items()} for row in range(len(some))]
+        full = [index for index, row in enumerate(rows) if len(row["input_ids"]) >= max_length]
+        whole = tokenizer(*([column[index] for index in full] for column in columns))["input_ids"] if full else []
+        cut = {index for index, ids in zip(full, whole, strict=True) if len(ids) > max_length}
+        yield from ((row, index in cut) for index, row in enumerate(rows))
 
 
 def answer_ids(prompt: str, answer: str, base: Base, place: str, ends: bool = False) -> Tokens:

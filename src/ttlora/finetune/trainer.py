@@ -10,16 +10,18 @@ import torch
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ttlora.compat import use_one_gpu
 from ttlora.errors import out_of_memory
-from ttlora.finetune.data import Rows
 from ttlora.finetune.methods import Method, in_head
 from ttlora.finetune.metrics import measure_metrics, measure_preferences, measure_tokens
 from ttlora.finetune.objective import Objective
 from ttlora.finetune.processes import Processes, average_gradients, sum_over_processes
 from ttlora.finetune.shards import let_go
+from ttlora.finetune.stored import lengths_of
 from ttlora.finetune.tasks import Task
+from ttlora.finetune.tokens import TokenRow
 
 # how many rows of a batch are a process's own
 OWN = "own"
@@ -96,6 +98,12 @@ class TaskTrainer(Trainer):
                 optimizer.add_param_group({**group, "params": in_heads, "lr": rate})
         return optimizer
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
+        """Batches of like lengths are half padding less to compute; Trainer's own would read all rows to find them."""
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedSampler(size, lengths=lengths_of(rows).tolist())
+
     def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *options: Any, **keywords: Any) -> Any:
         """Of several processes each takes its own rows of every batch."""
         if self.args.world_size == 1:
@@ -106,7 +114,7 @@ class TaskTrainer(Trainer):
         sampler = None if sampler_of is None else sampler_of(dataset)
         return DataLoader(dataset, batch_size, sampler=sampler, collate_fn=self._collate_own)
 
-    def _collate_own(self, rows: Rows) -> dict[str, torch.Tensor]:
+    def _collate_own(self, rows: list[TokenRow]) -> dict[str, torch.Tensor]:
         own = rows[self.args.process_index :: self.args.world_size]
         # where none is left, one row is computed for nothing: all processes have to come to the same places
         return {**self.data_collator(own or rows[:1]), OWN: torch.tensor(len(own))}
@@ -213,16 +221,6 @@ def is_own(batch: Any) -> bool:
 def alone(values: Any, *_: Any, **__: Any) -> Any:
     """The values of this process, in the place of those of all."""
     return values
-
-
-def by_length(rows: Rows) -> list[int]:
-    """The indices of the rows, sorted by length, so that batches need little padding."""
-
-    def length(index: int) -> int:
-        ids = rows[index]["input_ids"]
-        return max(map(len, ids)) if isinstance(ids[0], list) else len(ids)
-
-    return sorted(range(len(rows)), key=length)
 
 
 def metrics_of(task: Task) -> Callable[[EvalPrediction], dict[str, float]]:

@@ -18,8 +18,9 @@ from ttlora.finetune.objective import Objective
 from ttlora.finetune.processes import Processes, share_weights
 from ttlora.finetune.progress import ProgressReport
 from ttlora.finetune.recipe import Recipe
+from ttlora.finetune.stored import by_length
 from ttlora.finetune.trained import Trained, find_trained, planned_steps, steps_per_epoch
-from ttlora.finetune.trainer import TaskTrainer, by_length, computing, metrics_of
+from ttlora.finetune.trainer import TaskTrainer, computing, metrics_of
 
 LOGS_PER_EPOCH = 20
 # transformers' names, where they are others; this one is constant from the end of a warm-up on
@@ -118,7 +119,6 @@ def _fit(
         gradient_checkpointing=recipe.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if recipe.gradient_checkpointing else None,
         torch_compile=recipe.compile,
-        train_sampling_strategy="group_by_length",  # batches of like lengths are half padding less to compute
         optim=recipe.optimizer or DEFAULT_OPTIMIZER,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type=SCHEDULERS.get(scheduler, scheduler),
@@ -140,7 +140,7 @@ def _fit(
         arguments,
         method,
         train_dataset=rows.training,
-        eval_dataset=[rows.validation[index] for index in by_length(rows.validation)],
+        eval_dataset=by_length(rows.validation),
         compute_metrics=metrics_of(objective.task),
         callbacks=[
             Pace(recipe.evaluate_every, recipe.save_every, in_epoch),
