@@ -12,6 +12,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
+# Where this is set, each of the many processes that tests start would compile all that it imports anew.
+export PYTHONDONTWRITEBYTECODE =
 # Material for MkDocs tells at every build what it thinks of the next MkDocs, which is not installed
 export NO_MKDOCS_2_WARNING = 1
 

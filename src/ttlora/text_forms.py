@@ -94,3 +94,18 @@ def parse_bytes(name: str, text: str) -> int:
     if not size:
         raise UserError(f"{name} '{text}' is no size; write 40KB, 1MB, 220KiB or a number of bytes")
     return size
+
+
+def parse_parameters(name: str, text: str) -> int:
+    """A number of parameters such as 4000, or how many a size such as 8KB holds at 16 bit each.
+
+    Args:
+        name: What the message calls the value.
+        text: The number or the size.
+
+    Raises:
+        UserError: The text has another form.
+    """
+    if text.strip().isdecimal():
+        return int(text)
+    return parse_bytes(name, text) // 2

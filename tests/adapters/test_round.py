@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 from ttlora import TTLoraConfig
 from ttlora.adapters.read import Adapter, read_adapter
-from ttlora.adapters.round import TrainAdapter, round_adapter
+from ttlora.adapters.round import TrainAdapter, ranks_within, round_adapter
 from ttlora.adapters.write import write_adapter
 from ttlora.errors import UserError
 from ttlora.tuners.tt_lora import TTLoraLayer, saved_update
@@ -165,3 +165,58 @@ def test_updates_without_a_norm(entry: float, bert: Path, tmp_path: Path) -> Non
     save_file({key: tensor.double().fill_(entry) for key, tensor in load_file(file).items()}, file)
     with pytest.raises(UserError, match="query' is not finite: the training diverged, or the file is damaged"):
         round_adapter(read_adapter(tmp_path), r=2)
+
+
+class TestToANumberOfParameters:
+    """One threshold over all modules and bonds."""
+
+    # of one module the update is a hundred times as large, and what a rank of it holds, too
+    OPTIONS: ClassVar[dict[str, Any]] = {
+        "target_modules": ["query", "dense"],
+        "r": 6,
+        "alpha_pattern": {"query": 400.0},
+    }
+
+    def test_is_kept_and_the_error_told(self, bert: Path, tmp_path: Path) -> None:
+        adapter = save(bert, tmp_path / "before", **self.OPTIONS)
+        before = sum(saved_update(adapter.config, name).parameters for name in adapter.modules)
+        result = round_adapter(adapter, parameters=before // 3)
+        assert_errors_told(bert, tmp_path / "before", result, tmp_path / "after")
+        after = sum(module.shape.parameters for module in result.modules)
+        assert 0.8 * (before // 3) < after <= before // 3
+
+    def test_what_counts_least_goes_first(self, bert: Path, tmp_path: Path) -> None:
+        adapter = save(bert, tmp_path / "before", **self.OPTIONS)
+        trains = {
+            name: saved_update(adapter.config, name).acting_train(adapter.load(key).double())
+            for name, (key,) in adapter.modules.items()
+        }
+        budget = sum(train.shape.parameters for train in trains.values()) // 2
+        ranks = ranks_within(budget, trains)
+        assert all(max(ranks[name]) == 6 for name in ranks if "query" in name)
+        assert all(min(ranks[name]) < 6 for name in ranks if "query" not in name)
+        result = round_adapter(adapter, parameters=budget)
+        alike = next(
+            rounded
+            for rounded in (round_adapter(adapter, r=r) for r in (5, 4, 3, 2, 1))
+            if sum(module.shape.parameters for module in rounded.modules) <= budget
+        )
+        assert result.relative_error < alike.relative_error / 10
+
+    def test_singular_values_are_those_of_the_unfoldings(self, bert: Path, tmp_path: Path) -> None:
+        adapter = save(bert, tmp_path / "before", shape_pattern={"query": [4, 2, 4, 4, 8]})
+        name = next(name for name in adapter.modules if "query" in name)
+        (key,) = adapter.modules[name]
+        train = saved_update(adapter.config, name).acting_train(adapter.load(key).double())
+        rows = 1
+        for k, r, values in zip(train.shape.dims, train.shape.ranks[1:], train.singular_values(), strict=False):
+            rows *= k
+            unfolding = train.to_matrix().reshape(rows, -1)
+            torch.testing.assert_close(values, torch.linalg.svdvals(unfolding)[:r])
+
+    def test_refusals(self, bert: Path, tmp_path: Path) -> None:
+        adapter = save(bert, tmp_path / "before")
+        with pytest.raises(UserError, match=r"`parameters` is 10,000, and the adapter has .*: there is nothing to"):
+            round_adapter(adapter, parameters=10_000)
+        with pytest.raises(UserError, match="`parameters` is 3, and at rank 1 the adapter would still have"):
+            round_adapter(adapter, parameters=3)

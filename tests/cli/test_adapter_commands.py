@@ -180,7 +180,7 @@ def test_import_at_a_rank(lora, tmp_path, ttlora, monkeypatch):
 
 def test_round(tt, tmp_path, ttlora):
     results = {}
-    for flag, value in (("--r", 2), ("--tolerance", 0.6)):
+    for flag, value in (("--r", 2), ("--tolerance", 0.6), ("--parameters", "1KB")):
         outcome = ttlora("round", tt, "--output", tmp_path / flag, flag, value, "--json")
         assert (outcome.status, outcome.err) == (0, "")
         results[flag] = json.loads(outcome.out)
@@ -191,6 +191,7 @@ def test_round(tt, tmp_path, ttlora):
         ]
     assert all(max(module["ranks"]) == 2 for module in results["--r"]["modules"])
     assert all(module["relative_error"] <= 0.6 for module in results["--tolerance"]["modules"])
+    assert 400 < results["--parameters"]["parameters"] <= 500
     assert "relative error" in ttlora("round", tt, "--output", tmp_path / "table", "--r", 3).out
 
 
@@ -234,8 +235,12 @@ def test_wrong_folders(command, tt, lora, tmp_path, ttlora):
 @pytest.mark.parametrize(
     ("flags", "part"),
     [
-        ((), "neither --r nor --tolerance is given: give one of them"),
+        ((), "none of --r, --tolerance and --parameters is given: give one"),
         (("--r", 2, "--tolerance", 0.1), "--r and --tolerance are both given: give one of them"),
+        (("--r", 2, "--parameters", 400), "--r and --parameters are both given: give one of them"),
+        (("--parameters", "many"), "--parameters 'many' is no size; write 40KB, 1MB, 220KiB or a number"),
+        (("--parameters", 0), "--parameters is 0, and at rank 1 the adapter would still have 104"),
+        (("--parameters", "1MB"), "--parameters is 500,000, and the adapter has 1,216: there is nothing to round"),
         (("--r", 0), "--r is 0: a rank is a whole number from 1 on"),
         (("--r", 9), "there is nothing to round"),
         (("--tolerance", 1.5), "--tolerance is 1.5, and has to be a number between 0 and 1"),

@@ -94,6 +94,7 @@ def test_a_run_at_work_keeps_others_out(moment, resume, bert, data, tmp_path, mo
     ]
 
 
+@pytest.mark.slow
 def test_two_commands_at_once(bert, data, tmp_path):
     flags = ("--model", bert, "--task", "glue/sst2", "--data", data, "--epochs", 2, "--threads", 1)
     commands = [command("train", *flags, "--seed", seed, "--output", tmp_path / "out") for seed in (1, 2)]

@@ -87,6 +87,7 @@ def test_two_processes_learn_what_one_does(kind, keys, llama32, tmp_path):
     assert sorted(item.name for item in (tmp_path / "two").iterdir()) == files
 
 
+@pytest.mark.slow
 def test_killed_processes_go_on_as_one(llama32, tmp_path):
     # a rate at which roundings do not grow
     keys = {"epochs": 30, "patience": 30, "save_every": 1, "learning_rate": 0.001}

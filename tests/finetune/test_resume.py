@@ -135,6 +135,7 @@ def test_epochs_without_improvement_are_counted_over_all_parts(bert, data, tmp_p
     assert outcome(tmp_path / "out") == stopped_early
 
 
+@pytest.mark.slow
 def test_sigkill_of_the_command(bert, data, tmp_path):
     keys = {"epochs": 12, "patience": 12}
     run.train(make_recipe(bert, data, tmp_path / "whole", **keys), quiet=True)

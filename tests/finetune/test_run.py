@@ -43,6 +43,7 @@ def more_data(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_adapters_learn_what_the_head_alone_cannot(llama, more_data, tmp_path):
     keys = {"epochs": 8, "batch_size": 8, "learning_rate": 1e-2}
     scores = {

@@ -13,6 +13,7 @@ from ttlora.adapters.read import Adapter, read_adapter, require_tt_lora
 from ttlora.adapters.write import write_adapter
 from ttlora.errors import UserError
 from ttlora.tensor_train import TensorTrain, TTShape
+from ttlora.text_forms import parse_parameters
 from ttlora.tuners.tt_lora import TTLoraConfig, saved_update
 from ttlora.tuners.tt_lora.config import by_pattern, saved_name
 from ttlora.values import is_number, is_whole, shown
@@ -65,7 +66,11 @@ class TrainAdapter:
 
 
 def round(
-    adapter: str | Path, output: str | Path, r: int | None = None, tolerance: float | None = None
+    adapter: str | Path,
+    output: str | Path,
+    r: int | None = None,
+    tolerance: float | None = None,
+    parameters: int | str | None = None,
 ) -> TrainAdapter:
     """Write a TT-LoRA adapter at smaller TT-ranks (Oseledets 2011, Algorithm 2).
 
@@ -74,6 +79,8 @@ def round(
         output: Folder for the smaller adapter; empty or not there yet.
         r: Largest TT-rank that is left.
         tolerance: Largest relative error of each update, such as 0.01, in place of `r`.
+        parameters: In place of both, how many parameters are left in all, or their size in 16 bit, such as 8KB. What
+            counts least in all updates together goes (`ranks_within`).
 
     Returns:
         What was written, with the error of each update.
@@ -88,10 +95,15 @@ def round(
         2
     """
     require_approximation(r, tolerance)
-    if r is None and tolerance is None:
-        raise UserError("neither `r` nor `tolerance` is given: give one of them, which says how far to round")
+    wanted = {"r": r, "tolerance": tolerance, "parameters": parameters}
+    given = [name for name, value in wanted.items() if value is not None]
+    if not given:
+        raise UserError("none of `r`, `tolerance` and `parameters` is given: give one, which says how far to round")
+    if len(given) > 1:
+        raise UserError(f"`{given[0]}` and `{given[1]}` are both given: give one of them")
+    budget = None if parameters is None else parse_parameters("`parameters`", str(parameters))
     path = require_free(output)
-    rounded = round_adapter(read_adapter(adapter), r, tolerance or 0.0)
+    rounded = round_adapter(read_adapter(adapter), r, tolerance or 0.0, budget)
     how = f"Another adapter at smaller TT-ranks, with a relative error of {rounded.relative_error:.1e}."
     write_adapter(path, rounded.config, rounded.tensors, how)
     return rounded
@@ -111,16 +123,20 @@ def require_approximation(r: int | None, tolerance: float | None) -> None:
         raise UserError(f"`tolerance` is {shown(tolerance)}, and has to be a number between 0 and 1, such as 0.01")
 
 
-def round_adapter(adapter: Adapter, r: int | None = None, tolerance: float = 0.0) -> TrainAdapter:
+def round_adapter(
+    adapter: Adapter, r: int | None = None, tolerance: float = 0.0, parameters: int | None = None
+) -> TrainAdapter:
     """The adapter at smaller TT-ranks (Oseledets 2011, Algorithm 2), in the number format it was saved in.
 
     Args:
         adapter: A checked folder of a TT-LoRA adapter.
         r: Bound on the TT-ranks; ranks below it stay. None: the ranks that ``tolerance`` needs.
         tolerance: Bound on the relative error of each module's update, as long as ``r`` does not bind.
+        parameters: Bound on the number of parameters of all modules.
 
     Raises:
-        UserError: It is of another method, an update is not finite or has a scale of 0, or no rank is above ``r``.
+        UserError: It is of another method, an update is not finite or has a scale of 0, or no rank is above ``r``, or
+            it has no more parameters than it may have, or would have more at rank 1.
     """
     config = require_tt_lora(adapter, "round")
     keys = {name: key for name, (key,) in adapter.modules.items()}
@@ -137,7 +153,10 @@ def round_adapter(adapter: Adapter, r: int | None = None, tolerance: float = 0.0
     if r is not None and r >= largest:
         raise UserError(f"`r` is {r}, and the adapter's largest TT-rank is {largest}: there is nothing to round")
     config = copy.deepcopy(config)
-    rounded = {name: train.round(_bounds(train.shape, r), tolerance) for name, train in trains.items()}
+    bounds = {name: [min(rank, r or rank) for rank in train.shape.ranks[1:-1]] for name, train in trains.items()}
+    if parameters is not None:
+        bounds = ranks_within(parameters, trains)
+    rounded = {name: train.round(bounds[name], tolerance) for name, train in trains.items()}
     write_ranks(config, {name: train.shape for name, train in rounded.items()})
     tensors = {key: adapter.load(key) for key in adapter.others}
     modules = []
@@ -163,8 +182,43 @@ def require_finite(name: str, train: TensorTrain) -> None:
         raise UserError(f"the update of '{name}' is not finite: the training diverged, or the file is damaged")
 
 
-def _bounds(shape: TTShape, r: int | None) -> list[int]:
-    return [rank if r is None else min(rank, r) for rank in shape.ranks[1:-1]]
+def ranks_within(parameters: int, trains: Mapping[str, TensorTrain]) -> dict[str, list[int]]:
+    """The inner TT-ranks of each train, so that all have at most so many parameters and lose little.
+
+    From the full ranks on, that bond's rank is lowered by one whose smallest singular value squared, over the
+    parameters that this saves, is the smallest of all bonds of all trains.
+
+    Args:
+        parameters: How many parameters all trains may have together.
+        trains: Module name to its update.
+
+    Raises:
+        UserError: They have no more than that, or more at rank 1.
+    """
+    costs = {name: [(S**2).tolist() for S in train.singular_values()] for name, train in trains.items()}
+    ranks = {name: list(train.shape.ranks) for name, train in trains.items()}
+    dims = {name: train.shape.dims for name, train in trains.items()}
+    size = sum(train.shape.parameters for train in trains.values())
+    if size <= parameters:
+        raise UserError(f"`parameters` is {parameters:,}, and the adapter has {size:,}: there is nothing to round")
+    if (smallest := sum(map(sum, dims.values()))) > parameters:
+        raise UserError(f"`parameters` is {parameters:,}, and at rank 1 the adapter would still have {smallest:,}")
+
+    def saved(name: str, bond: int) -> int:
+        r, k = ranks[name], dims[name]
+        return r[bond - 1] * k[bond - 1] + k[bond] * r[bond + 1]
+
+    def worth(place: tuple[str, int]) -> float:
+        name, bond = place
+        worth: float = costs[name][bond - 1][ranks[name][bond] - 1] / saved(name, bond)
+        return worth
+
+    while size > parameters:
+        places = ((name, bond) for name in ranks for bond in range(1, len(dims[name])) if ranks[name][bond] > 1)
+        name, bond = min(places, key=worth)
+        size -= saved(name, bond)
+        ranks[name][bond] -= 1
+    return {name: of_train[1:-1] for name, of_train in ranks.items()}
 
 
 def write_ranks(config: TTLoraConfig, shapes: Mapping[str, TTShape]) -> None:

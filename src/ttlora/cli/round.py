@@ -4,7 +4,13 @@ from ttlora.cli.changes import print_changes
 
 
 def round(
-    adapter: str, *, output: str, r: int | None = None, tolerance: float | None = None, json: bool = False
+    adapter: str,
+    *,
+    output: str,
+    r: int | None = None,
+    tolerance: float | None = None,
+    parameters: str | None = None,
+    json: bool = False,
 ) -> None:
     """Write a TT-LoRA adapter at smaller TT-ranks, and tell how far each update is from the one before.
 
@@ -13,6 +19,8 @@ def round(
         output: Folder for the smaller adapter; empty or not there yet.
         r: Largest TT-rank that is left.
         tolerance: Largest relative error of each update, such as 0.01, in place of r.
+        parameters: In place of both, how many parameters are left in all, such as 4000, or their size in 16 bit, such
+            as 8KB.
         json: Print one JSON object.
 
     Raises:
@@ -20,4 +28,4 @@ def round(
     """
     from ttlora.adapters.round import round as write_rounded
 
-    print_changes(write_rounded(adapter, output, r, tolerance), output, json)
+    print_changes(write_rounded(adapter, output, r, tolerance, parameters), output, json)

@@ -206,6 +206,21 @@ class TensorTrain:
         possible = TTShape.build(shape.out_features, shape.in_features, shape.dims, shape.ranks[1:-1])
         return self if shape == possible else self.orthogonalised(shape.order - 1).orthogonalised(0)
 
+    def singular_values(self) -> list[Float[Tensor, "_rank"]]:
+        """Of each inner bond, the singular values of ``ΔW``'s unfolding there, as many as the bond's rank.
+
+        To lower a bond's rank by one costs its smallest: the squared error of a rounding is at most the sum of the
+        squares of all that it drops (Oseledets 2011, Theorem 2.2).
+        """
+        cores, values = list(self.orthogonalised(0).cores), []
+        for index in range(len(cores) - 1):
+            left, k, right = cores[index].shape
+            U, S, Vh = torch.linalg.svd(cores[index].reshape(left * k, right), full_matrices=False)
+            values.append(S)
+            cores[index] = U.reshape(left, k, -1)
+            cores[index + 1] = torch.tensordot(S[:, None] * Vh, cores[index + 1], dims=1)
+        return values
+
     def round(self, r: int | Sequence[int] | None = None, tolerance: float = 0.0) -> "TensorTrain":
         """The train of the same dims and lower ranks that is quasi-optimally close (Oseledets 2011, Algorithm 2).
 
