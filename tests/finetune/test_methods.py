@@ -156,6 +156,49 @@ def test_all_linear_leaves_the_head_out(bert):
     assert not any("classifier" in name and "lora_" in name for name in trained_names(model))
 
 
+class TestPoolers:
+    """What pretraining has left between the body and the head."""
+
+    def adapted(self, folder, **keys) -> Base:
+        recipe = find_method("tt-lora").complete(recipe_of(folder, "tt-lora", **keys))
+        return find_method("tt-lora").adapt(load_base(str(folder), TASK), recipe)
+
+    @pytest.mark.parametrize("targets", [None, "all-linear", "query"])
+    def test_move_by_a_train(self, targets, bert, tmp_path):
+        base = self.adapted(bert, head="train", targets=targets)
+        assert base.head == ("classifier",)
+        dense = self.adapted(bert, targets=targets)
+        assert dense.head == ("classifier", "bert.pooler")
+        more = {name for name in trained_names(base.model) - trained_names(dense.model) if "pooler" in name}
+        assert more == {"bert.pooler.dense.ttlora_cores.default"}
+        adapter, head = count_parameters(base.model, base.head)
+        assert head == 32 * 2 + 2
+        assert (
+            adapter
+            == count_parameters(dense.model, dense.head)[0]
+            + base.model.get_submodule("base_model.model.bert.pooler.dense").ttlora_cores["default"].numel()
+        )
+
+    def test_come_back_in_plain_peft(self, bert, tmp_path):
+        base = self.adapted(bert, head="train")
+        randomise(base.model)
+        save("tt-lora", base.model, tmp_path / "adapter")
+        loaded = PeftModel.from_pretrained(
+            AutoModelForSequenceClassification.from_pretrained(bert, num_labels=2), tmp_path / "adapter"
+        )
+        torch.testing.assert_close(loaded.eval()(IDS).logits, base.model.eval()(IDS).logits)
+        again = find_method("tt-lora").load(recipe_of(bert, "tt-lora", head="train"), TASK, tmp_path / "adapter")
+        assert again.head == ("classifier",)
+        torch.testing.assert_close(again.model.eval()(IDS).logits, base.model.eval()(IDS).logits)
+
+    def test_a_model_without(self, llama):
+        assert trained_names(self.adapted(llama, head="train").model) == trained_names(self.adapted(llama).model)
+
+    def test_other_methods_train_them_whole(self, bert):
+        with pytest.raises(UserError, match="`head` means nothing to method lora: leave it out"):
+            adapt(bert, "lora", head="train")
+
+
 def test_bitfit_trains_biases_and_the_head(bert):
     _, model = adapt(bert, "bitfit")
     names = trained_names(model)

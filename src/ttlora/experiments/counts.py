@@ -99,7 +99,8 @@ def count_trained(base: Base, recipe: Recipe) -> tuple[int, int]:
     Raises:
         UserError: The method does not fit the model.
     """
-    return count_parameters(find_method(recipe.method).adapt(base, recipe).model, base.head)
+    adapted = find_method(recipe.method).adapt(base, recipe)
+    return count_parameters(adapted.model, adapted.head)
 
 
 def _count(run: ComparedRun) -> Count:

@@ -1,7 +1,7 @@
 """The base model with a head for the task, and its tokenizer, from a local folder or the hub."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,15 @@ class Base:
     def plain(self) -> Any:
         """The model without what PEFT wraps around it."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
+    def poolers(self) -> tuple[str, ...]:
+        """Those modules of the head that pretraining has left in the encoder."""
+        return tuple(name for name in self.head if name.startswith(f"{self.plain.base_model_prefix}."))
+
+    def without_poolers(self) -> "Base":
+        """The model with poolers that are the encoder's, and no part of the head."""
+        return replace(self, head=tuple(name for name in self.head if name not in self.poolers))
 
     @property
     def virtual_tokens(self) -> int:

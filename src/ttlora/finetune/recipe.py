@@ -95,6 +95,8 @@ class Recipe:
         shape: Tensor-train dims, as 16,24,24,16, or by module, as "q_proj=64,64 v_proj=16,64" (default: auto).
         alpha: Scale of the update (default: 16 for lora, TTLoraConfig's for tt-lora).
         dropout: Dropout on the adapter's input, a probability (default: 0).
+        head: How tt-lora trains a pooler, which pretraining has left in the model: by a train, as the targets, or
+            whole (default: dense).
         settings: Other fields of the method's PEFT config, as "num_virtual_tokens=20 encoder_hidden_size=128".
         epochs: Most epochs to train (default: 20, the paper's; 3 for label kinds generation, text and preference).
         max_steps: Most optimisation steps to train (default: those of all epochs).
@@ -162,6 +164,7 @@ class Recipe:
     shape: str | list[int] | dict[str, list[int]] | None = None
     alpha: float | None = None
     dropout: float | None = None
+    head: Literal["train", "dense"] | None = None
     settings: str | dict[str, Any] | None = None
     epochs: int = DefaultOfKind(20, language=3)
     max_steps: int | None = None

@@ -28,7 +28,14 @@ _IN_MODULES: dict[str, Any] = {**_SAVED, "learning_rate": 1e-3, "targets": None,
 METHODS: Mapping[str, Method] = {
     "tt-lora": PeftMethod(
         "a tensor train for each target module, and the head",
-        {**_IN_MODULES, "r": TTLoraConfig.r, "alpha": TTLoraConfig.alpha, "shape": "auto", "dropout": 0.0},
+        {
+            **_IN_MODULES,
+            "r": TTLoraConfig.r,
+            "alpha": TTLoraConfig.alpha,
+            "shape": "auto",
+            "dropout": 0.0,
+            "head": "dense",
+        },
         TTLoraConfig,
         {"r": "r", "alpha": "alpha", "shape": "shape", "dropout": "dropout"},
     ),

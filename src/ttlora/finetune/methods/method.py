@@ -14,7 +14,7 @@ from ttlora.finetune.base import Base, BaseForm
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
 
-OPEN_KEYS = ("targets", "r", "shape", "alpha", "dropout", "settings")
+OPEN_KEYS = ("targets", "r", "shape", "alpha", "dropout", "head", "settings")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from ttlora.adapters.weights import read_weights
 from ttlora.errors import UserError, one_line
 from ttlora.finetune.base import Base, load_base
 from ttlora.finetune.methods.method import Method, in_float32
-from ttlora.finetune.methods.targets import find_targets
+from ttlora.finetune.methods.targets import find_targets, with_poolers
 from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.tasks import Task
 from ttlora.tuners.targets import require_matches, require_modules
@@ -65,6 +65,10 @@ class PeftMethod(Method):
             raise UserError(f"`r` is {completed.r}: method {recipe.method} takes one rank")
         return replace(completed, settings=settings or None)
 
+    def adapt(self, base: Base, recipe: Recipe) -> Base:
+        """As of every method; a pooler that moves by a train is no part of the head."""
+        return super().adapt(base.without_poolers() if recipe.head == "train" else base, recipe)
+
     def _adapt(self, base: Base, recipe: Recipe) -> Any:
         """Put the adapter into the targets; PEFT makes the copy of the head that trains."""
         try:
@@ -101,6 +105,8 @@ class PeftMethod(Method):
         config: Any = self.config(**values, **(recipe.settings or {}))  # type: ignore[arg-type]
         if "targets" in self.defaults:
             config.target_modules = find_targets(base, recipe.targets, config)
+            if recipe.head == "train":
+                config.target_modules = with_poolers(config.target_modules, base.plain)
         config.task_type = base.task_type
         _require_excluded(base, getattr(config, "exclude_modules", None))
         # of a classifier PEFT adds these two itself
@@ -117,6 +123,8 @@ class PeftMethod(Method):
             raise UserError(f"{folder / CONFIG} is damaged: {one_line(error)}") from None
         config.inference_mode = False
         base = base or load_base(recipe.model, task, form=self.form(recipe))
+        if recipe.head == "train":
+            base = base.without_poolers()
         try:
             return replace(base, model=in_float32(get_peft_model(base.model, config)))
         except (ValueError, TypeError) as error:

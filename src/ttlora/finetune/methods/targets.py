@@ -1,10 +1,12 @@
 """Which modules of a model a method adapts."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from torch import nn
 
 from ttlora.finetune.base import Base
 from ttlora.finetune.methods.method import in_head
@@ -34,6 +36,26 @@ def find_targets(base: Base, targets: Sequence[str] | str | None, config: PeftCo
         if paths and all(in_head(f"{path}.", base.head) for path in paths):
             raise ValueError(f"'{name}' belongs to the head, which trains whole: leave it out of the targets")
     return list(targets)
+
+
+def with_poolers(targets: Any, model: Any) -> Any:
+    """The targets, and the linear layers of the poolers in a model's body.
+
+    Args:
+        targets: As `find_targets` gives them.
+        model: The model.
+    """
+    body = model.base_model_prefix
+    of_poolers = [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and path.startswith(f"{body}.") and "pooler" in path.split(".")[1]
+    ]
+    if targets == "all-linear" or not of_poolers:
+        return targets
+    if isinstance(targets, str):
+        return "|".join([targets, *map(re.escape, of_poolers)])
+    return [*targets, *of_poolers]
 
 
 def _takes_query_and_value(config: PeftConfig) -> bool:
