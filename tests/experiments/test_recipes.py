@@ -7,6 +7,7 @@ from ttlora.experiments.counts import count_all
 from ttlora.experiments.printed import PRINTED, PUBLISHED, agrees
 from ttlora.experiments.runs import plan_runs
 
+# the comparisons of the paper
 RUNS = {
     "deberta-glue": 8 * 11 * 3,
     "roberta-glue": 8 * 5 * 3,
@@ -16,7 +17,7 @@ RUNS = {
 
 
 def test_these_are_shipped():
-    assert shipped_recipes().keys() == RUNS.keys()
+    assert shipped_recipes().keys() == {*RUNS, "metamathqa"}
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -35,3 +36,24 @@ def test_every_shape_fits_and_every_difference_from_the_paper_is_explained(name,
         else:
             assert count.as_printed == count.printed.ours, count.method
             assert count.printed.why
+
+
+def test_pefts_own_comparison_has_its_protocol_and_its_counts(tmp_path):
+    runs = plan_runs(Comparison.read(shipped_recipes()["metamathqa"]), tmp_path)
+    for run in runs:
+        recipe = run.recipe
+        assert (recipe.max_train_examples, recipe.batch_size, recipe.epochs) == (5_000 * 4, 4, 1)
+        assert (recipe.scheduler, recipe.warmup, recipe.max_length, recipe.max_new_tokens) == ("cosine", 0.1, 768, 300)
+    # PEFT draws WaveFT's places among all entries of every matrix, which takes ten seconds
+    counted = count_all([run for run in runs if run.method != "waveft"])
+    # those of PEFT's methods stand in its results
+    assert {count.method: count.adapter for count in counted} == {
+        "tt-lora 90k": 90_160,
+        "tt-lora 270k": 273_056,
+        "tt-lora 620k": 621_712,
+        "lora": 9_175_040,
+        "pvera": 121_856,
+        "peanut": 229_376,
+        "ia3": 630_784,
+        "lily": 9_485_280,
+    }

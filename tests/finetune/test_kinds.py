@@ -136,6 +136,19 @@ def test_generation_learns_to_answer_and_to_stop(llama, tmp_path):
     assert [row["prediction"] for row in finished.predict(questions)] == ["was great"] * 2
 
 
+def test_metamathqa_is_judged_by_its_last_numbers(llama, tmp_path):
+    rows = [{"query": "the film", "response": "The answer is: 5"}] * 8
+    write_jsonl(tmp_path / "metamathqa" / "train.jsonl", rows)
+    write_jsonl(tmp_path / "metamathqa" / "test.jsonl", [{"question": "the film", "answer": "#### 5"}] * 3)
+    keys = {**KEYS, "epochs": 1, "max_new_tokens": 2, "loss_on": "all"}
+    recipe = Recipe(
+        model=str(llama), task="metamathqa", data=str(tmp_path), output=str(tmp_path / "out"), method="lora", **keys
+    )
+    record, _ = finish(recipe)
+    assert record.primary_metric == "last_number"
+    assert list(record.metrics) == ["last_number", "perplexity"]
+
+
 def test_plain_text_has_a_perplexity(llama, tmp_path):
     recipe = recipe_for(llama, tmp_path, sentiment_rows, text_column="sentence", label_kind="text")
     record, finished = finish(recipe)

@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from ttlora.finetune.metrics import exact_match, measure_metrics, measure_texts, measure_tokens, rouge_l
+from ttlora.finetune.metrics import (
+    exact_match,
+    last_number,
+    measure_metrics,
+    measure_texts,
+    measure_tokens,
+    rouge_l,
+)
 
 LABELS = np.array([1, 1, 1, 0, 0, 1, 0, 1])
 PREDICTIONS = np.array([1, 0, 1, 0, 1, 1, 0, 1])
@@ -53,6 +60,48 @@ def test_exact_match_minds_words_alone():
         "exact_match": 0.5,
         "rouge_l": pytest.approx((2 / 3 + 1) / 2),
     }
+
+
+@pytest.mark.parametrize(
+    ("answer", "generated"),
+    [
+        ("2 + 3 = <<2+3=5>>5\n#### 5", "She has 2 and gets 3. The answer is: 5"),
+        ("#### 1,000", "1000"),
+        ("#### 1000", "The answer is $1,000."),
+        ("#### 1000", "1000.0"),
+        ("#### 1234567", "1,234,567 pears"),
+        ("#### 50", "50%!"),
+        ("#### 16", "so it is $4^2 = \\boxed{16}$."),
+        ("#### 0.5", ".5"),
+        ("#### -3", "It is -3."),
+        ("#### -3", "It is \u22123 degrees"),
+        ("#### -3", "-$3.00"),
+        ("#### 3", "5-3"),
+        ("#### 3", "the list 1,2,3"),
+        ("#### 2", "(x)-2"),
+        ("#### 0", "-0"),
+        ("#### " + "9" * 5000, "9" * 5000),
+    ],
+)
+def test_last_numbers_that_are_the_same(answer, generated):
+    assert last_number(answer, generated) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "generated"),
+    [
+        ("#### 5", "5 pears and 6 apples"),
+        ("#### 5", "five"),
+        ("#### 5", ""),
+        ("#### 5", "-5"),
+        ("#### 5", "55"),
+        ("#### 5", "5.5"),
+        ("#### 1000", "1,00"),
+        ("five", "five"),
+    ],
+)
+def test_last_numbers_that_differ(answer, generated):
+    assert last_number(answer, generated) == 0
 
 
 def test_perplexity_is_over_tokens_and_not_over_rows():

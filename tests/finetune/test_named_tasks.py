@@ -4,6 +4,7 @@ import pytest
 
 from tests.conftest import write_jsonl
 from ttlora.errors import UserError
+from ttlora.finetune import data
 from ttlora.finetune.data import load_data
 from ttlora.finetune.inputs import Prompted
 from ttlora.finetune.named_tasks import NAMED
@@ -82,7 +83,7 @@ def load(tmp_path, name, rows, scoring="head"):
 
 
 def test_no_task_is_left_out():
-    assert set(ROWS) == set(NAMED) - {"glue/stsb", "superglue/copa", "superglue/record"}
+    assert set(ROWS) == set(NAMED) - {"glue/stsb", "superglue/copa", "superglue/record", "metamathqa"}
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -126,3 +127,35 @@ def test_record_keeps_one_of_the_right_spellings(tmp_path):
     assert (train.inputs[0].answers, train.labels) == (("Ann Lee", "Bob", "Lee"), [1])
     with pytest.raises(UserError, match=r"line 1: of the choices, 0 are in 'answers'"):
         load(tmp_path, "superglue/record", [{**RECORD, "answers": ["Carl"]}])
+
+
+MATHS = {
+    "train": [{"type": "GSM", "query": "2 + 3?", "original_question": "3 + 2?", "response": "The answer is: 5"}],
+    "test": [{"question": "4 + 5?", "answer": "4 + 5 = <<4+5=9>>9\n#### 9"}],
+}
+
+
+def test_metamathqa_is_measured_on_gsm8k(tmp_path):
+    for split, rows in MATHS.items():
+        write_jsonl(tmp_path / "metamathqa" / f"{split}.jsonl", rows)
+    maths = load_data(Recipe(model="m", task="metamathqa", output="o", data=str(tmp_path)))
+    assert maths.training.inputs[0] == Prompted("Question: 2 + 3? Think step by step.\nAnswer:", ("The answer is: 5",))
+    assert maths.validation.inputs[0] == Prompted(
+        "Question: 4 + 5? Think step by step.\nAnswer:", (MATHS["test"][0]["answer"],)
+    )
+
+
+def test_metamathqa_comes_from_two_places_of_the_hub(monkeypatch):
+    opened = []
+
+    def open_hub(*place):
+        opened.append(place)
+        return place[0], [("row 1", MATHS[place[2]][0])]
+
+    monkeypatch.setattr(data, "_open_hub", open_hub)
+    load_data(Recipe(model="m", task="metamathqa", output="o"))
+    way_out = "give the data with `data` DIR, where DIR/metamathqa/train.jsonl and {}.jsonl are"
+    assert opened == [
+        ("meta-math/MetaMathQA", "default", "train", way_out.format("train")),
+        ("openai/gsm8k", "main", "test", way_out.format("test")),
+    ]

@@ -6,7 +6,7 @@ import pytest
 from ttlora.errors import UserError
 from ttlora.finetune.named_tasks import NAMED, find_task
 from ttlora.finetune.recipe import Recipe
-from ttlora.finetune.tasks import Task, columns_of, fill
+from ttlora.finetune.tasks import LANGUAGE_TASKS, Task, columns_of, fill
 
 FILES = {"train": "t", "validation": "v"}
 
@@ -24,6 +24,7 @@ def test_primary_metrics_are_the_papers():
         "superglue/cb": "f1_macro",
         "superglue/multirc": "f1",
         "superglue/wsc": "f1",
+        "metamathqa": "last_number",
     }
     assert {name: task.metrics[0] for name, task in NAMED.items()} == dict.fromkeys(NAMED, "accuracy") | others
     assert "accuracy" in NAMED["superglue/cb"].metrics
@@ -47,6 +48,14 @@ def test_both_halves_of_mnli_share_their_training_rows():
     assert (mismatched.folder, mismatched.validation) == ("mnli", "validation_mismatched")
 
 
+def test_a_named_task_that_is_written_has_the_settings_of_its_kind():
+    assert [name for name, task in NAMED.items() if task.learns_language] == list(LANGUAGE_TASKS)
+    recipe = Recipe(model="m", task="metamathqa", output="o", loss_on="all", packing=True)
+    assert (recipe.epochs, recipe.batch_size, recipe.max_length) == (3, 16, 1024)
+    assert find_task(recipe).folder == "metamathqa"
+    assert Recipe(model="m", task="metamathqa", output="o", epochs=20).epochs == 20
+
+
 def test_templates():
     assert columns_of("a column") == ["a column"]
     assert columns_of("{a}: {b c} {{x}} {a}") == ["a", "b c", "a"]
@@ -65,6 +74,9 @@ def test_templates():
         ("glue/sst2", {"train": "t"}, "`train` goes with `task` file"),
         ("glue/sst2", {"label_column": "y"}, "`label_column` goes with `task` file"),
         ("glue/sst2", {"prompt": "{sentence}"}, "`prompt` goes with `task` file"),
+        ("glue/sst2", {"loss_on": "all"}, "`loss_on` goes with `label_kind` generation"),
+        ("metamathqa", {"beta": 0.1}, "`beta` goes with `label_kind` preference"),
+        ("metamathqa", {"label_kind": "generation"}, "`label_kind` goes with `task` file"),
         ("glue/stsb", {"scoring": "prompt"}, "glue/stsb has numbers as labels, which no prompt can ask for"),
         ("file", {**FILES, "label_kind": "choice"}, "`choice_columns` and `label_kind` choice go together"),
         ("file", {**FILES, "choice_columns": "a,b"}, "`choice_columns` and `label_kind` choice go together"),

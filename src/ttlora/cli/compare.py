@@ -42,7 +42,7 @@ def compare(
 
     Args:
         config: YAML file with models, tasks, methods, seeds and keys of ttlora train; or a recipe that comes with
-            ttlora: deberta-glue, roberta-glue, llama2-superglue, llama3-superglue.
+            ttlora: deberta-glue, roberta-glue, llama2-superglue, llama3-superglue, metamathqa.
         output: Folder of the comparison (default: named as the YAML file, in the current folder).
         parallel: Runs at a time, with CPU threads and GPUs divided among them; more than one needs ttlora[search].
         address: A Ray cluster to run on, as HOST:6379, or auto for the one that this machine is part of (default: this

@@ -36,7 +36,7 @@ def plan(
 
     Args:
         model: A folder with a config.json, a name on the hub, or one of deberta-base, roberta-base, llama2-7b,
-            llama3-8b, llama3.1-405b, mixtral-8x7b.
+            llama3-8b, llama3.2-3b, llama3.1-405b, mixtral-8x7b.
         shape: Dims of the tensor trains, such as 16,16,16,16,16,16, or by module, such as "q_proj=64,64,64,64
             v_proj=16,64,64,64", or auto. Default: the paper's where it has one for the model, else auto.
         r: TT-rank. Default: the paper's where it has one for the model, else 5; with a budget, what fits.

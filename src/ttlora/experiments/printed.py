@@ -5,12 +5,13 @@ Source: A. Anjum, M. E. Eren, I. Boureima, B. Alexandrov and M. Bhattarai, arXiv
 
 from dataclasses import dataclass
 
-# hub names of the paper's models, as architectures that are built in
+# hub names of the models of recipes that are shipped, as architectures that are built in
 PUBLISHED = {
     "microsoft/deberta-base": "deberta-base",
     "FacebookAI/roberta-base": "roberta-base",
     "meta-llama/Llama-2-7b-hf": "llama2-7b",
     "meta-llama/Meta-Llama-3-8B": "llama3-8b",
+    "meta-llama/Llama-3.2-3B": "llama3.2-3b",
 }
 
 

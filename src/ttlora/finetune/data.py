@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -142,11 +142,21 @@ Parts = list[tuple[str, "Dataset"]]
 
 def _read_parts(recipe: Recipe, task: Task, split: str) -> Parts:
     """What the task reads of a split's rows, by the places that these come from."""
-    opened = _open_files(recipe, split) if task.hub is None else [_open_named(recipe, task, task.hub, split)]
+    is_measured = split == task.validation
+    columns = task.validation_columns if is_measured else {}
+    if task.hub is None:
+        opened = _open_files(recipe, split)
+    else:
+        hub = (task.validation_hub if is_measured else None) or task.hub
+        opened = [_open_named(recipe, task, hub, split)]
     return [
-        (source, store(read_example(task, source, place, row).as_row() for place, row in rows))
+        (source, store(read_example(task, source, place, _renamed(row, columns)).as_row() for place, row in rows))
         for source, rows in opened
     ]
+
+
+def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
+    return {columns.get(name, name): cell for name, cell in row.items()} if columns else row
 
 
 def _open_files(recipe: Recipe, split: Any) -> list[tuple[str, Iterable[tuple[str, Row]]]]:
@@ -165,7 +175,7 @@ def _open_named(recipe: Recipe, task: Task, hub: tuple[str, str], split: str) ->
     """Where a split of a named task comes from, and its rows with their places."""
     if recipe.data is None:
         name, config = hub
-        way_out = f"give the data with `data` DIR, where DIR/{config}/train.jsonl and {split}.jsonl are"
+        way_out = f"give the data with `data` DIR, where DIR/{task.folder}/train.jsonl and {split}.jsonl are"
         return _open_hub(name, config, split, way_out)
     folder = Path(recipe.data) / task.folder
     for ending in ("jsonl", "csv", "parquet"):

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from decimal import Decimal
 
 import numpy as np
 from scipy import stats
@@ -60,7 +61,31 @@ def _longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> 
     return lengths[-1]
 
 
-TEXT_METRICS: Mapping[str, Callable[[str, str], float]] = {"exact_match": exact_match, "rouge_l": rouge_l}
+# a minus behind a word, a number or a bracket takes away, or joins two words; it is no sign
+_SIGN = r"((?<![\w)])[-\u2212])?"
+_NUMBER = re.compile(_SIGN + r"\$?([0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]*\.[0-9]+|[0-9]+)")
+
+
+def last_number(answer: str, generated: str) -> float:
+    """GSM8K's exact match: 1 if the last number of both texts is the same, however it is written; 0 if one has none."""
+    expected, found = _last_number(answer), _last_number(generated)
+    return float(found is not None and found == expected)
+
+
+def _last_number(text: str) -> Decimal | None:
+    numbers = _NUMBER.findall(text)
+    if not numbers:
+        return None
+    sign, digits = numbers[-1]
+    number = Decimal(digits.replace(",", ""))
+    return -number if sign else number
+
+
+TEXT_METRICS: Mapping[str, Callable[[str, str], float]] = {
+    "exact_match": exact_match,
+    "rouge_l": rouge_l,
+    "last_number": last_number,
+}
 
 
 def measure_texts(names: Iterable[str], answers: Sequence[str], generated: Sequence[str]) -> dict[str, float]:

@@ -1,7 +1,8 @@
-"""The tasks that a recipe can name: those of GLUE (Wang et al. 2018) and SuperGLUE (Wang et al. 2019), and ``file``.
+"""The tasks that a recipe can name: those of GLUE (Wang et al. 2018) and SuperGLUE (Wang et al. 2019), metamathqa, and
+``file``.
 
 The columns are those of the data sets on the hub. Metrics are the paper's, the primary one first. The prompts, for
-causal models that answer without a head, are ours.
+causal models that answer without a head, are ours; that of metamathqa is PEFT's.
 """
 
 import string
@@ -137,6 +138,19 @@ NAMED: Mapping[str, Task] = {
             prompt='{text}\nIn this sentence, does "{span2_text}" refer to {span1_text}? Yes or No?\nAnswer:',
             answers=YES,
         ),
+        # as PEFT compares its methods: trained on MetaMathQA (Yu et al. 2023), measured on GSM8K (Cobbe et al. 2021)
+        Task(
+            "metamathqa",
+            ("query",),
+            "response",
+            "generation",
+            ("last_number", "perplexity"),
+            hub=("meta-math/MetaMathQA", "default"),
+            prompt="Question: {query} Think step by step.\nAnswer:",
+            validation="test",
+            validation_hub=("openai/gsm8k", "main"),
+            validation_columns={"question": "query", "answer": "response"},
+        ),
     )
 }
 
@@ -165,7 +179,7 @@ def find_task(recipe: Recipe) -> Task:
 
 def _require_uses(recipe: Recipe) -> None:
     """Refuse settings of language models for other tasks."""
-    kind = recipe.label_kind
+    kind = NAMED[recipe.task].kind if recipe.task in NAMED else recipe.label_kind
     uses = {"packing": ("generation", "text"), "loss_on": ("generation",), "beta": ("preference",)}
     for name, kinds in uses.items():
         if getattr(recipe, name) and kind not in kinds:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from ttlora.errors import UserError
-from ttlora.finetune.tasks import LANGUAGE_KINDS, Kind
+from ttlora.finetune.tasks import LANGUAGE_KINDS, LANGUAGE_TASKS, Kind
 from ttlora.strict_yaml import parse, read_mapping, write_yaml
 from ttlora.text_forms import parse_integers, parse_names, parse_pairs, parse_shape
 from ttlora.utf8 import half_character
@@ -198,9 +198,10 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "max_length"):
             default = getattr(self, name)
+            writes = self.label_kind in LANGUAGE_KINDS or self.task in LANGUAGE_TASKS
             # without a kind, the columns of the rows may show one
-            if isinstance(default, DefaultOfKind) and self.label_kind is not None:
-                self._set(name, default.language if self.label_kind in LANGUAGE_KINDS else int(default))
+            if isinstance(default, DefaultOfKind) and (writes or self.label_kind is not None):
+                self._set(name, default.language if writes else int(default))
         for name in _PATHS:
             if isinstance(path := getattr(self, name), os.PathLike):
                 self._set(name, os.fspath(path))

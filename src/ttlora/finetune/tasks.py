@@ -12,6 +12,8 @@ from ttlora.values import from_fields, shown
 Kind = Literal["classification", "regression", "choice", "generation", "text", "preference"]
 # those of causal models whose rows have no label: TRL trains them
 LANGUAGE_KINDS: tuple[Kind, ...] = ("generation", "text", "preference")
+# the named tasks of these kinds: a recipe has other defaults for them
+LANGUAGE_TASKS = ("metamathqa",)
 Label = str | int | float
 
 FILE_METRICS: Mapping[Kind, tuple[str, ...]] = {
@@ -25,7 +27,7 @@ FILE_METRICS: Mapping[Kind, tuple[str, ...]] = {
 METRICS: Mapping[Kind, tuple[str, ...]] = {
     **FILE_METRICS,
     "classification": ("accuracy", "f1", "f1_macro", "matthews"),
-    "generation": ("rouge_l", "exact_match", "perplexity", "token_accuracy"),
+    "generation": ("rouge_l", "exact_match", "last_number", "perplexity", "token_accuracy"),
 }
 
 
@@ -47,6 +49,8 @@ class Task:
         prompt: The prompt's template.
         answers: What follows the prompt for each label.
         validation: The split that is measured.
+        validation_hub: Data set and configuration of the split that is measured, where it is another than `hub`.
+        validation_columns: What the columns of that split are called in the training rows, where it is something else.
     """
 
     name: str
@@ -62,6 +66,8 @@ class Task:
     prompt: str | None = None
     answers: Mapping[str, str] = field(default_factory=dict)
     validation: str = "validation"
+    validation_hub: tuple[str, str] | None = None
+    validation_columns: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, content: object) -> Self:
@@ -102,7 +108,8 @@ class Task:
     @property
     def folder(self) -> str:
         """Name of the task's folder in a data directory: sst2 for glue/sst2."""
-        return self.hub[1] if self.hub else self.name
+        # the hub calls the configuration of a data set that has but one so
+        return self.hub[1] if self.hub and self.hub[1] != "default" else self.name
 
     @property
     def is_causal(self) -> bool:

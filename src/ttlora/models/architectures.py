@@ -95,6 +95,19 @@ BUILT_IN = {
         },
         paper_r=10,
     ),
+    # PEFT compares its methods on it
+    "llama3.2-3b": Architecture(
+        "LlamaForCausalLM",
+        {
+            "vocab_size": 128256,
+            "hidden_size": 3072,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 24,
+            "num_key_value_heads": 8,
+            "intermediate_size": 8192,
+            "tie_word_embeddings": True,
+        },
+    ),
     "llama3.1-405b": Architecture(
         "LlamaForCausalLM",
         {
