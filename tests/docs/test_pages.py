@@ -3,6 +3,7 @@
 import re
 from contextlib import redirect_stdout
 from io import StringIO
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,6 @@ def test_commands_that_are_shown_can_be_typed(page: Path, flags: dict[str, set[s
         if name == "COMMAND":
             continue
         assert name in COMMANDS, f"{page} shows ttlora {name}"
-        for word in words:
+        for word in takewhile(lambda word: word != "--", words):
             if word.startswith("--"):
                 assert word.partition("=")[0] in flags[name], f"{page} shows ttlora {name} {word}"

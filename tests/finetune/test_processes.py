@@ -50,6 +50,8 @@ def start(count: int, recipe: Recipe, command: tuple[str, ...] = ("-m", "ttlora"
 def end(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str], list[str]]:
     """Statuses, what was printed, and what was told, of each."""
     told = [process.communicate(timeout=180) for process in processes]
+    # an assertion cuts long texts, and shows what was printed whole
+    print(*(err for _, err in told), sep="\n")
     return [process.returncode for process in processes], [out for out, _ in told], [err for _, err in told]
 
 

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -27,11 +27,13 @@ class Command:
         summary: What it does, in a few words.
         positional: Name of the parameter that is given without a flag.
         extras: The extras of the package that it needs, keys of `EXTRAS`.
+        is_free: Whether it takes its arguments as they are, as those of another command.
     """
 
     summary: str
     positional: str | None = None
     extras: tuple[str, ...] = ()
+    is_free: bool = False
 
 
 # what each extra brings that a command imports
@@ -56,6 +58,7 @@ COMMANDS = {
     "export": Command("write an adapter as plain LoRA, for serving engines", "adapter"),
     "import": Command("write a plain LoRA adapter as TT-LoRA", "lora"),
     "round": Command("write an adapter at smaller ranks", "adapter"),
+    "run": Command("run any Python command with the methods registered with PEFT", is_free=True),
 }
 
 
@@ -197,6 +200,9 @@ def _run(arguments: list[str]) -> int:
         close = get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {close[0]}?" if close else "see ttlora --help"
         raise UserError(f"there is no command {name!r}: {hint}")
+    if COMMANDS[name].is_free:
+        run: Callable[[Sequence[str]], int] = getattr(importlib.import_module(f"ttlora.cli.{name}"), name)
+        return run(arguments[1:])
     return _call(name, arguments[1:])
 
 
