@@ -6,21 +6,26 @@
 Each run fine-tunes a sequence classifier on 4,000 rows for 3 epochs (AdamW, linear decay; the head at 1e-3) and appends
 one line to the output; runs that are there already are not repeated. `--table` prints means over seeds. Tasks are those
 with a sentence, or two, and a label; labels that are no whole numbers make it a regression. With `pooler=true` the
-model's pooler trains with the head, with `mean=true` the output starts at the mean label.
+model's pooler trains with the head, with `mean=true` the output starts at the mean label. `--cut 0.5:7300` rounds a
+TT-LoRA adapter to 7,300 parameters after half of the steps (`ttlora round --parameters`), and trains on; there may be
+several cuts, with commas between them.
 """
 
 import argparse
 import json
 import random
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from scipy.stats import spearmanr
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
 
+import ttlora
 from ttlora import TTLoraConfig
 
 HEAD_LEARNING_RATE = 1e-3
@@ -38,6 +43,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cut", default="", help="share of the steps and parameters that are left, as 0.5:7300")
     parser.add_argument("--table", action="store_true", help="print what the output holds, train nothing")
     arguments = parser.parse_args()
     if not arguments.table:
@@ -52,6 +58,7 @@ def main() -> None:
 def run_once(arguments: argparse.Namespace, setting: str, learning_rate: float, seed: int) -> None:
     key = {"data": arguments.data.name, "model": arguments.model.name, "setting": setting}
     key |= {"learning_rate": learning_rate, "seed": seed}
+    key |= {"cut": arguments.cut} if arguments.cut else {}
     key |= {"rows": arguments.rows, "epochs": arguments.epochs, "batch_size": arguments.batch_size}
     if any(key.items() <= record.items() for record in read(arguments.output)):
         return
@@ -98,20 +105,25 @@ def fine_tune(
         torch.nn.init.constant_(base.classifier.bias, sum(label for _, label in train) / len(train))
     model = get_peft_model(base, config)
 
-    head = [p for n, p in model.named_parameters() if p.requires_grad and "modules_to_save" in n]
-    adapter = [p for n, p in model.named_parameters() if p.requires_grad and "modules_to_save" not in n]
-    groups = [{"params": adapter, "lr": learning_rate}, {"params": head, "lr": HEAD_LEARNING_RATE}]
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    adapter, optimizer = optimizer_of(model, learning_rate)
     steps = arguments.epochs * -(-len(train) // arguments.batch_size)
     schedule = get_linear_schedule_with_warmup(optimizer, 0, steps)
+    pairs = (cut.split(":") for cut in arguments.cut.split(",") if cut)
+    cuts = {round(float(share) * steps): int(parameters) for share, parameters in pairs}
 
     losses: list[float] = []
     model.train()
     for _ in range(arguments.epochs):
         for rows in batches_of_like_length(train, arguments.batch_size, order):
+            if (done := len(losses)) in cuts:
+                base = AutoModelForSequenceClassification.from_pretrained(arguments.model, num_labels=outputs)
+                model = cut_to(cuts[done], model, base).train()
+                adapter, optimizer = optimizer_of(model, learning_rate)
+                # Adam's averages are those of other cores: a few small steps give it new ones
+                schedule = LambdaLR(optimizer, lambda step, done=done: rate_after(done + step, step, steps))
             loss = model(**batch_of(rows, tokenizer)).loss
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(adapter + head, 1.0)
+            torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
@@ -135,6 +147,25 @@ def fine_tune(
         "validation_loss": total / len(validation),
         "train_loss": sum(last) / len(last),
     }
+
+
+def optimizer_of(model: Any, learning_rate: float) -> tuple[list[torch.nn.Parameter], torch.optim.Optimizer]:
+    """What the adapter trains, and AdamW for it and for the head."""
+    head = [p for n, p in model.named_parameters() if p.requires_grad and "modules_to_save" in n]
+    adapter = [p for n, p in model.named_parameters() if p.requires_grad and "modules_to_save" not in n]
+    groups = [{"params": adapter, "lr": learning_rate}, {"params": head, "lr": HEAD_LEARNING_RATE}]
+    return adapter, torch.optim.AdamW(groups, weight_decay=0.0)
+
+
+def cut_to(parameters: int, model: Any, base: Any) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(f"{folder}/whole")
+        ttlora.round(f"{folder}/whole", f"{folder}/cut", parameters=parameters)
+        return PeftModel.from_pretrained(base, f"{folder}/cut", is_trainable=True)
+
+
+def rate_after(step: int, since_cut: int, steps: int) -> float:
+    return max(0.0, 1 - step / steps) * min(1.0, (since_cut + 1) / 10)
 
 
 Row = tuple[tuple[str, ...], int | float]
@@ -174,7 +205,8 @@ def print_table(path: Path) -> None:
     tables: dict[str, dict[tuple[Any, ...], list[dict[str, Any]]]] = {}
     for record in read(path):
         title = "{data}, {model}, {rows} rows, {epochs} epochs, batches of {batch_size}".format(**record)
-        setting = record["setting"], record["learning_rate"], record["parameters"]
+        name = record["setting"] + (f", cut {record['cut']}" if "cut" in record else "")
+        setting = name, record["learning_rate"], record["parameters"]
         tables.setdefault(title, {}).setdefault(setting, []).append(record)
     for title, groups in tables.items():
         print(f"\n{title}\n")
