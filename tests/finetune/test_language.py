@@ -123,7 +123,7 @@ def test_chats_with_tools(llama, tmp_path):
     assert learned(llama, second, template) == ("house people was [SEP] story lovely [SEP]", "lovely [SEP]")
 
 
-def test_packed_rows_come_to_the_same_loss(llama32, tmp_path):
+def test_packed_rows_come_to_the_same_loss(llama32, tmp_path, capfd):
     rows = [{"text": " ".join([*GOOD, *BAD][: 3 + number % 6])} for number in range(12)]
     recipe = recipe_for(llama32, tmp_path, rows, "text", packing=True)
     data = load_data(recipe)
@@ -131,6 +131,7 @@ def test_packed_rows_come_to_the_same_loss(llama32, tmp_path):
     objective = LanguageObjective(data.task, base, recipe)
     packed, plain = objective.encode(data.training, for_training=True)[0], objective.encode(data.training)[0]
     assert len(packed) < len(plain)
+    assert "Map" not in capfd.readouterr().err
     assert max(len(row["input_ids"]) for row in packed) <= 24
     base.model.eval()
     losses = [objective.compute(base.model, objective.collate(list(of))).loss.item() for of in (packed, plain)]

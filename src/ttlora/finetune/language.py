@@ -1,10 +1,12 @@
 """What a causal model writes: texts, answers and chats that it learns, and pairs of which it learns to prefer one."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from datasets import Dataset
+from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from torch import Tensor
 from torch.nn import functional as F
 from trl import pack_dataset
@@ -76,7 +78,7 @@ class LanguageObjective(Objective):
         rows, cut = super().encode(split, for_training)
         if for_training and self.recipe.packing:
             self._require_apart()
-            with scratch_folder() as folder:
+            with scratch_folder() as folder, _without_bar():
                 # without a file that is named, TRL would put them together in memory
                 file = str(folder / "packed.arrow")
                 rows = store(pack_dataset(rows, self.max_length, map_kwargs={"cache_file_name": file}))
@@ -133,6 +135,19 @@ class LanguageObjective(Objective):
         sums, tokens = -output.log_probs.sum(1), output.label_mask.sum(1)
         foreseen = output.is_top1.sum(1)
         return Computed(sums.sum() / tokens.sum().clamp(min=1), torch.stack([sums, tokens, foreseen], -1))
+
+
+@contextmanager
+def _without_bar() -> Iterator[None]:
+    """Keep away the bar that `datasets` shows of a step that takes a moment, also in log files."""
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 class PreferenceObjective(Objective):
