@@ -14,10 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from tests.adapters.damage import damage
 from ttlora import TTLoraConfig
+from ttlora.adapters.read import read_adapter
 
 STANDS_FOR = ("vllm", "vllm.lora", "vllm.lora.peft_helper", "vllm.lora.request", "vllm.lora.resolver")
 
@@ -145,6 +149,44 @@ def test_a_name_that_nobody_has_is_left_to_others(
 
 def test_an_absolute_name_is_declined(plugin: Any, home: Path, llama: Path, tmp_path: Path) -> None:
     assert resolve(registered(plugin, home, tmp_path / "cache"), llama, str(home.parent / "outside")) is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not say what a process took")
+def test_three_hundred_hostile_folders(plugin: Any, home: Path, llama: Path, tmp_path: Path, caplog: Any) -> None:
+    import resource
+
+    served = tmp_path / "served"
+    served.mkdir()
+    resolver = registered(plugin, served, tmp_path / "cache", TTLORA_CACHE_SIZE="10MB")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    outcomes = set()
+    for seed in range(300):
+        folder = Path(shutil.copytree(home / "stars", served / str(seed)))
+        damage(folder, seed)
+        caplog.clear()
+        request = resolve(resolver, llama, str(seed))
+        outcomes.add(request is None)
+        if request is None:
+            assert len(caplog.records) <= 1, seed
+            assert all("\n" not in record.getMessage() for record in caplog.records), seed
+        else:
+            lora = read_adapter(request.lora_path)
+            assert lora.config.peft_type == "LORA"
+            assert all(torch.isfinite(lora.load(key)).all() for tensors in lora.modules.values() for key in tensors)
+        shutil.rmtree(folder, ignore_errors=True)
+    assert outcomes == {True, False}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "served"]
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10 < 200
+
+
+@given(name=st.text(max_size=40) | st.from_regex(r"[./~]{1,6}(outside|stars)?[./]{0,4}", fullmatch=True))
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_three_hundred_hostile_names(name: str, plugin: Any, home: Path, llama: Path, tmp_path: Path) -> None:
+    resolver = registered(plugin, home, tmp_path / "cache")
+    request = resolve(resolver, llama, name)
+    if request is not None:
+        assert (home / name).resolve().is_relative_to(home)
+        assert Path(request.lora_path).parent == resolver.cache.folder
 
 
 def test_a_worker_finds_what_has_made_room(plugin: Any, home: Path, llama: Path, tmp_path: Path) -> None:
