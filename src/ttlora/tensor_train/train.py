@@ -212,14 +212,8 @@ class TensorTrain:
         To lower a bond's rank by one costs its smallest: the squared error of a rounding is at most the sum of the
         squares of all that it drops (Oseledets 2011, Theorem 2.2).
         """
-        cores, values = list(self.orthogonalised(0).cores), []
-        for index in range(len(cores) - 1):
-            left, k, right = cores[index].shape
-            U, S, Vh = torch.linalg.svd(cores[index].reshape(left * k, right), full_matrices=False)
-            values.append(S)
-            cores[index] = U.reshape(left, k, -1)
-            cores[index + 1] = torch.tensordot(S[:, None] * Vh, cores[index + 1], dims=1)
-        return values
+        # no tail of them has a norm below zero: none is cut
+        return _cut_from_the_left(list(self.orthogonalised(0).cores), self.shape.ranks, allowed=-1.0)
 
     def round(self, r: int | Sequence[int] | None = None, tolerance: float = 0.0) -> "TensorTrain":
         """The train of the same dims and lower ranks that is quasi-optimally close (Oseledets 2011, Algorithm 2).
@@ -237,11 +231,7 @@ class TensorTrain:
         ).ranks
         cores = list(self.orthogonalised(0).cores)
         allowed = tolerance * torch.linalg.vector_norm(cores[0]).item() / math.sqrt(max(len(cores) - 1, 1))
-        for index, bound in enumerate(bounds[1:-1]):
-            left, k, right = cores[index].shape
-            U, S, Vh = _truncated_svd(cores[index].reshape(left * k, right), bound, allowed)
-            cores[index] = U.reshape(left, k, -1)
-            cores[index + 1] = torch.tensordot(S[:, None] * Vh, cores[index + 1], dims=1)
+        _cut_from_the_left(cores, bounds, allowed)
         # a bond that was kept may be wider than what later, narrower ones leave for it
         return type(self).from_cores(shape.out_features, shape.in_features, cores).clipped()
 
@@ -322,6 +312,27 @@ def _split_rows(B: Float[Tensor, "rows *rest"], dims: Sequence[int]) -> list[Flo
 def _rounding_error(matrix: Float[Tensor, "rows columns"]) -> float:
     """The norm below which singular values count as rounding errors."""
     return float(max(matrix.shape) * torch.finfo(matrix.dtype).eps * torch.linalg.vector_norm(matrix))
+
+
+def _cut_from_the_left(cores: list[Tensor], ranks: Sequence[int], allowed: float) -> list[Tensor]:
+    """Cut each inner bond by an SVD, from the left to the right, and leave the cores behind left-orthogonal.
+
+    Args:
+        cores: Cores of which all but the first are right-orthogonal; they are replaced.
+        ranks: Bounds on all ranks, the outer ones among them.
+        allowed: As for `_truncated_svd`.
+
+    Returns:
+        The singular values that each inner bond keeps.
+    """
+    kept = []
+    for index, bound in enumerate(ranks[1:-1]):
+        left, k, right = cores[index].shape
+        U, S, Vh = _truncated_svd(cores[index].reshape(left * k, right), bound, allowed)
+        kept.append(S)
+        cores[index] = U.reshape(left, k, -1)
+        cores[index + 1] = torch.tensordot(S[:, None] * Vh, cores[index + 1], dims=1)
+    return kept
 
 
 def _truncated_svd(
