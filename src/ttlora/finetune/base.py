@@ -40,14 +40,10 @@ class Base:
         """The model without what PEFT wraps around it."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
-    @property
-    def poolers(self) -> tuple[str, ...]:
-        """Those modules of the head that pretraining has left in the encoder."""
-        return tuple(name for name in self.head if name.startswith(f"{self.plain.base_model_prefix}."))
-
     def without_poolers(self) -> "Base":
         """The model with poolers that are the encoder's, and no part of the head."""
-        return replace(self, head=tuple(name for name in self.head if name not in self.poolers))
+        poolers = poolers_of(self.plain)
+        return replace(self, head=tuple(name for name in self.head if name not in poolers))
 
     @property
     def virtual_tokens(self) -> int:
@@ -254,8 +250,12 @@ def head_of(model: Any, is_causal: bool) -> tuple[str, ...]:
     """
     if is_causal:
         return ()
+    beside = [name for name, _ in model.named_children() if name != model.base_model_prefix]
+    return tuple(name for name in [*beside, *poolers_of(model)] if list(model.get_submodule(name).parameters()))
+
+
+def poolers_of(model: Any) -> list[str]:
+    """Names of the poolers in a model's pretrained body."""
     body = model.base_model_prefix
-    children = dict(model.named_children())
-    inside = children.pop(body, nn.Module())
-    poolers = [f"{body}.{name}" for name, _ in inside.named_children() if "pooler" in name]
-    return tuple(name for name in [*children, *poolers] if list(model.get_submodule(name).parameters()))
+    inside = getattr(model, body, nn.Module())
+    return [f"{body}.{name}" for name, _ in inside.named_children() if "pooler" in name]

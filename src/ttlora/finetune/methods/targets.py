@@ -8,7 +8,7 @@ from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from torch import nn
 
-from ttlora.finetune.base import Base
+from ttlora.finetune.base import Base, poolers_of
 from ttlora.finetune.methods.method import in_head
 from ttlora.tuners.targets import query_and_value, require_modules
 from ttlora.tuners.tt_lora import DEFAULT_TARGET_MODULES, TTLoraConfig, names_of_experts
@@ -45,12 +45,9 @@ def with_poolers(targets: Any, model: Any) -> Any:
         targets: As `find_targets` gives them.
         model: The model.
     """
-    body = model.base_model_prefix
-    of_poolers = [
-        path
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Linear) and path.startswith(f"{body}.") and "pooler" in path.split(".")[1]
-    ]
+    poolers = poolers_of(model)
+    linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    of_poolers = [path for path in linear if in_head(f"{path}.", poolers)]
     if targets == "all-linear" or not of_poolers:
         return targets
     if isinstance(targets, str):
