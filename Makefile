@@ -80,7 +80,7 @@ cuda: $(VENV)/.dev
 	$(BIN)/python -m pytest -m cuda tests/cuda tests/benchmarks; tests=$$?; \
 		$(BIN)/python benchmarks/gpu.py --seconds 360 --json $(OUTPUT); exit $$((tests || $$?))
 
-# Of these, the build of vLLM for CPUs needs other ones than those that the registry has, or none.
+# The three that are taken out are built for another torch, and vLLM on a CPU does without them.
 serving: $(VENV)-serving/.installed
 	$(VENV)-serving/bin/python -m pytest -m serving tests/serving
 

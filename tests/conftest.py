@@ -126,22 +126,24 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def llama_config(**sizes: Any) -> LlamaConfig:
+    """A Llama of two layers that knows the words of `make_tokenizer`."""
+    words = len([*SPECIAL, *PLAIN, *GOOD, *BAD])
+    return LlamaConfig(vocab_size=words, num_hidden_layers=2, bos_token_id=2, eos_token_id=3, **sizes)
+
+
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny pretrained Llama in bfloat16, whose tokenizer has no padding token."""
     folder = tmp_path_factory.mktemp("models") / "llama"
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len([*SPECIAL, *PLAIN, *GOOD, *BAD]),
+    config = llama_config(
         hidden_size=32,
-        num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
         intermediate_size=48,
         max_position_embeddings=40,
         pad_token_id=None,
-        bos_token_id=2,
-        eos_token_id=3,
     )
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     tokenizer = make_tokenizer()

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from tests.conftest import BAD, GOOD, PLAIN, SPECIAL, make_tokenizer
+from tests.conftest import llama_config, make_tokenizer
 from ttlora import TTLoraConfig
 from ttlora.serving.cache import LoraCache
 
@@ -33,17 +33,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama whose heads are as wide as vLLM's kernels for CPUs want them."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len([*SPECIAL, *PLAIN, *GOOD, *BAD]),
+    config = llama_config(
         hidden_size=128,
-        num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
         intermediate_size=192,
         max_position_embeddings=64,
         pad_token_id=0,
-        bos_token_id=2,
-        eos_token_id=3,
         initializer_range=0.2,
     )
     LlamaForCausalLM(config).save_pretrained(folder)

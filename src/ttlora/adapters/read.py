@@ -67,7 +67,7 @@ def read_adapter(path: str | Path) -> Adapter:
         UserError: There is no adapter, a file is damaged, or the tensors are not those that the config describes.
     """
     try:
-        folder = _find_folder(Path(os.path.expanduser(path)))
+        folder = find_folder(path)
         config = read_config(folder / CONFIG_NAME)
         file = folder / WEIGHTS_NAME
         infos = read_header(file)
@@ -109,7 +109,16 @@ def require_tt_lora(adapter: Adapter, command: str) -> TTLoraConfig:
     return adapter.config
 
 
-def _find_folder(path: Path) -> Path:
+def find_folder(path: str | Path) -> Path:
+    """The folder with the two files of an adapter.
+
+    Args:
+        path: That folder, or the output folder of `ttlora train`.
+
+    Raises:
+        UserError: It holds no adapter.
+    """
+    path = Path(os.path.expanduser(path))
     for folder in (path, path / "adapter"):
         if (folder / CONFIG_NAME).is_file():
             return folder

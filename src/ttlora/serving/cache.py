@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from ttlora.adapters.export import to_lora
-from ttlora.adapters.read import CONFIG_NAME, WEIGHTS_NAME, Adapter, read_adapter
+from ttlora.adapters.read import CONFIG_NAME, WEIGHTS_NAME, Adapter, find_folder, read_adapter, require_tt_lora
 from ttlora.adapters.write import write_adapter
 from ttlora.errors import UserError
 from ttlora.tuners.tt_lora import saved_update
@@ -50,26 +50,15 @@ class LoraCache:
                 be larger than the cache.
             RunError: It cannot be written.
         """
+        folder = find_folder(adapter)
         (self.folder / "sources").mkdir(parents=True, exist_ok=True)
         for _ in range(MOST_ATTEMPTS):
-            checked = read_adapter(adapter)
-            entry = self.folder / _key_of(checked)
-            source = self._source(entry)
-            # what several ask for is expanded once
-            with FileLock(source.with_suffix(".lock")):
-                if not entry.is_dir():
-                    self._require_room(checked)
-                    lora = to_lora(checked)
-                    if _key_of(checked) != entry.name:
-                        continue
-                    write_adapter(entry, lora.config, lora.tensors, "An adapter of TT-LoRA, expanded to be served.")
-                    write_text(source, str(checked.folder.resolve()))
-                try:
-                    os.utime(entry)
-                except FileNotFoundError:  # it has just made room
-                    continue
-            self._make_room(entry)
-            return entry
+            entry = self.folder / _key_of(folder)
+            with suppress(FileNotFoundError):
+                os.utime(entry)
+                return entry
+            if self._expand(folder, entry):
+                return entry
         raise UserError(f"{adapter} changes while it is read: ask again when it is written")
 
     def restore(self, entry: Path) -> None:
@@ -82,11 +71,28 @@ class LoraCache:
             UserError: The adapter is not there any more, or has changed, or cannot be expanded.
             RunError: It cannot be written.
         """
-        source = self._source(entry)
-        if entry.parent != self.folder or not source.is_file():
+        file = self._source(entry)
+        if entry.parent != self.folder or not file.is_file():
             return
-        if self.expanded(source.read_text("utf-8")) != entry:
-            raise UserError(f"{source.read_text('utf-8')} holds another adapter now than when it was asked for")
+        source = file.read_text("utf-8")
+        if self.expanded(source) != entry:
+            raise UserError(f"{source} holds another adapter now than when it was asked for")
+
+    def _expand(self, folder: Path, entry: Path) -> bool:
+        """Write an adapter's plain LoRA form, unless its files do not hold any more what the entry is named by."""
+        checked = read_adapter(folder)
+        self._require_room(checked)
+        source = self._source(entry)
+        # what several ask for is expanded once
+        with FileLock(source.with_suffix(".lock")):
+            if not entry.is_dir():
+                lora = to_lora(checked)
+                if _key_of(folder) != entry.name:
+                    return False
+                write_adapter(entry, lora.config, lora.tensors, "An adapter of TT-LoRA, expanded to be served.")
+                write_text(source, str(folder.resolve()))
+        self._make_room(entry)
+        return True
 
     def _source(self, entry: Path) -> Path:
         """The file that says of which adapter a folder was made; it stays when the folder goes."""
@@ -94,11 +100,10 @@ class LoraCache:
 
     def _require_room(self, adapter: Adapter) -> None:
         """Refuse what would not fit, before any memory is taken: a file of a few cores can claim any sizes."""
-        config, size = adapter.config, 0
-        with suppress(AttributeError):  # of another method, which `to_lora` refuses
-            for name in adapter.modules:
-                shape = saved_update(config, name).shape
-                size += 4 * shape.factor_rank * (shape.out_features + shape.in_features)
+        config, size = require_tt_lora(adapter, "export"), 0
+        for name in adapter.modules:
+            shape = saved_update(config, name).shape
+            size += 4 * shape.factor_rank * (shape.out_features + shape.in_features)
         if size > self.most_bytes:
             raise UserError(
                 f"{adapter.folder} takes {size:,} bytes as plain LoRA, more than the {self.most_bytes:,} of the whole "
@@ -131,12 +136,12 @@ class LoraCache:
                 yield entry
 
 
-def _key_of(adapter: Adapter) -> str:
+def _key_of(folder: Path) -> str:
     """A digest of what the adapter's files hold."""
     digest = hashlib.sha256()
     try:
         for name in (CONFIG_NAME, WEIGHTS_NAME):
-            with (adapter.folder / name).open("rb") as file:
+            with (folder / name).open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     except OSError as error:
         raise UserError(f"{short_repr(error.filename)} cannot be read: {error.strerror}") from None

@@ -16,7 +16,8 @@ from vllm.lora.peft_helper import PEFTHelper
 from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
 
-from ttlora.adapters.read import CONFIG_NAME, read_adapter
+from ttlora.adapters.config import read_config
+from ttlora.adapters.read import CONFIG_NAME, find_folder
 from ttlora.errors import RunError, UserError, one_line, printable
 from ttlora.serving.cache import LoraCache
 from ttlora.text_forms import parse_bytes
@@ -103,7 +104,7 @@ class TTLoraResolver(LoRAResolver):  # type: ignore[misc] # vLLM need not be ins
         folder = self._find(lora_name)
         if folder is None:
             return None
-        config = read_adapter(folder).config
+        config = read_config(folder / CONFIG_NAME)
         if not _is_same_model(config.base_model_name_or_path, base_model_name):
             raise UserError(
                 f"it was trained on {config.base_model_name_or_path}, and vLLM serves {base_model_name}: where both "
@@ -126,11 +127,11 @@ class TTLoraResolver(LoRAResolver):  # type: ignore[misc] # vLLM need not be ins
                 continue
             if inside not in path.resolve().parents:
                 raise UserError(f"the name leads out of {home}")
-            adapter = path if (path / CONFIG_NAME).exists() else path / "adapter"
+            adapter = find_folder(path)
             for file in (adapter, *adapter.glob("*")):
                 if not file.resolve().is_relative_to(inside):
                     raise UserError(f"{file.name} is a link out of {home}")
-            return path
+            return adapter
         return None
 
 
