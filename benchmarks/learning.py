@@ -5,30 +5,41 @@
 
 Each run fine-tunes a sequence classifier on 4,000 rows for 3 epochs (AdamW, linear decay; the head at 1e-3) and appends
 one line to the output; runs that are there already are not repeated. `--table` prints means over seeds. Tasks are those
-with a sentence, or two, and a label; labels that are no whole numbers make it a regression. With `pooler=true` the
-model's pooler trains with the head, with `mean=true` the output starts at the mean label. `--cut 0.5:7300` rounds a
-TT-LoRA adapter to 7,300 parameters after half of the steps (`ttlora round --parameters`), and trains on; there may be
-several cuts, with commas between them.
+with a sentence, or two, and a label; labels that are no whole numbers make it a regression. A setting names `lora`, `tt`
+or another method of `ttlora train` that has an adapter, or `bitfit`, with fields of its config. With `pooler=true` the
+model's pooler trains with the head, with `mean=true` the output starts at the mean label, and `linear=true` adapts all
+linear layers of the encoder. `--cut 0.5:7300` rounds a TT-LoRA adapter to 7,300 parameters after half of the steps
+(`ttlora round --parameters`), and trains on; there may be several cuts, with commas between them.
 """
 
 import argparse
 import json
 import random
+import re
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from scipy.stats import spearmanr
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BatchEncoding,
+    get_linear_schedule_with_warmup,
+)
 
 import ttlora
-from ttlora import TTLoraConfig
+from ttlora.finetune.methods import find_method
+from ttlora.finetune.methods.peft_method import PeftMethod
 
 HEAD_LEARNING_RATE = 1e-3
+LINEAR = r".*layer.*(query|key|value|dense|\.q|\.k|\.v|\.o)"
+TEXTS = ("sentence", "sentence1", "sentence2", "question1", "question2", "premise", "hypothesis")
 
 
 def main() -> None:
@@ -36,13 +47,14 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True, help="folder with train.jsonl and validation.jsonl")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--setting", action="append", default=[], help="lora or tt, with :key=value,... of its config")
+    parser.add_argument("--setting", action="append", default=[], help="a method, with :key=value,... of its config")
     parser.add_argument("--learning-rate", type=float, nargs="+", default=[1e-3])
     parser.add_argument("--seed", type=int, nargs="+", default=[0])
     parser.add_argument("--rows", type=int, default=4000)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--cut", default="", help="share of the steps and parameters that are left, as 0.5:7300")
     parser.add_argument("--table", action="store_true", help="print what the output holds, train nothing")
     arguments = parser.parse_args()
@@ -63,34 +75,52 @@ def run_once(arguments: argparse.Namespace, setting: str, learning_rate: float, 
     if any(key.items() <= record.items() for record in read(arguments.output)):
         return
     started = time.time()
-    result = fine_tune(arguments, *options_of(setting), learning_rate, seed)
+    result = fine_tune(arguments, Setting.read(setting), learning_rate, seed)
     record = key | result | {"seconds": round(time.time() - started)}
     with arguments.output.open("a") as lines:
         lines.write(json.dumps(record) + "\n")
     print(json.dumps(record), flush=True)
 
 
-def options_of(setting: str) -> tuple[LoraConfig | TTLoraConfig, bool]:
-    """The adapter's config, and whether the output starts at the mean label."""
-    name, _, values = setting.partition(":")
-    # lists are written [16;24;24;16], since commas separate the settings
-    pairs = (pair.split("=") for pair in values.split(",") if pair)
-    options: dict[str, Any] = {key: json.loads(value.replace(";", ",")) for key, value in pairs}
-    if options.pop("pooler", False):
-        options["modules_to_save"] = ["pooler", "classifier"]
-    from_mean = options.pop("mean", False)
-    if name == "lora":
-        return LoraConfig(task_type="SEQ_CLS", **{"r": 8, "lora_alpha": 16, **options}), from_mean
-    return TTLoraConfig(task_type="SEQ_CLS", **options), from_mean
+@dataclass(frozen=True)
+class Setting:
+    """A method with an adapter, or "bitfit", and the fields of its config."""
+
+    method: str
+    fields: dict[str, Any]
+    from_mean: bool
+
+    @classmethod
+    def read(cls, text: str) -> "Setting":
+        name, _, values = text.partition(":")
+        # lists are written [16;24;24;16], since commas separate the settings
+        pairs = (pair.split("=", 1) for pair in values.split(",") if pair)
+        fields: dict[str, Any] = {key: json.loads(value.replace(";", ",")) for key, value in pairs}
+        if fields.pop("pooler", False):
+            fields["modules_to_save"] = ["pooler", "classifier"]
+        if fields.pop("linear", False):
+            fields["target_modules"] = LINEAR
+        from_mean = fields.pop("mean", False)
+        return cls({"tt": "tt-lora"}.get(name, name), fields, from_mean)
+
+    def adapt(self, base: Any) -> Any:
+        """The model in which the adapter and the head train."""
+        if self.method == "bitfit":
+            saved = [*self.fields.get("modules_to_save", []), "classifier"]
+            for name, weight in base.named_parameters():
+                weight.requires_grad_(name.endswith("bias") or any(f".{head}." in f".{name}" for head in saved))
+            return base
+        method = find_method(self.method)
+        assert isinstance(method, PeftMethod), "a method that has an adapter"
+        own = {field: method.defaults[key] for key, field in method.keys.items()}
+        # what is None is the model's own choice
+        config: Any = method.config
+        return get_peft_model(
+            base, config(task_type="SEQ_CLS", **{**own, **method.defaults["settings"], **self.fields})
+        )
 
 
-def fine_tune(
-    arguments: argparse.Namespace,
-    config: LoraConfig | TTLoraConfig,
-    from_mean: bool,
-    learning_rate: float,
-    seed: int,
-) -> dict[str, float]:
+def fine_tune(arguments: argparse.Namespace, setting: Setting, learning_rate: float, seed: int) -> dict[str, float]:
     torch.manual_seed(seed)
     order = random.Random(seed)
     train = rows_of(arguments.data / "train.jsonl")
@@ -101,9 +131,9 @@ def fine_tune(
     labels = {label for _, label in train}
     outputs = 1 if any(isinstance(label, float) for label in labels) else len(labels)
     base = AutoModelForSequenceClassification.from_pretrained(arguments.model, num_labels=outputs)
-    if from_mean:
+    if setting.from_mean:
         torch.nn.init.constant_(base.classifier.bias, sum(label for _, label in train) / len(train))
-    model = get_peft_model(base, config)
+    model = setting.adapt(base).to(arguments.device)
 
     adapter, optimizer = optimizer_of(model, learning_rate)
     steps = arguments.epochs * -(-len(train) // arguments.batch_size)
@@ -111,23 +141,23 @@ def fine_tune(
     pairs = (cut.split(":") for cut in arguments.cut.split(",") if cut)
     cuts = {round(float(share) * steps): int(parameters) for share, parameters in pairs}
 
-    losses: list[float] = []
+    losses: list[torch.Tensor] = []
     model.train()
     for _ in range(arguments.epochs):
         for rows in batches_of_like_length(train, arguments.batch_size, order):
             if (done := len(losses)) in cuts:
                 base = AutoModelForSequenceClassification.from_pretrained(arguments.model, num_labels=outputs)
-                model = cut_to(cuts[done], model, base).train()
+                model = cut_to(cuts[done], model, base).to(arguments.device).train()
                 adapter, optimizer = optimizer_of(model, learning_rate)
                 # Adam's averages are those of other cores: a few small steps give it new ones
                 schedule = LambdaLR(optimizer, lambda step, done=done: rate_after(done + step, step, steps))
-            loss = model(**batch_of(rows, tokenizer)).loss
+            loss = model(**batch_of(rows, tokenizer).to(arguments.device)).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            losses.append(loss.item())
+            losses.append(loss.detach())
 
     model.eval()
     answers: list[float] = []
@@ -135,7 +165,7 @@ def fine_tune(
     with torch.no_grad():
         for first in range(0, len(validation), 64):
             rows = validation[first : first + 64]
-            output = model(**batch_of(rows, tokenizer))
+            output = model(**batch_of(rows, tokenizer).to(arguments.device))
             answers += (output.logits[:, 0] if outputs == 1 else output.logits.argmax(-1)).tolist()
             total += output.loss.item() * len(rows)
     wanted = [label for _, label in validation]
@@ -145,14 +175,17 @@ def fine_tune(
         "parameters": sum(p.numel() for p in adapter),
         "score": float(spearmanr(answers, wanted).statistic) if outputs == 1 else right,
         "validation_loss": total / len(validation),
-        "train_loss": sum(last) / len(last),
+        "train_loss": torch.stack(last).mean().item(),
     }
 
 
 def optimizer_of(model: Any, learning_rate: float) -> tuple[list[torch.nn.Parameter], torch.optim.Optimizer]:
     """What the adapter trains, and AdamW for it and for the head."""
-    head = [p for n, p in model.named_parameters() if p.requires_grad and "modules_to_save" in n]
-    adapter = [p for n, p in model.named_parameters() if p.requires_grad and "modules_to_save" not in n]
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    # without PEFT the head is where it was
+    of_head = re.compile("modules_to_save" if isinstance(model, PeftModel) else r"(^|\.)(pooler|classifier)\.")
+    head = [weight for name, weight in trained.items() if of_head.search(name)]
+    adapter = [weight for name, weight in trained.items() if not of_head.search(name)]
     groups = [{"params": adapter, "lr": learning_rate}, {"params": head, "lr": HEAD_LEARNING_RATE}]
     return adapter, torch.optim.AdamW(groups, weight_decay=0.0)
 
@@ -173,7 +206,7 @@ Row = tuple[tuple[str, ...], int | float]
 
 def rows_of(path: Path) -> list[Row]:
     rows = [json.loads(line) for line in path.read_text().splitlines() if line]
-    texts = [name for name in ("sentence", "sentence1", "sentence2") if name in rows[0]]
+    texts = [name for name in rows[0] if name in TEXTS]
     return [(tuple(row[name] for name in texts), row["label"]) for row in rows]
 
 
@@ -190,10 +223,11 @@ def batches_of_like_length(train: list[Row], size: int, order: random.Random) ->
     return batches
 
 
-def batch_of(rows: list[Row], tokenizer: Any) -> dict[str, torch.Tensor]:
+def batch_of(rows: list[Row], tokenizer: Any) -> BatchEncoding:
     columns = [list(column) for column in zip(*(texts for texts, _ in rows), strict=True)]
     batch = tokenizer(*columns, padding=True, truncation=True, max_length=128, return_tensors="pt")
-    return {**batch, "labels": torch.tensor([label for _, label in rows])}
+    batch["labels"] = torch.tensor([label for _, label in rows])
+    return batch
 
 
 def read(path: Path) -> list[dict[str, Any]]:
