@@ -81,8 +81,9 @@ def plan(
         model: A built-in architecture, a folder that holds `config.json`, or a name on the hub.
         shape: "auto", dims for all adapted matrices, or dims by module name ("auto" for the others), also as text, as
             in `Recipe`. None: the paper's shape where it has one for the architecture, else "auto".
-        r: The TT-rank. None: the paper's for the architecture, else 5; with a budget, the highest that fits.
-        targets: Names of the modules to adapt, or "all-linear". None: those that `TTLoraConfig` adapts by default.
+        r: The TT-rank. None: the paper's for the architecture, else 2; with a budget, the highest that fits.
+        targets: Names of the modules to adapt, or "all-linear". None: the paper's where its shapes are taken, else those
+            that `TTLoraConfig` adapts by default.
         budget: Bytes of the adapter's parameters in 16 bit, or a text such as 40KB. The plan is the largest that fits.
         batch_size: Rows that are computed at a time (default: 32, as in `Recipe`).
         max_length: Tokens a row (default: 128).
@@ -123,7 +124,9 @@ def plan(
     skeleton = build_skeleton(model)
     architecture = BUILT_IN.get(model)
     paper_shapes = architecture.paper_shapes if architecture and shape is None else {}
-    paper_r = architecture.paper_r if architecture and r is None else None
+    paper_r = architecture.paper_r if paper_shapes and architecture and r is None else None
+    if targets is None and paper_shapes:
+        targets = list(paper_shapes)
     try:
         targets, experts = split_experts(skeleton, targets)
         config = TTLoraConfig(

@@ -9,19 +9,20 @@ from transformers.pytorch_utils import Conv1D
 
 from ttlora.compat import is_target, with_all_linear
 from ttlora.errors import UserError
-from ttlora.tuners.targets import linear_names, query_and_value, require_modules
+from ttlora.tuners.targets import default_places, linear_names, require_modules
 from ttlora.tuners.tt_lora import TTLoraConfig
 from ttlora.tuners.tt_lora.fused_experts import with_fused_experts
 
 
-def resolve_targets(skeleton: Any, targets: Sequence[str] | None) -> str | list[str]:
-    """The `target_modules` of the adapter's config: as asked for, or the tuner's default for the model's type.
+def resolve_targets(skeleton: Any, targets: Sequence[str] | None) -> list[str]:
+    """The `target_modules` of the adapter's config: as asked for, or the tuner's default.
 
     Raises:
-        ValueError: A target matches no module, or there is no default for the type of the model.
+        ValueError: A target matches no module, or the model has none that are adapted by default.
     """
     if targets is None:
-        return query_and_value(skeleton)
+        # a pooler trains whole, with the task's head
+        return [path for path in default_places(skeleton) if "pooler" not in path]
     if list(targets) == ["all-linear"]:
         classifier = type(skeleton).__name__.endswith("ForSequenceClassification")
         config = TTLoraConfig(target_modules="all-linear", task_type=TaskType.SEQ_CLS if classifier else None)

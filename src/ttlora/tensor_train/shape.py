@@ -9,7 +9,7 @@ from operator import mul
 from typing import Literal
 
 # Sizes and order of "auto" were chosen by what learns best (docs/learning.md).
-AUTO_DIM = 20
+AUTO_DIM = 16
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class TTShape:
         Args:
             out_features: Rows of the matrix.
             in_features: Columns of the matrix.
-            dims: ``k_1 ... k_d``, at least two of them, or "auto" for near-equal dims of about 20 at most, the
+            dims: ``k_1 ... k_d``, at least two of them, or "auto" for near-equal dims of about 16 at most, the
                 largest ones next to the boundary.
             r: One TT-rank for all bonds, or the ``d - 1`` inner ones.
 
@@ -199,7 +199,7 @@ def _clip(dims: tuple[int, ...], inner: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _near_equal_factors(features: int) -> tuple[int, ...]:
-    """As few dims as keep their geometric mean at most 20, the largest first; a prime stays whole."""
+    """As few dims as keep their geometric mean at most 16, the largest first; a prime stays whole."""
     if not isinstance(features, int) or features < 1:
         raise ValueError(f"a matrix cannot have {features} rows or columns")
     count = 1

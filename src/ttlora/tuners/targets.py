@@ -1,6 +1,7 @@
 """The modules of a model that can be adapted: by default for its type, and by name."""
 
 import copy
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ttlora.compat import is_target, matching_pattern
+from ttlora.tuners.checks import is_linear
 
 # Query and value, as in the paper (Section IV-A), for model types that PEFT's own table leaves out or sees otherwise.
 DEFAULT_TARGET_MODULES: dict[str, Any] = {
@@ -35,6 +37,45 @@ DEFAULT_TARGET_MODULES: dict[str, Any] = {
     "whisper": ["q_proj", "v_proj"],
     "xlm-roberta-xl": ["query", "value"],
 }
+
+
+# Linear layers that decide where attention looks, and nothing else.
+QUERY_OR_KEY = re.compile(
+    r"(pos_)?(q|k|query|key)(_(proj|lin|layer|a_proj|b_proj))?|(to|in|linear|fc)_[qk]|w[qk]|pos_proj"
+)
+
+
+def default_places(model: Any, head: tuple[str, ...] = ()) -> list[str]:
+    """Paths of the modules that TT-LoRA adapts by default, where few parameters serve best (docs/learning.md, "Places").
+
+    They are the linear layers of the model's body but those of query and key alone. Where query, key and value are one
+    layer, it is among them; experts that are stacked in parameters are not.
+
+    Args:
+        model: A model of transformers, adapted or not.
+        head: Names of modules in it that train whole.
+
+    Raises:
+        ValueError: There are none.
+    """
+    body = getattr(model, "base_model_prefix", "")
+    inside = f"{body}." if isinstance(getattr(model, body, None), nn.Module) else ""
+    whole = tuple(f"{name}." for name in head)
+    modules = dict(own_modules(model))
+    places = [
+        path
+        for path, module in modules.items()
+        if is_linear(module)
+        and path.startswith(inside)
+        and not f"{path}.".startswith(whole)
+        and module is not model.get_output_embeddings()
+        and not QUERY_OR_KEY.fullmatch(path.rpartition(".")[2])
+        # its layers are read by it, and not called
+        and not isinstance(modules[path.rpartition(".")[0]], nn.MultiheadAttention)
+    ]
+    if not places:
+        raise ValueError(f"a {type(model).__name__} has no linear layers that are adapted by default: name the targets")
+    return places
 
 
 def query_and_value(model: Any, head: tuple[str, ...] = ()) -> Any:

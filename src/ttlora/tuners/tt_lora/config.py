@@ -40,7 +40,7 @@ class TTLoraConfig(PeftConfig):
         r: TT-rank of all bonds, or the ``d - 1`` ranks of the inner bonds. Ranks above what an unfolding can have are
             clipped, which loses nothing.
         alpha: ``α`` of Eq. 3, used as `scaling` says.
-        shape: "auto" (near-equal dims of about 20 at most, rows first), or the dims ``k_1 ... k_d``, with the product
+        shape: "auto" (near-equal dims of about 16 at most, rows first), or the dims ``k_1 ... k_d``, with the product
             ``out x in`` of every adapted weight. What "auto" chose is written into the config that is saved.
         shape_pattern: Shapes for modules that need another: name or regular expression to dims or "auto".
         rank_pattern: Likewise for `r`.
@@ -57,8 +57,9 @@ class TTLoraConfig(PeftConfig):
             is divided core by core by a fixed number (docs/learning.md, "The gradient is not the derivative"), which
             second-order optimisers and whoever logs norms of gradients have to know. With None the update is the plain
             train of Eq. 3, as with "paper", and the gradient is the derivative.
-        target_modules: Names (or a regular expression, or "all-linear") of the modules to adapt; None: query and value
-            of self-attention, by the model's type. A name that is nothing in the model is refused. Where transformers
+        target_modules: Names (or a regular expression, or "all-linear") of the modules to adapt; None: the linear layers
+            of the model's body but those of query and key alone, where few parameters serve best (docs/learning.md,
+            "Places"). A name that is nothing in the model is refused. Where transformers
             holds the experts' weights stacked, the names of their linear layers (``w1``, ``w2``, ``w3``, or
             ``gate_proj``, ``up_proj``, ``down_proj``; ``gate`` for the router) mean the stacked parameters, as PEFT has
             it for LoRA. `r` is the TT-rank of a stacked weight's train; PEFT doubles LoRA's where two are stacked in
@@ -79,8 +80,8 @@ class TTLoraConfig(PeftConfig):
         ValueError: A value is not one of those above.
     """
 
-    r: int | list[int] = field(default=5, metadata={"help": "TT-rank, or one for each inner bond"})
-    alpha: float = field(default=4.0, metadata={"help": "scale of the update (Eq. 3)"})
+    r: int | list[int] = field(default=2, metadata={"help": "TT-rank, or one for each inner bond"})
+    alpha: float = field(default=2.0, metadata={"help": "scale of the update (Eq. 3)"})
     shape: str | list[int] = field(default="auto", metadata={"help": "'auto', or dims with the product out x in"})
     shape_pattern: dict[str, Any] = field(default_factory=dict, metadata={"help": "shapes by module name"})
     rank_pattern: dict[str, Any] = field(default_factory=dict, metadata={"help": "ranks by module name"})
