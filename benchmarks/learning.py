@@ -5,11 +5,12 @@
 
 Each run fine-tunes a sequence classifier on 4,000 rows for 3 epochs (AdamW, linear decay; the head at 1e-3) and appends
 one line to the output; runs that are there already are not repeated. `--table` prints means over seeds. Tasks are those
-with a sentence, or two, and a label; labels that are no whole numbers make it a regression. A setting names `lora`, `tt`
-or another method of `ttlora train` that has an adapter, or `bitfit`, with fields of its config. With `pooler=true` the
-model's pooler trains with the head, with `mean=true` the output starts at the mean label, and `linear=true` adapts all
-linear layers of the encoder. `--cut 0.5:7300` rounds a TT-LoRA adapter to 7,300 parameters after half of the steps
-(`ttlora round --parameters`), and trains on; there may be several cuts, with commas between them.
+with a sentence, or two, and a label; labels that are no whole numbers make it a regression.
+
+A setting names `lora`, `tt` or another method of `ttlora train` that has an adapter, or `bitfit`, with fields of its
+config. With `pooler=true` the model's pooler trains with the head, with `mean=true` the output starts at the mean label,
+and `linear=true` adapts all linear layers of the encoder. `--cut 0.5:7300` rounds a TT-LoRA adapter to 7,300 parameters
+after half of the steps (`ttlora round --parameters`), and trains on; there may be several cuts, with commas between them.
 """
 
 import argparse
@@ -75,7 +76,7 @@ def run_once(arguments: argparse.Namespace, setting: str, learning_rate: float, 
     if any(key.items() <= record.items() for record in read(arguments.output)):
         return
     started = time.time()
-    result = fine_tune(arguments, Setting.read(setting), learning_rate, seed)
+    result = fine_tune(arguments, Setting.parse(setting), learning_rate, seed)
     record = key | result | {"seconds": round(time.time() - started)}
     with arguments.output.open("a") as lines:
         lines.write(json.dumps(record) + "\n")
@@ -91,7 +92,8 @@ class Setting:
     from_mean: bool
 
     @classmethod
-    def read(cls, text: str) -> "Setting":
+    def parse(cls, text: str) -> "Setting":
+        """The setting that a text such as ``tt:r=2,alpha=4`` means."""
         name, _, values = text.partition(":")
         # lists are written [16;24;24;16], since commas separate the settings
         pairs = (pair.split("=", 1) for pair in values.split(",") if pair)

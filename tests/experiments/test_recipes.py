@@ -48,9 +48,9 @@ def test_pefts_own_comparison_has_its_protocol_and_its_counts(tmp_path):
     counted = count_all([run for run in runs if run.method != "waveft"])
     # those of PEFT's methods stand in its results
     assert {count.method: count.adapter for count in counted} == {
-        "tt-lora 90k": 90_160,
-        "tt-lora 270k": 273_056,
-        "tt-lora 620k": 621_712,
+        "tt-lora r=3": 87_360,
+        "tt-lora r=5": 232_960,
+        "tt-lora r=8": 582_400,
         "lora": 9_175_040,
         "pvera": 121_856,
         "peanut": 229_376,

@@ -39,8 +39,9 @@ def plan(
             llama3-8b, llama3.2-3b, llama3.1-405b, mixtral-8x7b.
         shape: Dims of the tensor trains, such as 16,16,16,16,16,16, or by module, such as "q_proj=64,64,64,64
             v_proj=16,64,64,64", or auto. Default: the paper's where it has one for the model, else auto.
-        r: TT-rank. Default: the paper's where it has one for the model, else 5; with a budget, what fits.
-        targets: Modules to adapt, such as q_proj,v_proj, or all-linear. Default: query and value.
+        r: TT-rank. Default: the paper's where it has one for the model, else 2; with a budget, what fits.
+        targets: Modules to adapt, such as q_proj,v_proj, or all-linear. Default: the paper's with its shapes, else all
+            linear ones but query and key.
         budget: Plan the largest adapter of this size in 16 bit, such as 40KB, 220KiB or 40000.
         batch_size: Tell what memory a training takes, with so many rows at a time. Default: 32.
         max_length: Likewise, with so many tokens a row. Default: 128.

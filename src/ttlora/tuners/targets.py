@@ -46,7 +46,7 @@ QUERY_OR_KEY = re.compile(
 
 
 def default_places(model: Any, head: tuple[str, ...] = ()) -> list[str]:
-    """Paths of the modules that TT-LoRA adapts by default, where few parameters serve best (docs/learning.md, "Places").
+    """Paths of the modules that TT-LoRA adapts by default: where few parameters serve best (docs/learning.md).
 
     They are the linear layers of the model's body but those of query and key alone. Where query, key and value are one
     layer, it is among them; experts that are stacked in parameters are not.

@@ -57,14 +57,13 @@ class TTLoraConfig(PeftConfig):
             is divided core by core by a fixed number (docs/learning.md, "The gradient is not the derivative"), which
             second-order optimisers and whoever logs norms of gradients have to know. With None the update is the plain
             train of Eq. 3, as with "paper", and the gradient is the derivative.
-        target_modules: Names (or a regular expression, or "all-linear") of the modules to adapt; None: the linear layers
-            of the model's body but those of query and key alone, where few parameters serve best (docs/learning.md,
-            "Places"). A name that is nothing in the model is refused. Where transformers
-            holds the experts' weights stacked, the names of their linear layers (``w1``, ``w2``, ``w3``, or
-            ``gate_proj``, ``up_proj``, ``down_proj``; ``gate`` for the router) mean the stacked parameters, as PEFT has
-            it for LoRA. `r` is the TT-rank of a stacked weight's train; PEFT doubles LoRA's where two are stacked in
-            one, which for a train would be four times the parameters: ``rank_pattern={"experts.gate_up_proj": 10}``
-            asks for it.
+        target_modules: Names (or a regular expression, or "all-linear") of the modules to adapt; None: all linear
+            layers of the model's body but those of query and key alone, where few parameters serve best
+            (docs/learning.md, "Places"). A name that is nothing in the model is refused. Where transformers holds the
+            experts' weights stacked, the names of their linear layers (``w1``, ``w2``, ``w3``, or ``gate_proj``,
+            ``up_proj``, ``down_proj``; ``gate`` for the router) mean the stacked parameters, as PEFT has it for LoRA.
+            `r` is the TT-rank of a stacked weight's train; PEFT doubles LoRA's where two are stacked in one, which for
+            a train would be four times the parameters: ``rank_pattern={"experts.gate_up_proj": 10}`` asks for it.
         target_parameters: Names of parameters to adapt that no layer of their own holds, such as the stacked weights
             of experts (``["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]``). One train serves all experts.
         exclude_modules: Names (or a regular expression) of modules to leave out.
