@@ -13,6 +13,8 @@ from ttlora import TTLoraConfig
 from ttlora.models.architectures import BUILT_IN
 
 TT, VERA = "TT-LoRA r=5", "VeRA r=256"
+# what each adapts, by its names in BERT and in Llama
+QUERY_AND_VALUE = r".*\.(query|value|q_proj|v_proj)"
 
 # without dropout: its cost would hide the adapter's
 BERT: dict[str, Any] = {"num_labels": 2, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -30,10 +32,11 @@ LLAMA: dict[str, Any] = {
 }
 
 
-def adapter_configs(**options: Any) -> dict[str, PeftConfig]:
-    """What competes, by name; each adapts what it adapts by default, query and value."""
+def adapter_configs(shape: str | list[int] = "auto", **options: Any) -> dict[str, PeftConfig]:
+    """What competes, by name; each adapts query and value unless told. The shape is that of TT-LoRA's trains."""
+    options = {"target_modules": QUERY_AND_VALUE, **options}
     return {
-        TT: TTLoraConfig(r=5, **options),
+        TT: TTLoraConfig(r=5, alpha=4.0, shape=shape, **options),
         LORA: LoraConfig(r=8, **options),
         VERA: VeraConfig(r=256, **options),
     }

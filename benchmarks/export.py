@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from contestants import adapted, llama, llama2_7b_layers
+from contestants import QUERY_AND_VALUE, adapted, llama, llama2_7b_layers
 from measuring import Bar, Row, compare, in_turn, parse, publish
 from peft import PeftModel, convert_to_lora
 from transformers import PreTrainedModel
@@ -73,8 +73,8 @@ def reproduce(model: PreTrainedModel) -> Row:
     return Row("logits of one layer", EXPORT, {"logits_apart": apart}, (bar,))
 
 
-def random_update(**options: list[str]) -> TTLoraConfig:
-    return TTLoraConfig(init_weights=False, **options)
+def random_update(target_modules: str | list[str] = QUERY_AND_VALUE) -> TTLoraConfig:
+    return TTLoraConfig(r=5, alpha=4.0, target_modules=target_modules, init_weights=False)
 
 
 def export(folder: Path, output: Path) -> None:

@@ -15,6 +15,8 @@ from contestants import TT, adapted, adapter_configs
 from measuring import LORA, Bar, Row, compare, in_turn, parse, publish
 from torch import nn
 
+# of the widths that the table was measured with other dims at than "auto" chooses
+SHAPES = {384: [16, 24, 24, 16]}
 # width, tokens -> the largest part of LoRA's overhead
 BARS = {(384, 2048): 0.35, (768, 4096): 0.35, (768, 512): 0.5, (4096, 512): 0.35}
 
@@ -37,7 +39,7 @@ def measure(layers: int, width: int, tokens: int, limit: float, dtype: torch.dty
     x = torch.randn(tokens, width, dtype=dtype, requires_grad=True)
     dy = torch.randn(tokens, width, dtype=dtype)
     models: dict[str, nn.Module] = {"frozen": model}
-    for name, config in adapter_configs(target_modules=list(named)).items():
+    for name, config in adapter_configs(SHAPES.get(width, "auto"), target_modules=list(named)).items():
         models[name] = adapted(model, config)
 
     case = f"{width} wide, {tokens:,} tokens" + (f", {layers} layers" if layers > 1 else "")

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from contestants import adapted, adapter_configs
-from layer import BARS, both_ways
+from layer import BARS, SHAPES, both_ways
 from measuring import Row, compare, in_turn, parse, publish
 from torch import Tensor, nn
 
@@ -38,7 +38,7 @@ def measure(width: int, tokens: int, dtype: torch.dtype, rounds: int) -> list[Ro
     for count in range(len(PRODUCTS) + 1):
         name = f"and {PRODUCTS[count - 1]}" if count else "in one function of its own"
         contestants[name] = with_products(count, base, x, dy, A, B)
-    for name, config in adapter_configs(target_modules=["0"]).items():
+    for name, config in adapter_configs(SHAPES.get(width, "auto"), target_modules=["0"]).items():
         contestants[name] = both_ways(adapted(nn.Sequential(base), config), x, dy)
     case = f"{width} wide, {tokens:,} tokens"
     seconds = in_turn(contestants, rounds, case=case)

@@ -77,6 +77,20 @@ def with_all_linear(config: PeftConfig, model: nn.Module) -> Any:
     return _maybe_include_all_linear_layers(config, model)
 
 
+def shortest_names(paths: set[str], others: set[str]) -> set[str]:
+    """The shortest endings of paths that are endings of no other path.
+
+    `peft.tuners.tuners_utils._find_minimal_target_modules` (PEFT 0.21).
+
+    Args:
+        paths: Paths of modules.
+        others: Paths that are not to be meant.
+    """
+    from peft.tuners.tuners_utils import _find_minimal_target_modules
+
+    return _find_minimal_target_modules(paths, others)
+
+
 def in_out_features(layer: nn.Module) -> tuple[Any, Any]:
     """Inputs and outputs of a linear layer, quantised or not; (None, None) for a layer that is not linear.
 

@@ -8,10 +8,25 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from ttlora import TTLoraConfig
 from ttlora.adapters.read import Adapter, read_adapter
 from ttlora.errors import UserError
 
 TOKENS = torch.arange(4, 20).reshape(2, 8)
+
+
+# a rank that leaves something to round
+RANK: dict[str, Any] = {"r": 5, "alpha": 4.0}
+
+
+def of_bert(**options: Any) -> TTLoraConfig:
+    """A config that adapts query and value of a BERT, at a rank of 5."""
+    return TTLoraConfig(**{"target_modules": ["query", "value"], **RANK, **options})
+
+
+def of_llama(**options: Any) -> TTLoraConfig:
+    """A config that adapts query and value of a Llama, at a rank of 5."""
+    return TTLoraConfig(**{"target_modules": ["q_proj", "v_proj"], **RANK, **options})
 
 
 def outputs(model: Any) -> torch.Tensor:

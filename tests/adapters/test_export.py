@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from tests.adapters.answers import assert_refused, causal, outputs
+from tests.adapters.answers import assert_refused, causal, of_bert, of_llama, outputs
 from ttlora import TTLoraConfig
 from ttlora.adapters.export import to_lora
 from ttlora.adapters.read import read_adapter
@@ -59,7 +59,7 @@ def test_logits_of_a_llama(
     recwarn: pytest.WarningsRecorder,
 ) -> None:
     torch.manual_seed(0)
-    adapted = get_peft_model(causal(llama), TTLoraConfig(task_type="CAUSAL_LM", init_weights=False, **options))
+    adapted = get_peft_model(causal(llama), of_llama(task_type="CAUSAL_LM", init_weights=False, **options))
     folder = export(adapted, tmp_path)
     assert_same_outputs(adapted, causal(llama), folder)
     assert not [warning for warning in recwarn if "missing adapter keys" in str(warning.message)]
@@ -90,7 +90,7 @@ def test_an_adapter_in_bfloat16(llama: Path, tmp_path: Path) -> None:
 
 
 def test_the_form_that_serving_engines_read(llama: Path, tmp_path: Path) -> None:
-    config = TTLoraConfig(task_type="CAUSAL_LM", init_weights=False, rank_pattern={"v_proj": 2})
+    config = of_llama(task_type="CAUSAL_LM", init_weights=False, rank_pattern={"v_proj": 2})
     folder = export(get_peft_model(causal(llama), config), tmp_path, torch.float16)
     values = config_of(folder)
     assert values["peft_type"] == "LORA"
@@ -126,7 +126,7 @@ def test_a_trained_head_cannot_go(bert: Path, tmp_path: Path) -> None:
 
 
 def test_trained_biases_cannot_go(bert: Path, tmp_path: Path) -> None:
-    model = get_peft_model(AutoModel.from_pretrained(bert), TTLoraConfig(bias="all"))
+    model = get_peft_model(AutoModel.from_pretrained(bert), of_bert(bias="all"))
     model.save_pretrained(tmp_path)
     assert_refused(to_lora, tmp_path, "encoder.layer.0.attention.output.dense.bias", "more; ttlora merge")
 
@@ -177,7 +177,7 @@ def test_cores_that_are_not_finite(tmp_path: Path) -> None:
 
 def test_an_adapter_of_the_size_of_llama2_7b(tmp_path: Path) -> None:
     sizes = {f"model.layers.{n}.self_attn.{part}": [4096, 4096] for n in range(32) for part in ("q_proj", "v_proj")}
-    folder = forge(tmp_path / "tt", sizes, shape=[16] * 6)
+    folder = forge(tmp_path / "tt", sizes, shape=[16] * 6, r=5)
     lora = to_lora(read_adapter(folder))
     assert len(lora.tensors) == 128
     assert {tuple(tensor.shape) for tensor in lora.tensors.values()} == {(5, 4096), (4096, 5)}

@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModel, AutoModelForSequenceClassification
 
+from tests.adapters.answers import of_bert
 from ttlora import TTLoraConfig
 from ttlora.adapters.inspect import inspect
 from ttlora.tuners.tt_lora import TTLoraLayer
@@ -31,7 +32,7 @@ def save(bert: Path, folder: Path, config: Any) -> PeftModel:
     ],
 )
 def test_norms(bert: Path, tmp_path: Path, options: dict[str, Any]) -> None:
-    model = save(bert, tmp_path, TTLoraConfig(task_type="SEQ_CLS", init_weights=False, **options))
+    model = save(bert, tmp_path, of_bert(task_type="SEQ_CLS", init_weights=False, **options))
     reports = {report.name: report for report in inspect(tmp_path).modules}
     layers = {name: layer for name, layer in model.base_model.model.named_modules() if isinstance(layer, TTLoraLayer)}
     assert reports.keys() == layers.keys()
@@ -49,7 +50,7 @@ def test_a_fresh_adapter_has_moved_nothing(bert: Path, tmp_path: Path) -> None:
 
 
 def test_cores_that_are_not_finite(bert: Path, tmp_path: Path) -> None:
-    model = save(bert, tmp_path, TTLoraConfig(task_type="SEQ_CLS", init_weights=False))
+    model = save(bert, tmp_path, of_bert(task_type="SEQ_CLS", init_weights=False))
     query = model.get_submodule("base_model.model.bert.encoder.layer.0.attention.self.query")
     query.ttlora_cores["default"].data[3] = torch.nan
     model.save_pretrained(tmp_path)

@@ -19,7 +19,7 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from tests.adapters.answers import outputs
+from tests.adapters.answers import of_bert, of_llama, outputs
 from ttlora import TTLoraConfig
 from ttlora.adapters.base_model import load_base_of
 from ttlora.adapters.merge import merge_adapter
@@ -57,7 +57,7 @@ def assert_near(found: torch.Tensor, wanted: torch.Tensor) -> None:
     "config",
     [
         TTLoraConfig(task_type="CAUSAL_LM", init_weights=False),
-        TTLoraConfig(init_weights=False, r=3, shape_pattern={"q_proj": [8, 16, 2, 4]}),
+        of_llama(init_weights=False, r=3, shape_pattern={"q_proj": [8, 16, 2, 4]}),
         LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False),
         LoraConfig(init_lora_weights=False, use_dora=True),
     ],
@@ -75,7 +75,7 @@ def test_a_causal_model(llama: Path, tmp_path: Path, config: Any) -> None:
 def test_the_number_format_of_the_base_stays(llama: Path, tmp_path: Path) -> None:
     base = AutoModelForCausalLM.from_pretrained(llama)
     assert base.dtype == torch.bfloat16
-    save(base, tmp_path / "adapter", TTLoraConfig(task_type="CAUSAL_LM", init_weights=False))
+    save(base, tmp_path / "adapter", of_llama(task_type="CAUSAL_LM", init_weights=False))
     merge(tmp_path / "adapter", llama, tmp_path / "merged")
     before, after = load_file(llama / "model.safetensors"), load_file(tmp_path / "merged" / "model.safetensors")
     assert before.keys() == after.keys()
@@ -142,7 +142,7 @@ def refused(folder: Path, model: Path, *parts: str) -> None:
 @pytest.fixture
 def adapter(bert: Path, tmp_path: Path) -> Path:
     base = AutoModelForSequenceClassification.from_pretrained(bert)
-    save(base, tmp_path / "adapter", TTLoraConfig(task_type="SEQ_CLS", init_weights=False))
+    save(base, tmp_path / "adapter", of_bert(task_type="SEQ_CLS", init_weights=False))
     return tmp_path / "adapter"
 
 

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
+from tests.adapters.answers import of_bert
 from ttlora import BottleneckConfig, LorettaRepConfig, TTLoraConfig
 from ttlora.adapters.read import read_adapter
 from ttlora.errors import UserError
@@ -31,7 +32,7 @@ def save(bert: Path, folder: Path, config: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def saved(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(bert, tmp_path_factory.mktemp("saved"), TTLoraConfig(task_type="SEQ_CLS", init_weights=False))
+    return save(bert, tmp_path_factory.mktemp("saved"), of_bert(task_type="SEQ_CLS", init_weights=False))
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_prompts_belong_to_no_module(bert: Path, tmp_path: Path) -> None:
 
 
 def test_shapes_by_module(bert: Path, tmp_path: Path) -> None:
-    config = TTLoraConfig(
+    config = of_bert(
         task_type="SEQ_CLS",
         r=3,
         shape_pattern={"query": [32, 32], r"layer\.1\..*\.value": [2] * 10},

@@ -10,6 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification
 
+from tests.adapters.answers import of_bert
 from ttlora import TTLoraConfig
 from ttlora.adapters.read import Adapter, read_adapter
 from ttlora.adapters.round import TrainAdapter, ranks_within, round_adapter
@@ -20,7 +21,7 @@ from ttlora.tuners.tt_lora import TTLoraLayer, saved_update
 
 def save(bert: Path, folder: Path, **options: Any) -> Adapter:
     torch.manual_seed(0)
-    config = TTLoraConfig(init_weights=False, **options)
+    config = of_bert(init_weights=False, **options)
     get_peft_model(AutoModel.from_pretrained(bert), config).save_pretrained(folder)
     return read_adapter(folder)
 
@@ -136,7 +137,7 @@ def test_head_and_number_format_stay(bert: Path, tmp_path: Path) -> None:
 
 
 def test_an_update_that_is_zero(bert: Path, tmp_path: Path) -> None:
-    get_peft_model(AutoModel.from_pretrained(bert), TTLoraConfig()).save_pretrained(tmp_path)
+    get_peft_model(AutoModel.from_pretrained(bert), of_bert()).save_pretrained(tmp_path)
     result = round_adapter(read_adapter(tmp_path), r=2)
     assert result.relative_error == 0
     assert all(torch.isfinite(tensor).all() for tensor in result.tensors.values())
@@ -153,14 +154,14 @@ def test_refusals(bert: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [{"alpha": 0.0}, {"alpha_pattern": {"query": 0.0}}])
 def test_a_scale_of_zero(options: dict[str, Any], bert: Path, tmp_path: Path) -> None:
-    get_peft_model(AutoModel.from_pretrained(bert), TTLoraConfig(**options)).save_pretrained(tmp_path)
+    get_peft_model(AutoModel.from_pretrained(bert), of_bert(**options)).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"has the scale 0 \(alpha\): it is zero, and there is nothing to round"):
         round_adapter(read_adapter(tmp_path), r=2)
 
 
 @pytest.mark.parametrize("entry", [float("nan"), float("inf"), 1e300])
 def test_updates_without_a_norm(entry: float, bert: Path, tmp_path: Path) -> None:
-    get_peft_model(AutoModel.from_pretrained(bert), TTLoraConfig()).save_pretrained(tmp_path)
+    get_peft_model(AutoModel.from_pretrained(bert), of_bert()).save_pretrained(tmp_path)
     file = tmp_path / "adapter_model.safetensors"
     save_file({key: tensor.double().fill_(entry) for key, tensor in load_file(file).items()}, file)
     with pytest.raises(UserError, match="query' is not finite: the training diverged, or the file is damaged"):

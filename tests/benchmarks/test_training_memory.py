@@ -6,9 +6,10 @@ import memory
 import pytest
 import step
 import torch
-from contestants import TT, adapted, adapter_configs, encoder, llama
+from contestants import adapted, encoder, llama
 from transformers import BertConfig, LlamaConfig
 
+from ttlora import TTLoraConfig
 from ttlora.cli.main import main
 from ttlora.errors import UserError
 from ttlora.planner.plan import plan
@@ -30,13 +31,19 @@ def folder(model, tmp_path):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_it_is_what_a_real_step_takes(model, folder, checkpointing):
-    planned = plan(folder, batch_size=6, max_length=40, dtype="float32", gradient_checkpointing=checkpointing).training
+@pytest.mark.parametrize("adapter", ["default", "query and value"])
+def test_it_is_what_a_real_step_takes(model, folder, adapter, checkpointing):
     is_llama = model.config.model_type == "llama"
-    contestant = step.contestants(model)[TT]
-    if not is_llama:  # as `train` has it
-        options = {"task_type": "SEQ_CLS", "modules_to_save": ["pooler", "classifier"]}
-        contestant = adapted(model, adapter_configs(**options)[TT])
+    places = {"targets": ["q_proj", "v_proj"] if is_llama else ["query", "value"], "r": 5}
+    size = {"batch_size": 6, "max_length": 40, "dtype": "float32"}
+    asked = {**size, **({} if adapter == "default" else places), "gradient_checkpointing": checkpointing}
+    planned = plan(folder, **asked).training
+    step.contestants(model)  # which makes the backward go down to the embeddings
+    # as `train` has it
+    options = {} if is_llama else {"task_type": "SEQ_CLS", "modules_to_save": ["pooler", "classifier"]}
+    if adapter != "default":
+        options |= {"target_modules": places["targets"], "r": places["r"]}
+    contestant = adapted(model, TTLoraConfig(**options))
     if checkpointing:
         contestant.gradient_checkpointing_enable({"use_reentrant": False})
     ids = torch.randint(96, (6, 40))

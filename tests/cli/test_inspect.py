@@ -25,7 +25,8 @@ def save(bert: Path, folder: Path, config: Any) -> str:
 
 @pytest.fixture(scope="module")
 def saved(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save(bert, tmp_path_factory.mktemp("saved"), TTLoraConfig(task_type="SEQ_CLS", init_weights=False))
+    config = TTLoraConfig(r=5, target_modules=["query", "value"], task_type="SEQ_CLS", init_weights=False)
+    return save(bert, tmp_path_factory.mktemp("saved"), config)
 
 
 def as_json(folder: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:

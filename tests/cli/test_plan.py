@@ -28,20 +28,26 @@ def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_shapes_by_module(capsys: pytest.CaptureFixture[str]) -> None:
-    plan("llama3-8b", shape="q_proj=16,4,4,4,2,2,2,2,4,4,4,16 v_proj=16,4,4,2,2,2,2,4,4,4,16", r=10, json=True)
+    shape = "q_proj=16,4,4,4,2,2,2,2,4,4,4,16 v_proj=16,4,4,2,2,2,2,4,4,4,16"
+    plan("llama3-8b", shape=shape, r=10, targets="q_proj,v_proj", json=True)
     assert json.loads(capsys.readouterr().out)["adapter_parameters"] == 212_480
 
 
 def test_one_shape_for_all(capsys: pytest.CaptureFixture[str]) -> None:
-    plan("deberta-base", shape="12,8,8,3,8,8,12", r=5, json=True)
+    plan("deberta-base", shape="12,8,8,3,8,8,12", r=5, targets="in_proj", json=True)
     assert [matrix["parameters"] for matrix in json.loads(capsys.readouterr().out)["matrices"]] == [995]
 
 
-def test_auto_is_not_the_papers_shape(capsys: pytest.CaptureFixture[str]) -> None:
+def test_auto_is_the_default_and_not_the_papers_adapter(capsys: pytest.CaptureFixture[str]) -> None:
     plan("roberta-base", shape="auto", json=True)
     result = json.loads(capsys.readouterr().out)
-    assert {tuple(matrix["shape"]) for matrix in result["matrices"]} == {(8, 8, 12, 12, 8, 8)}
-    assert {max(matrix["ranks"]) for matrix in result["matrices"]} == {4}
+    assert {matrix["name"]: tuple(matrix["shape"]) for matrix in result["matrices"]} == {
+        "value": (8, 8, 12, 12, 8, 8),
+        "attention.output.dense": (8, 8, 12, 12, 8, 8),
+        "intermediate.dense": (12, 16, 16, 12, 8, 8),
+        "output.dense": (8, 8, 12, 16, 16, 12),
+    }
+    assert {max(matrix["ranks"]) for matrix in result["matrices"]} == {2}
 
 
 def test_targets(capsys: pytest.CaptureFixture[str]) -> None:

@@ -83,7 +83,7 @@ def test_the_fixture_itself_is_no_mistake(train):
         (["--data", "somewhere"], ["--data goes with a named task"]),
         (["--method", "head", "--r", "4"], ["--r means nothing to method head: leave it out"]),
         (["--max-train-examples", "1"], ["--max-train-examples 1 draws only rows of label"]),
-        (["--shape", "quary=4,8,8,4"], ["the shape of 'quary' belongs to no adapted module; adapted are query, value"]),
+        (["--shape", "quary=4,8,8,4"], ["the shape of 'quary' belongs to no adapted module; adapted are value, dense"]),
         (["--settings", "{shape_pattern: {quary: auto}}"], ["the shape of 'quary' belongs to no adapted module"]),
         (["--settings", "{rank_pattern: {quary: 3}}"], ["the rank of 'quary' belongs to no adapted module"]),
         (["--method", "lora", "--settings", "{alpha_pattern: {quary: 3}}"], ["the alpha of 'quary' belongs to no"]),
@@ -197,7 +197,7 @@ def test_damaged_files_of_a_run(name, copy, ttlora):
 def test_adapter_that_lacks_a_tensor(copy, ttlora):
     file = copy / "adapter" / "adapter_model.safetensors"
     weights = load_file(file)
-    dropped = next(name for name in weights if "query" in name)
+    dropped = next(name for name in weights if "value" in name)
     save_file({name: weight for name, weight in weights.items() if name != dropped}, file)
     assert_one_line(
         ttlora("evaluate", copy),
@@ -290,7 +290,11 @@ def test_disk_that_is_full_ends_in_one_line(target, name, error, reason, bert, d
 
 def test_an_adapter_of_a_model_with_other_modules(finished, llama, ttlora):
     outcome = ttlora("evaluate", finished, "--model", llama)
-    assert_one_line(outcome, "does not fit model", "the model has none of the modules that it adapts: query, value")
+    assert_one_line(
+        outcome,
+        "does not fit model",
+        "the model has none of the modules that it adapts: intermediate.dense, output.dense, value",
+    )
 
 
 def test_answers_that_leave_no_room_for_a_prompt(bert, llama, tmp_path, ttlora):

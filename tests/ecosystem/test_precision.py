@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from tests.ecosystem.conftest import IDS, cores_of, logits, train
+from tests.ecosystem.conftest import ATTENTION, IDS, cores_of, logits, train
 from ttlora import TTLoraConfig
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -63,7 +63,8 @@ def gradients(model):
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("options", [{}, {"dropout": 0.2}])
 def test_recomputed_activations_change_no_gradient(load, random_update, reentrant, options):
-    plain = get_peft_model(load(), random_update(**options))
+    # sums of five terms come out the same to the bit, whether the factors of all layers are built at once or of one
+    plain = get_peft_model(load(), random_update(**ATTENTION, **options))
     checkpointed = copy.deepcopy(plain)
     checkpointed.gradient_checkpointing_enable({"use_reentrant": reentrant})
     if reentrant:  # as PEFT's users do: the reentrant kind needs an input that asks for gradients
@@ -99,4 +100,4 @@ def test_half_precision_logits_are_as_near_to_full_ones_as_loras(load, random_up
         return relative(logits(half), logits(full))
 
     lora = LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    assert error(random_update()) < 1.5 * error(lora)
+    assert error(random_update(**ATTENTION)) < 1.5 * error(lora)

@@ -9,7 +9,7 @@ from torch import nn
 from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, PerGroup
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, TorchAoConfig
 
-from tests.ecosystem.conftest import cores_of, logits, train
+from tests.ecosystem.conftest import ATTENTION, cores_of, logits, train
 from ttlora import TTLoraConfig
 from ttlora.tuners.tt_lora import TTLoraLayer
 
@@ -105,8 +105,8 @@ def test_it_starts_as_the_base_trains_and_comes_back(load, kind, tmp_path):
 
 
 def test_training_lowers_the_loss_as_lora_does(load):
-    ours = train(get_peft_model(load(), TTLoraConfig()))
-    lora = train(get_peft_model(load(), LoraConfig(target_modules=["q_proj", "v_proj"])))
+    ours = train(get_peft_model(load(), TTLoraConfig(**ATTENTION)), rate=1e-2)
+    lora = train(get_peft_model(load(), LoraConfig(target_modules=ATTENTION["target_modules"])), rate=1e-2)
     assert ours[0] == lora[0]
     assert ours[-1] < lora[-1] + 0.05
 

@@ -13,7 +13,7 @@ from ttlora import LorettaRepConfig, TTLoraConfig
 ARGUMENTS = {
     "max_steps": 6,
     "per_device_train_batch_size": 4,
-    "learning_rate": 1e-2,
+    "learning_rate": 3e-3,
     "logging_steps": 1,
     "lr_scheduler_type": "constant",
     "use_cpu": True,

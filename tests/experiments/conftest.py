@@ -56,6 +56,7 @@ def begun(bert, data, tmp_path):
 model: {bert}
 task: glue/sst2
 data: {data}
+targets: [query, value]
 epochs: 2
 space:
   shape: [[4, 8, 8, 4], [32, 32]]

@@ -10,7 +10,8 @@ def test_counts_of_the_paper_are_those_of_adapted_models(plan):
         plan(
             models="[deberta-base]",
             tasks="[glue/rte, glue/sst2]",
-            methods="[{method: tt-lora, shape: [64, 36, 12, 64]}, {method: lora, r: 8}, {method: lora, r: 4}, full]",
+            methods="[{method: tt-lora, targets: [in_proj], shape: [64, 36, 12, 64], r: 5}, {method: lora, r: 8}, "
+            "{method: lora, r: 4}, full]",
             seeds="[0, 1]",
         )
     )
@@ -30,7 +31,7 @@ def test_counts_without_a_head(plan):
         plan(
             models="[meta-llama/Llama-2-7b-hf]",
             tasks="[superglue/cb]",
-            methods="[{method: tt-lora, shape: [16, 16, 16, 16, 16, 16], r: 5}]",
+            methods="[{method: tt-lora, targets: [q_proj, v_proj], shape: [16, 16, 16, 16, 16, 16], r: 5}]",
             scoring="prompt",
         )
     )

@@ -164,7 +164,7 @@ def pairs(count: int) -> list[dict[str, Any]]:
 
 
 def test_preferences_raise_the_margin(llama32, tmp_path):
-    recipe = recipe_for(llama32, tmp_path, pairs(16), "preference", epochs=6)
+    recipe = recipe_for(llama32, tmp_path, pairs(16), "preference", epochs=6, learning_rate=5e-3)
     record = train(recipe, quiet=True)
     assert record.metrics["reward_margin"] > 0.05
     assert record.metrics["accuracy"] > 0.9

@@ -95,7 +95,7 @@ def test_counts_of_every_method(bert):
 @pytest.mark.parametrize(
     ("method", "keys", "count"),
     [
-        ("tt-lora", {"shape": "64,36,12,64", "r": 5}, 22_080),  # printed: 0.02M
+        ("tt-lora", {"targets": "in_proj", "shape": "64,36,12,64", "r": 5}, 22_080),  # printed: 0.02M
         ("lora", {"r": 8}, 294_912),  # 0.30M
         ("lora", {"r": 4}, 147_456),  # 0.15M
         ("p-tuning", {}, 229_376),  # 0.23M
@@ -124,7 +124,7 @@ def test_tt_lora_takes_shapes_ranks_and_targets(bert):
 
 
 def test_shapes_by_module(llama):
-    base, model = adapt(llama, "tt-lora", shape="q_proj=32,32 v_proj=16,32", r=1)
+    base, model = adapt(llama, "tt-lora", targets="q_proj,v_proj", shape="q_proj=32,32 v_proj=16,32", r=1)
     assert count_parameters(model, base.head)[0] == 2 * (64 + 48)
 
 

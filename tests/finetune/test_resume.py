@@ -225,7 +225,7 @@ def test_recipe_that_was_being_written_is_no_run(bert, data, tmp_path):
     run.train(make_recipe(bert, data, tmp_path / "out", epochs=1), quiet=True)
 
 
-@pytest.mark.parametrize(("key", "value"), [("learning_rate", 1e-4), ("seed", 3), ("r", 2), ("shape", [8, 4, 4, 8])])
+@pytest.mark.parametrize(("key", "value"), [("learning_rate", 1e-4), ("seed", 3), ("r", 3), ("targets", ["query"])])
 def test_changed_recipe_is_refused_by_the_name_of_its_key(key, value, bert, data, tmp_path):
     run.train(make_recipe(bert, data, tmp_path / "out", epochs=1), quiet=True)
     with pytest.raises(UserError, match=rf"was started with {key} .* not "):

@@ -98,7 +98,8 @@ def test_what_the_yaml_says(load):
 
 def test_what_the_yaml_does_not_say(load):
     model = load()
-    assert adapted(model) == [f"{layer}.self_attn.{name}_proj" for layer in (0, 1) for name in "qv"]
+    names = [*(f"mlp.{name}_proj" for name in ("down", "gate", "up")), "self_attn.o_proj", "self_attn.v_proj"]
+    assert adapted(model) == [f"{layer}.{name}" for layer in (0, 1) for name in names]
     plain, config = TTLoraConfig(), model.peft_config["default"]
     assert all(
         getattr(config, name) == getattr(plain, name) for name in ("r", "alpha", "scaling", "core_size", "dropout")

@@ -84,7 +84,7 @@ def test_the_papers_adapter_fits_its_own_size() -> None:
 
 
 def test_a_shape_is_kept() -> None:
-    plan = budget_plan(100_000, shape=[64] * 4)
+    plan = budget_plan(100_000, shape=[64] * 4, targets=["q_proj", "v_proj"])
     assert {matrix.shape.dims for matrix in plan.matrices} == {(64,) * 4}
 
 

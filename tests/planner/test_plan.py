@@ -12,6 +12,7 @@ from transformers import (
     GPT2LMHeadModel,
     MixtralConfig,
     MixtralForCausalLM,
+    ResNetConfig,
 )
 
 from ttlora import TTLoraConfig
@@ -43,16 +44,29 @@ def test_the_paper_adapters(model: str, names: list[str], adapter: int, lora: in
 
 
 def test_llama3_by_pattern() -> None:
-    plan = make_plan("llama3-8b", shape={"q_proj": LLAMA3_Q, "v_proj": LLAMA3_V}, r=10)
+    plan = make_plan("llama3-8b", shape={"q_proj": LLAMA3_Q, "v_proj": LLAMA3_V}, r=10, targets=["q_proj", "v_proj"])
     assert plan.adapter_parameters == 212_480
     assert [matrix.shape.parameters for matrix in plan.matrices] == [3_520, 3_120]
     assert plan.notes == ()
 
 
-def test_the_papers_rank_with_another_shape() -> None:
-    plan = make_plan("llama3-8b", shape={"q_proj": LLAMA3_Q, "v_proj": LLAMA3_V})
-    assert plan.adapter_parameters == 212_480
-    assert plan.notes == ("TT-rank 10: the paper's for llama3-8b (Table IV)",)
+@pytest.mark.parametrize("shape", ["auto", {"v_proj": LLAMA3_V}])
+def test_nothing_of_the_papers_with_another_shape(shape: str | dict[str, list[int]]) -> None:
+    plan = make_plan("llama3-8b", shape=shape)
+    names = ["v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    assert [(matrix.name, matrix.count) for matrix in plan.matrices] == [(name, 32) for name in names]
+    assert {max(matrix.shape.ranks) for matrix in plan.matrices} == {2}
+    assert plan.notes == ()
+    assert plan == make_plan("llama3-8b", shape=shape, r=TTLoraConfig.r)
+
+
+def test_the_papers_shape_for_other_targets() -> None:
+    plan = make_plan("llama2-7b", targets=["q_proj", "o_proj"])
+    assert [(matrix.name, matrix.shape.dims) for matrix in plan.matrices] == [
+        ("q_proj", (16,) * 6),
+        ("o_proj", (16,) * 6),
+    ]
+    assert {max(matrix.shape.ranks) for matrix in plan.matrices} == {5}
 
 
 def test_the_papers_shape_with_another_rank() -> None:
@@ -63,20 +77,21 @@ def test_the_papers_shape_with_another_rank() -> None:
 
 
 def test_the_example_of_995_parameters() -> None:
-    (matrix,) = make_plan("deberta-base", shape=[12, 8, 8, 3, 8, 8, 12], r=5).matrices
+    (matrix,) = make_plan("deberta-base", shape=[12, 8, 8, 3, 8, 8, 12], r=5, targets=["in_proj"]).matrices
     assert (matrix.shape.parameters, matrix.count, matrix.shape.boundary) == (995, 12, 4)
 
 
-def test_without_a_paper_it_is_auto_and_rank_5() -> None:
+def test_without_a_paper_it_is_auto_and_rank_2() -> None:
     plan = make_plan("mixtral-8x7b")
-    assert [(matrix.name, matrix.count) for matrix in plan.matrices] == [("q_proj", 32), ("v_proj", 32)]
-    assert {max(matrix.shape.ranks) for matrix in plan.matrices} == {5}
+    # its experts are stacked in parameters
+    assert [(matrix.name, matrix.count) for matrix in plan.matrices] == [("v_proj", 32), ("o_proj", 32)]
+    assert {max(matrix.shape.ranks) for matrix in plan.matrices} == {2}
     assert plan.lora_r8_parameters == 3_407_872
     assert plan.notes == ()
 
 
 def test_shapes_by_name_leave_the_others_to_auto() -> None:
-    q, v = make_plan("llama2-7b", shape={"q_proj": [64] * 4}, r=3).matrices
+    q, v = make_plan("llama2-7b", shape={"q_proj": [64] * 4}, r=3, targets=["q_proj", "v_proj"]).matrices
     assert q.shape.dims == (64,) * 4
     assert v.shape.dims == (16,) * 6
 
@@ -113,10 +128,15 @@ def test_transposed_layers(tmp_path: Path) -> None:
         n_embd=24, n_layer=2, n_head=2, vocab_size=30, n_positions=16, architectures=["GPT2LMHeadModel"]
     )
     config.save_pretrained(tmp_path)
-    (matrix,) = make_plan(str(tmp_path)).matrices
-    assert (matrix.name, matrix.shape.out_features, matrix.shape.in_features, matrix.count) == ("c_attn", 72, 24, 2)
+    plan = make_plan(str(tmp_path))
+    assert [(m.name, m.shape.out_features, m.shape.in_features, m.count) for m in plan.matrices] == [
+        ("c_attn", 72, 24, 2),
+        ("attn.c_proj", 24, 24, 2),
+        ("c_fc", 96, 24, 2),
+        ("mlp.c_proj", 24, 96, 2),
+    ]
     adapted = get_peft_model(GPT2LMHeadModel(config), TTLoraConfig())
-    assert adapted.get_nb_trainable_parameters()[0] == matrix.total_parameters
+    assert adapted.get_nb_trainable_parameters()[0] == plan.adapter_parameters
 
 
 def test_kinds_that_share_a_name_are_told_apart(tmp_path: Path) -> None:
@@ -132,10 +152,18 @@ def test_kinds_that_share_a_name_are_told_apart(tmp_path: Path) -> None:
     ]
 
 
-def test_no_default_targets_for_a_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_asks_for_no_known_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_bert(tmp_path)
+    expected = make_plan(str(tmp_path))
     monkeypatch.delitem(DEFAULT_TARGET_MODULES, "bert")
-    with pytest.raises(UserError, match=r"no default targets are known for the model type 'bert'.*query, key, value"):
+    assert make_plan(str(tmp_path)) == expected
+
+
+def test_a_model_without_linear_layers_asks_for_targets(tmp_path: Path) -> None:
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")
+    config.architectures = ["ResNetModel"]
+    config.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="a ResNetModel has no linear layers that are adapted by default: name the"):
         make_plan(str(tmp_path))
 
 
@@ -144,7 +172,7 @@ def test_no_default_targets_for_a_type(tmp_path: Path, monkeypatch: pytest.Monke
     [
         ({"shape": [16, 16]}, r"product 256, but the 4096 x 4096 matrix has 16,777,216"),
         ({"shape": [16, 0]}, r"shape=\[16, 0\] is neither"),
-        ({"shape": {"x_proj": [64] * 4}}, "'x_proj' belongs to no adapted module; adapted are q_proj, v_proj"),
+        ({"shape": {"x_proj": [64] * 4}}, "'x_proj' belongs to no adapted module; adapted are v_proj, o_proj"),
         ({"shape": {"k_proj": [64] * 4}}, "'k_proj' belongs to no adapted module"),
         ({"shape": {"q(": [64] * 4}}, r"'q\(', which is no name and no regular expression"),
         ({"r": 0}, "`r` is 0, and has to be at least 1"),

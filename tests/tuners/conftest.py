@@ -21,13 +21,15 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """How to build a model of some type, and what TT-LoRA adapts in it by default."""
+    """How to build a model of some type, and what is adapted in it by default."""
 
     kind: type[nn.Module]
     config: tf.PreTrainedConfig
-    # name of the last part: rows and columns
-    targets: dict[str, tuple[int, int]]
+    # what TT-LoRA adapts: name of the last part to the rows and columns of the layers with that name
+    targets: dict[str, set[tuple[int, int]]]
     count: int
+    # how many layers are those of query and value, or the fused ones with both
+    queries_and_values: int
 
     def build(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
         with torch.random.fork_rng():
@@ -41,53 +43,70 @@ class Architecture:
         return inputs | ({"decoder_input_ids": ids[:, :4]} if self.config.is_encoder_decoder else {})
 
 
+# of an encoder as BERT: after attention, and before and after the activation
+DENSE = {"dense": {(24, 24), (40, 24), (24, 40)}}
 ARCHITECTURES = {
+    # the pooler is a part of its body
     "bert": Architecture(
-        tf.BertForSequenceClassification, tf.BertConfig(**SIZES), {"query": (24, 24), "value": (24, 24)}, 4
+        tf.BertForSequenceClassification, tf.BertConfig(**SIZES), {"value": {(24, 24)}, **DENSE}, 9, 4
     ),
     "roberta": Architecture(
-        tf.RobertaForSequenceClassification, tf.RobertaConfig(**SIZES), {"query": (24, 24), "value": (24, 24)}, 4
+        tf.RobertaForSequenceClassification, tf.RobertaConfig(**SIZES), {"value": {(24, 24)}, **DENSE}, 8, 4
     ),
     # query, key and value in one weight
     "deberta": Architecture(
         tf.DebertaForSequenceClassification,
         tf.DebertaConfig(**SIZES, relative_attention=True, pos_att_type=["c2p", "p2c"]),
-        {"in_proj": (72, 24)},
+        {"in_proj": {(72, 24)}, **DENSE},
+        8,
         2,
     ),
     "deberta-v2": Architecture(
         tf.DebertaV2ForSequenceClassification,
         tf.DebertaV2Config(**SIZES, relative_attention=True, pos_att_type=["c2p", "p2c"]),
-        {"query_proj": (24, 24), "value_proj": (24, 24)},
+        {"value_proj": {(24, 24)}, **DENSE},
+        8,
         4,
     ),
     "mpnet": Architecture(
-        tf.MPNetForSequenceClassification, tf.MPNetConfig(**SIZES), {"q": (24, 24), "v": (24, 24)}, 4
+        tf.MPNetForSequenceClassification,
+        tf.MPNetConfig(**SIZES),
+        {"v": {(24, 24)}, "o": {(24, 24)}, "dense": {(40, 24), (24, 40)}},
+        8,
+        4,
     ),
     "distilbert": Architecture(
         tf.DistilBertForSequenceClassification,
         tf.DistilBertConfig(vocab_size=64, dim=24, n_layers=2, n_heads=4, hidden_dim=40, max_position_embeddings=32),
-        {"q_lin": (24, 24), "v_lin": (24, 24)},
+        {"v_lin": {(24, 24)}, "out_lin": {(24, 24)}, "lin1": {(40, 24)}, "lin2": {(24, 40)}},
+        8,
         4,
     ),
+    # the gate and what it multiplies in one weight, too
     "modernbert": Architecture(
         tf.ModernBertForSequenceClassification,
         tf.ModernBertConfig(**SIZES, cls_token_id=1, sep_token_id=2, bos_token_id=1, eos_token_id=2),
-        {"Wqkv": (72, 24)},
+        {"Wqkv": {(72, 24)}, "Wo": {(24, 24), (24, 40)}, "Wi": {(80, 24)}},
+        8,
         2,
     ),
     # two key-value heads for four query heads
     "llama": Architecture(
         tf.LlamaForCausalLM,
         tf.LlamaConfig(**SIZES, num_key_value_heads=2, bos_token_id=1, eos_token_id=2),
-        {"q_proj": (24, 24), "v_proj": (12, 24)},
+        {
+            "v_proj": {(12, 24)}, "o_proj": {(24, 24)},
+            "gate_proj": {(40, 24)}, "up_proj": {(40, 24)}, "down_proj": {(24, 40)},
+        },
+        10,
         4,
     ),
     # Conv1D: the weight is stored transposed
     "gpt2": Architecture(
         tf.GPT2LMHeadModel,
         tf.GPT2Config(vocab_size=64, n_embd=24, n_layer=2, n_head=4, n_positions=32, bos_token_id=1, eos_token_id=2),
-        {"c_attn": (72, 24)},
+        {"c_attn": {(72, 24)}, "c_proj": {(24, 24), (24, 96)}, "c_fc": {(96, 24)}},
+        8,
         2,
     ),
     "t5": Architecture(
@@ -96,7 +115,8 @@ ARCHITECTURES = {
             vocab_size=64, d_model=24, d_kv=6, d_ff=40, num_layers=2, num_heads=4, decoder_start_token_id=0,
             bos_token_id=1, eos_token_id=2, pad_token_id=0,
         ),
-        {"q": (24, 24), "v": (24, 24)},
+        {"v": {(24, 24)}, "o": {(24, 24)}, "wi": {(40, 24)}, "wo": {(24, 40)}},
+        20,
         12,
     ),
 }  # fmt: skip

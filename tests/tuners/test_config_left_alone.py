@@ -10,7 +10,7 @@ from ttlora import BottleneckConfig, LorettaRepConfig, TTLoraConfig
 
 CONFIGS = {
     "tt-lora": TTLoraConfig(),
-    "tt-lora, dims by module": TTLoraConfig(shape_pattern={"query": "auto"}, rank_pattern={"value": 2}),
+    "tt-lora, dims by module": TTLoraConfig(shape_pattern={"dense": "auto"}, rank_pattern={"value": 3}),
     "tt-lora, all linear": TTLoraConfig(target_modules="all-linear"),
     "loretta-rep": LorettaRepConfig(),
     "bottleneck": BottleneckConfig(tt_rank=2),

@@ -197,6 +197,9 @@ class Blocks(nn.Module):
         self.out = nn.Linear(6, 6)
 
 
+OF_BERT = ("attention.self.value", "attention.output.dense", "intermediate.dense", "output.dense")
+
+
 class TestNames:
     @ALL
     def test_a_name_that_is_nothing_is_refused(self, config):
@@ -241,14 +244,23 @@ class TestNames:
             loaded = PeftModel.from_pretrained(Blocks(), tmp_path, is_trainable=trains)
             loaded.load_adapter(tmp_path, "other", is_trainable=trains)
 
-    def test_default_targets_of_which_a_model_has_some(self):
-        config = TTLoraConfig()
+    @pytest.mark.parametrize(
+        ("config", "expected"),
+        [
+            (LorettaRepConfig(), {"query", "value"}),
+            (
+                TTLoraConfig(),
+                {*(f"encoder.layer.{layer}.{name}" for layer in (0, 1) for name in OF_BERT), "pooler.dense"},
+            ),
+        ],
+    )
+    def test_default_targets_of_which_a_model_has_some(self, config, expected):
         sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
         for _ in range(2):
             get_peft_model(tf.ViTModel(tf.ViTConfig(**sizes, image_size=8, patch_size=4)), config)
         # what was the default for one model is not asked of the next
         bert = tf.BertModel(tf.BertConfig(**sizes, vocab_size=16))
-        assert get_peft_model(bert, config).peft_config["default"].target_modules == {"query", "value"}
+        assert get_peft_model(bert, config).peft_config["default"].target_modules == expected
 
 
 SSM = {"num_hidden_layers": 2, "hidden_size": 16, "vocab_size": 64}

@@ -90,8 +90,8 @@ class Recipe:
         packing: Put several rows into one of `max_length` tokens, which do not see one another; `batch_size` then
             counts such rows.
         beta: How much a preference's difference from the base model counts, DPO's β (default: 0.1).
-        targets: Linear modules to adapt, as q_proj,v_proj, or all-linear (default: for tt-lora all of them but query and
-            key, for other methods query and value of self-attention).
+        targets: Linear modules to adapt, as q_proj,v_proj, or all-linear (default: for tt-lora all of them but query
+            and key, for other methods query and value of self-attention).
         r: Rank (default: 2 for tt-lora, 8 for lora); for tt-lora also one for each bond, as 4,5,4.
         shape: Tensor-train dims, as 16,24,24,16, or by module, as "q_proj=64,64 v_proj=16,64" (default: auto).
         alpha: Scale of the update (default: 16 for lora, TTLoraConfig's for tt-lora).

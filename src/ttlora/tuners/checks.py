@@ -212,7 +212,7 @@ def require_called(parent: nn.Module, child_name: str, name: str) -> None:
         ValueError: The weight is read so.
     """
     kind: Any = type(parent)
-    if _reads_weight(kind, child_name):
+    if reads_weight(kind, child_name):
         raise ValueError(
             f"Target module {name} cannot be adapted: {kind.__name__} reads its weight past any adapter (as a "
             f"fused kernel does); leave {child_name} out of target_modules, or name it in exclude_modules"
@@ -236,8 +236,13 @@ def _copies(parent: nn.Module, embedding: Any) -> list[str]:
 
 
 @lru_cache(maxsize=1024)
-def _reads_weight(kind: type, child: str) -> bool:
-    """Whether a module's methods use a child's weight itself, beyond its dtype and device."""
+def reads_weight(kind: type, child: str) -> bool:
+    """Whether a module's methods use a child's weight itself, beyond its dtype and device.
+
+    Args:
+        kind: The module's class.
+        child: The child's name in it.
+    """
     reading = re.compile(rf"self\.{re.escape(child)}\.weight(,?$|\.squeeze\(| @)", re.MULTILINE)
     return any(reading.search(source) for source in _sources(kind))
 

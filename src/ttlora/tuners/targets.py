@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ttlora.compat import is_target, matching_pattern
-from ttlora.tuners.checks import is_linear
+from ttlora.compat import is_target, matching_pattern, shortest_names
+from ttlora.tuners.checks import is_linear, reads_weight
 
 # Query and value, as in the paper (Section IV-A), for model types that PEFT's own table leaves out or sees otherwise.
 DEFAULT_TARGET_MODULES: dict[str, Any] = {
@@ -39,9 +39,10 @@ DEFAULT_TARGET_MODULES: dict[str, Any] = {
 }
 
 
-# Linear layers that decide where attention looks, and nothing else.
+# Names of linear layers that decide where attention looks, and nothing else.
 QUERY_OR_KEY = re.compile(
-    r"(pos_)?(q|k|query|key)(_(proj|lin|layer|a_proj|b_proj))?|(to|in|linear|fc)_[qk]|w[qk]|pos_proj"
+    r"(\w+_)?(q|k|query|key)(_(proj|lin|layer|a_proj|b_proj|head|global))?|w[qk](_b)?|query_key|pos_proj",
+    re.IGNORECASE,
 )
 
 
@@ -60,22 +61,46 @@ def default_places(model: Any, head: tuple[str, ...] = ()) -> list[str]:
     """
     body = getattr(model, "base_model_prefix", "")
     inside = f"{body}." if isinstance(getattr(model, body, None), nn.Module) else ""
-    whole = tuple(f"{name}." for name in head)
+    outputs = _base_of(model.get_output_embeddings())
     modules = dict(own_modules(model))
-    places = [
-        path
-        for path, module in modules.items()
-        if is_linear(module)
-        and path.startswith(inside)
-        and not f"{path}.".startswith(whole)
-        and module is not model.get_output_embeddings()
-        and not QUERY_OR_KEY.fullmatch(path.rpartition(".")[2])
-        # its layers are read by it, and not called
-        and not isinstance(modules[path.rpartition(".")[0]], nn.MultiheadAttention)
-    ]
+    # of another adapter's, too
+    trained = [path for path, module in modules.items() if isinstance(module, AuxiliaryTrainingWrapper)]
+    whole = tuple(f"{name}." for name in (*head, *trained))
+    places = []
+    for path, module in modules.items():
+        owner, _, name = path.rpartition(".")
+        kind: Any = type(modules[owner])
+        if (
+            is_linear(module)
+            and path.startswith(inside)
+            and not f"{path}.".startswith(whole)
+            # a model that is made of several has a head in each
+            and module is not outputs
+            and name != "lm_head"
+            and not QUERY_OR_KEY.fullmatch(name)
+            # Mamba's layers, or those of `nn.MultiheadAttention`, where an adapter would change nothing
+            and not reads_weight(kind, name)
+        ):
+            places.append(path)
     if not places:
         raise ValueError(f"a {type(model).__name__} has no linear layers that are adapted by default: name the targets")
     return places
+
+
+def default_targets(model: Any, head: tuple[str, ...] = ()) -> set[str]:
+    """Names for the modules that TT-LoRA adapts by default: the shortest that mean them and no others.
+
+    Whole paths would do, but an adapter that holds them would go into a model with more layers and say nothing.
+
+    Args:
+        model: A model of transformers, adapted or not.
+        head: Names of modules in it that train whole.
+
+    Raises:
+        ValueError: The model has none.
+    """
+    places = set(default_places(model, head))
+    return shortest_names(places, {path for path, _ in own_modules(model)} - places)
 
 
 def query_and_value(model: Any, head: tuple[str, ...] = ()) -> Any:
@@ -157,8 +182,7 @@ def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     seen: set[int] = set()
 
     def walk(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-        while isinstance(module, BaseTunerLayer):
-            module = module.get_submodule("base_layer")
+        module = _base_of(module)
         if id(module) in seen:
             return
         seen.add(id(module))
@@ -203,6 +227,13 @@ def linear_names(model: Any, head: tuple[str, ...] = ()) -> str:
         if isinstance(module, nn.Linear | Conv1D) and not path.startswith(head)
     )
     return ", ".join(dict.fromkeys(names))
+
+
+def _base_of(module: Any) -> Any:
+    while isinstance(module, BaseTunerLayer):
+        layer: Any = module
+        module = layer.base_layer
+    return module
 
 
 def _endings(path: str) -> Iterator[str]:

@@ -28,6 +28,8 @@ def search(tmp_path: Path, architectures: Path) -> Callable[..., SearchPlan]:
         path = tmp_path / "s.yaml"
         place = architectures / model
         lines = {"model": str(place if place.exists() else model), "task": "glue/sst2", **keys}
+        if place.exists() and "method" not in keys:
+            lines.setdefault("targets", "[q_proj, v_proj]" if model == "llama" else "[query, value]")
         path.write_text("".join(f"{key}: {value}\n" for key, value in lines.items()))
         return SearchPlan.read(path)
 

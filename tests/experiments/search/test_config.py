@@ -1,11 +1,14 @@
 import pytest
 
 from ttlora.errors import UserError
+from ttlora.experiments.search.config import SearchPlan
 from ttlora.experiments.search.domains import Choices, Range
 
 
-def test_a_model_and_a_task_are_enough(search):
-    plan = search()
+def test_a_model_and_a_task_are_enough(tmp_path, architectures):
+    path = tmp_path / "s.yaml"
+    path.write_text(f"model: {architectures / 'bert'}\ntask: glue/sst2\n")
+    plan = SearchPlan.read(path)
     assert plan.shared.keys() == {"model", "task", "method"}
     assert (plan.shared["method"], plan.seed) == ("tt-lora", 0)
     assert (plan.sampler, plan.scheduler, plan.trials) == ("random", "hyperband", 24)

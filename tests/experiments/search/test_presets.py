@@ -67,8 +67,8 @@ def test_grouped_query_attention_has_narrower_shapes():
 
 def test_a_space_of_which_nothing_fits_is_one_line(space_of):
     with pytest.raises(UserError) as error:
-        space_of(space="llama")
+        space_of(space="roberta")
     message = str(error.value)
-    assert "no shape of space llama fits model" in message
+    assert "no shape of space roberta fits model" in message
     assert "which has matrices of 24 x 24: use space auto" in message
     assert "\n" not in message

@@ -13,7 +13,9 @@ from ttlora.tensor_train import TTShape
 def auto(tmp_path_factory, architectures) -> Space:
     """The generated space of the BERT, within 2,500 bytes."""
     path = tmp_path_factory.mktemp("search") / "s.yaml"
-    path.write_text(f"model: {architectures / 'bert'}\ntask: glue/sst2\nmax_adapter_size: 2500\n")
+    path.write_text(
+        f"model: {architectures / 'bert'}\ntask: glue/sst2\ntargets: [query, value]\nmax_adapter_size: 2500\n"
+    )
     return Space.of(SearchPlan.read(path))
 
 
@@ -43,7 +45,9 @@ class TestSizes:
         "keys",
         [
             {"model": "bert"},
+            {"model": "bert", "targets": "null"},
             {"model": "llama", "scoring": "prompt"},
+            {"model": "llama", "scoring": "prompt", "targets": "null"},
             {"model": "bert", "targets": "all-linear"},
             {"model": "bert", "settings": "{layers_to_transform: [1], rank_pattern: {query: 2}}"},
             {"model": "bert", "settings": "{bias: all}", "r": "3"},

@@ -51,7 +51,7 @@ class TestSomeArchitectures:
     def test_a_zero_update_leaves_every_bit_of_the_logits(self, some, dtype):
         expected = logits(some.build(dtype=dtype), some.inputs)
         model = get_peft_model(some.build(dtype=dtype), LorettaRepConfig()).eval()
-        assert len(layers_of(model)) == some.count
+        assert len(layers_of(model)) == some.queries_and_values
         assert torch.equal(logits(model, some.inputs), expected)
 
     def test_cores_and_norms_train_and_all_of_them(self, some):
@@ -59,7 +59,7 @@ class TestSomeArchitectures:
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         cores = [name for name in trained if name.endswith(".loretta_rep_cores.default")]
         norms = {name.partition(".modules_to_save.default")[0] for name in trained.keys() - set(cores)}
-        assert len(cores) == some.count
+        assert len(cores) == some.queries_and_values
         expected = {name for name, m in some.build().named_modules() if "norm" in type(m).__name__.lower()}
         assert {name.removeprefix("base_model.model.") for name in norms} == expected
         model(**some.inputs).logits.square().sum().backward()

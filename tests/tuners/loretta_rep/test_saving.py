@@ -63,7 +63,7 @@ def test_the_folder_holds_one_vector_a_layer_and_the_norms(architectures, tmp_pa
     with safe_open(tmp_path / "adapter_model.safetensors", "pt") as file:
         keys = set(file.keys())
     cores = {key for key in keys if key.endswith((".query.loretta_rep_cores", ".value.loretta_rep_cores"))}
-    assert len(cores) == bert.count
+    assert len(cores) == bert.queries_and_values
     # weight and bias of one norm behind the embeddings and two in each layer
     assert {key.rpartition(".")[2] for key in keys - cores} == {"weight", "bias"}
     assert len(keys - cores) == 2 * (1 + 2 * 2)
@@ -149,7 +149,7 @@ def test_the_commands_read_and_merge_it(architectures, tmp_path):
     bert.build().save_pretrained(tmp_path / "base")
     model.save_pretrained(tmp_path / "adapter")
     adapter = read_adapter(tmp_path / "adapter")
-    assert len(adapter.modules) == bert.count
+    assert len(adapter.modules) == bert.queries_and_values
     assert {name.rpartition(".")[0].rpartition(".")[2] for name in adapter.others} == {"LayerNorm", "classifier"}
     base, random = load_base_of(adapter, str(tmp_path / "base"), local_files_only=True)
     assert not random

@@ -12,7 +12,7 @@ from ttlora import TTLoraConfig
 @pytest.mark.parametrize(
     ("name", "value", "written"),
     [
-        ("lora_alpha", 16, "write alpha=4"),
+        ("lora_alpha", 16, "write alpha=2"),
         ("lora_dropout", 0.1, "write dropout"),
         ("use_rslora", True, r"write scaling='alpha/sqrt\(r\)'"),
         ("init_lora_weights", True, "write init_weights"),
@@ -43,9 +43,9 @@ def test_what_lora_adapts_is_adapted(architectures):
         modules_to_save=["classifier"],
     )
     before = copy.deepcopy(lora)
-    config = TTLoraConfig.from_lora(lora, alpha=2)
+    config = TTLoraConfig.from_lora(lora, alpha=3)
     assert lora == before
-    assert (config.r, config.alpha, config.scaling) == (5, 2, "alpha/sqrt(r)")
+    assert (config.r, config.alpha, config.scaling) == (2, 3, "alpha/sqrt(r)")
     assert (config.dropout, config.bias) == (0.1, "ttlora_only")
 
     def adapted(method):

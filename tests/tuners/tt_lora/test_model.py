@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from ttlora import TTLoraConfig
+from ttlora.tuners.targets import default_places
 from ttlora.tuners.tt_lora import TTLoraLayer
 
 RANDOM = {"init_weights": False}
@@ -32,9 +33,10 @@ class TestEveryArchitecture:
     def test_default_targets_and_their_sizes(self, architecture):
         layers = layers_of(get_peft_model(architecture.build(), TTLoraConfig()))
         assert len(layers) == architecture.count
+        sizes = {}
         for name, layer in layers.items():
-            last = name.rpartition(".")[2]
-            assert (layer.out_features, layer.in_features) == architecture.targets[last]
+            sizes.setdefault(name.rpartition(".")[2], set()).add((layer.out_features, layer.in_features))
+        assert sizes == architecture.targets
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_a_zero_update_leaves_every_bit_of_the_logits(self, architecture, dtype):
@@ -77,7 +79,9 @@ class TestEveryArchitecture:
             architecture.build(), TTLoraConfig(target_modules="all-linear", task_type=task, **RANDOM)
         )
         layers = layers_of(model)
-        assert len(layers) > architecture.count
+        prefix = "base_model.model."
+        assert {f"{prefix}{path}" for path in default_places(architecture.build())} <= layers.keys()
+        assert len(layers) > architecture.queries_and_values
         heads = ("score", "classifier", "lm_head")
         linear = {
             name for name, module in model.named_modules()
@@ -139,7 +143,24 @@ class TestTargets:
         ]
 
     def test_modules_that_are_left_out(self, names):
-        assert names(exclude_modules=["query"]) == ["layer.0.attention.self.value", "layer.1.attention.self.value"]
+        left = names(target_modules=["query", "value"], exclude_modules=["query"])
+        assert left == ["layer.0.attention.self.value", "layer.1.attention.self.value"]
+
+    @pytest.mark.parametrize(
+        "config",
+        [
+            {"layers_to_transform": 1},
+            {"layers_to_transform": [1], "layers_pattern": "layer"},
+            {"exclude_modules": r".*(\.0\.|pooler).*"},
+        ],
+    )
+    def test_the_default_is_narrowed_as_names_are(self, names, config):
+        inside = ["attention.self.value", "attention.output.dense", "intermediate.dense", "output.dense"]
+        assert names(**config) == [f"layer.1.{name}" for name in inside]
+
+    def test_the_default_has_no_such_layer(self, architectures):
+        with pytest.raises(ValueError, match="layers_to_transform has 7, but no layer of that index has a target"):
+            get_peft_model(architectures["bert"].build(), TTLoraConfig(layers_to_transform=[1, 7]))
 
     @pytest.mark.parametrize("layers", [1, [1]])
     def test_layers_to_transform(self, names, layers):
@@ -162,8 +183,16 @@ class TestTargets:
                 "layers_to_transform has 7, but no layer of that index has a target module",
             ),
             ({"target_modules": ["LayerNorm"]}, TypeError, "LayerNorm is not supported: LayerNorm is none"),
-            ({"shape": [23, 24]}, ValueError, r"query: shape \[23, 24\] has the product 552.*24 x 24.*576"),
-            ({"shape": [24, 24], "r": [3, 3]}, ValueError, r"query: r=\[3, 3\] has 2 ranks"),
+            (
+                {"target_modules": ["query"], "shape": [23, 24]},
+                ValueError,
+                r"query: shape \[23, 24\] has the product 552.*24 x 24.*576",
+            ),
+            (
+                {"target_modules": ["query"], "shape": [24, 24], "r": [3, 3]},
+                ValueError,
+                r"query: r=\[3, 3\] has 2 ranks",
+            ),
         ],
     )
     def test_what_cannot_be_adapted(self, architectures, config, error, message):
@@ -176,6 +205,7 @@ class TestTargets:
 
     def test_patterns_reach_the_layers(self, architectures):
         config = TTLoraConfig(
+            target_modules=["query", "value"],
             r=3,
             alpha=2,
             rank_pattern={"layer.1.attention.self.query": 2, "value": 1},
@@ -197,9 +227,10 @@ class TestSeveralAdapters:
 
     @pytest.fixture
     def model(self, bert):
-        model = get_peft_model(bert.build(), TTLoraConfig(**RANDOM), adapter_name="first")
+        targets = {"target_modules": ["query", "value"]}
+        model = get_peft_model(bert.build(), TTLoraConfig(r=5, alpha=4, **targets, **RANDOM), adapter_name="first")
         # another shape, rank and scale on the same weights, and weights of its own
-        model.add_adapter("second", TTLoraConfig(shape=[2, 12, 4, 6], r=2, alpha=1, **RANDOM))
+        model.add_adapter("second", TTLoraConfig(shape=[2, 12, 4, 6], r=2, alpha=1, **targets, **RANDOM))
         model.add_adapter("third", TTLoraConfig(target_modules=["key"], **RANDOM))
         return model.eval()
 
@@ -316,7 +347,7 @@ class TestModulesAndBiases:
         model.set_adapter("second")
         torch.testing.assert_close(logits(model, bert.inputs), base + 1)
 
-    @pytest.mark.parametrize(("bias", "count"), [("none", 0), ("ttlora_only", 4), ("all", None)])
+    @pytest.mark.parametrize(("bias", "count"), [("none", 0), ("ttlora_only", 9), ("all", None)])
     def test_biases(self, architectures, bias, count):
         base = architectures["bert"].build()
         every = sum(name.endswith("bias") for name, _ in base.named_parameters())
@@ -347,7 +378,7 @@ class TestMixedBatches:
     @pytest.fixture
     def pair(self):
         def build(architecture, **config):
-            model = get_peft_model(architecture.build(), TTLoraConfig(**RANDOM, **config), adapter_name="first")
+            model = get_peft_model(architecture.build(), TTLoraConfig(r=5, **RANDOM, **config), adapter_name="first")
             model.add_adapter("second", TTLoraConfig(r=2, alpha=9, **RANDOM, **config))
             return model.eval()
 

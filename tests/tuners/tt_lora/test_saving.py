@@ -27,6 +27,14 @@ from ttlora.tensor_train import shape as shape_module
 from ttlora.tuners.tt_lora import TTLoraLayer
 
 RANDOM = {"init_weights": False}
+# of what is adapted by default
+LLAMA_SIZES = {
+    "v_proj": [12, 24],
+    "o_proj": [24, 24],
+    "gate_proj": [40, 24],
+    "up_proj": [40, 24],
+    "down_proj": [24, 40],
+}
 
 
 def layers_of(model):
@@ -48,7 +56,13 @@ class TestSaveAndLoad:
         "config",
         [
             {},
-            {"shape_pattern": {"query": [24, 24]}, "rank_pattern": {"0.*": 2}, "alpha_pattern": {"value": 7}},
+            {
+                "target_modules": ["query", "value"],
+                "r": 5,
+                "shape_pattern": {"query": [24, 24]},
+                "rank_pattern": {"0.*": 2},
+                "alpha_pattern": {"value": 7},
+            },
             {"init_weights": "paper"},
             {"core_size": None, "scaling": "alpha/r"},
             {"task_type": "SEQ_CLS", "bias": "all", "dropout": 0.1},
@@ -123,8 +137,10 @@ class TestSaveAndLoad:
     def test_adapters_of_different_shapes_side_by_side(self, architectures, tmp_path):
         bert = architectures["bert"]
         expected = {}
-        for name, config in {"one": {}, "two": {"shape": [2, 12, 4, 6], "r": 2, "alpha": 9}}.items():
-            model = get_peft_model(bert.build(), TTLoraConfig(**RANDOM, **config))
+        targets = {"target_modules": ["query", "value"]}
+        configs = {"one": {"r": 5, "alpha": 4}, "two": {"shape": [2, 12, 4, 6], "r": 2, "alpha": 9}}
+        for name, config in configs.items():
+            model = get_peft_model(bert.build(), TTLoraConfig(**RANDOM, **targets, **config))
             expected[name] = logits(model, bert.inputs)
             model.save_pretrained(tmp_path / name)
         model = PeftModel.from_pretrained(bert.build(), tmp_path / "one", adapter_name="one")
@@ -140,16 +156,50 @@ class TestSaveAndLoad:
         assert torch.equal(logits(models[1], bert.inputs), logits(models[0], bert.inputs))
 
 
+class TestFromBeforeTheDefaultsOfToday:
+    """Adapters that were made when r=5, alpha=4 and query and value were the defaults; their files name all three."""
+
+    @pytest.mark.parametrize(
+        ("kind", "targets", "shapes"),
+        [
+            ("bert", ["query", "value"], {"shape": [4, 6, 6, 4]}),
+            ("bert", ["query", "value"], {"shape": [24, 24]}),
+            ("deberta", ["in_proj"], {"shape": [8, 9, 6, 4]}),
+            ("llama", ["q_proj", "v_proj"], {"shape_pattern": {"q_proj": [24, 24], "v_proj": [12, 24]}}),
+            ("gpt2", ["c_attn"], {"shape": [8, 9, 6, 4]}),
+            ("t5", ["q", "v"], {"shape": [4, 6, 6, 4]}),
+        ],
+    )
+    @pytest.mark.parametrize("core_size", ["even", None])
+    def test_they_load_as_they_were(self, architectures, kind, targets, shapes, core_size, tmp_path):
+        architecture = architectures[kind]
+        old = TTLoraConfig(r=5, alpha=4, core_size=core_size, target_modules=targets, **shapes, **RANDOM)
+        model = get_peft_model(architecture.build(), old)
+        expected = logits(model, architecture.inputs)
+        assert not torch.equal(expected, logits(architecture.build(), architecture.inputs))
+        model.save_pretrained(tmp_path)
+        saved = json.loads((tmp_path / "adapter_config.json").read_text())
+        assert (saved["r"], saved["alpha"], saved["core_size"]) == (5, 4, core_size)
+        assert sorted(saved["target_modules"]) == targets
+        assert {name: saved[name] for name in shapes} == shapes
+        loaded = PeftModel.from_pretrained(architecture.build(), tmp_path)
+        assert len(layers_of(loaded)) == architecture.queries_and_values
+        assert torch.equal(logits(loaded, architecture.inputs), expected)
+        # beside one of today
+        loaded.add_adapter("new", TTLoraConfig(**RANDOM))
+        assert torch.equal(logits(loaded, architecture.inputs), expected)
+        loaded.set_adapter("new")
+        assert sum("new" in layer.ttlora_cores for layer in layers_of(loaded).values()) == architecture.count
+        assert not torch.equal(logits(loaded, architecture.inputs), expected)
+
+
 class TestWhatTheFileSays:
     def test_the_shapes_that_auto_chose(self, architectures, tmp_path):
         llama = architectures["llama"]
         get_peft_model(llama.build(), TTLoraConfig()).save_pretrained(tmp_path)
         saved = json.loads((tmp_path / "adapter_config.json").read_text())
-        assert saved["weight_sizes"] == {"q_proj": [24, 24], "v_proj": [12, 24]}
-        assert saved["shape_pattern"] == {
-            "q_proj": list(TTShape.build(24, 24).dims),
-            "v_proj": list(TTShape.build(12, 24).dims),
-        }
+        assert saved["weight_sizes"] == LLAMA_SIZES
+        assert saved["shape_pattern"] == {name: list(TTShape.build(*size).dims) for name, size in LLAMA_SIZES.items()}
 
     @pytest.mark.parametrize("kind", ["bert", "llama"])
     def test_a_later_choice_of_auto_changes_no_saved_adapter(self, architectures, kind, tmp_path, monkeypatch):
@@ -279,7 +329,7 @@ class TestTransformersOwnAdapters:
         model.add_adapter(TTLoraConfig(**RANDOM), adapter_name="one")
         one = logits(model, llama.inputs)
         assert not torch.equal(one, base)
-        model.add_adapter(TTLoraConfig(r=2, shape_pattern={"q_proj": [24, 24]}, **RANDOM), adapter_name="two")
+        model.add_adapter(TTLoraConfig(r=3, shape_pattern={"v_proj": [12, 24]}, **RANDOM), adapter_name="two")
         two = logits(model, llama.inputs)
         assert model.active_adapters() == ["two"]
         model.set_adapter("one")
@@ -304,18 +354,16 @@ class TestTransformersOwnAdapters:
             "adapter_model.safetensors",
             "generation_config.json",
         }
-        assert TTLoraConfig.from_pretrained(tmp_path / "adapter").weight_sizes == {
-            "q_proj": [24, 24],
-            "v_proj": [12, 24],
-        }
+        assert TTLoraConfig.from_pretrained(tmp_path / "adapter").weight_sizes == LLAMA_SIZES
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
         loaded.load_adapter(tmp_path / "adapter")
         assert torch.equal(logits(loaded, llama.inputs), expected)
         # the folder of an adapter stands for the model with it, and PEFT reads the same files
         assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "adapter"), llama.inputs), expected)
-        assert torch.equal(
-            logits(PeftModel.from_pretrained(llama.build(), tmp_path / "adapter"), llama.inputs), expected
-        )
+        read = PeftModel.from_pretrained(llama.build(), tmp_path / "adapter")
+        # without PEFT's wrapper, as here: with it the factors of all layers are built at once, which rounds otherwise
+        assert torch.equal(logits(read.base_model.model, llama.inputs), expected)
+        torch.testing.assert_close(logits(read, llama.inputs), expected)
 
     def test_what_peft_saved_is_loaded(self, architectures, tmp_path):
         bert = architectures["bert"]
@@ -324,7 +372,9 @@ class TestTransformersOwnAdapters:
         model.save_pretrained(tmp_path / "adapter")
         loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
         loaded.load_adapter(tmp_path / "adapter", adapter_name="one")
-        assert torch.equal(logits(loaded, bert.inputs), logits(model, bert.inputs))
+        # without PEFT's wrapper, too, which builds the factors of all layers at once and so rounds otherwise
+        assert torch.equal(logits(loaded, bert.inputs), logits(model.base_model.model, bert.inputs))
+        torch.testing.assert_close(logits(loaded, bert.inputs), logits(model, bert.inputs))
 
     def test_an_adapter_is_put_into_a_model_without_a_wrapper(self, llama):
         model = inject_adapter_in_model(TTLoraConfig(**RANDOM), llama.build())

@@ -102,6 +102,9 @@ class SearchPlan:
         except UserError as error:
             raise UserError(f"{place}: {error}") from None
         domains, preset, notes = _read_space(content.get("space", "auto"), shared, place)
+        if preset is not None:
+            # its shapes are for their matrices
+            shared.setdefault("targets", list(preset.targets))
         own = {name: _read_own(name, content[name], place) for name in OWN if name in content}
         plan = cls(path, content, shared, domains, preset, notes, **own)
         try:

@@ -17,6 +17,7 @@ class Preset:
 
     Attributes:
         name: What it is called.
+        targets: Names of the modules that it adapts.
         out_features: Rows of the matrices that the shapes are for.
         in_features: Their columns.
         shapes: The dims as printed, whether they fit or not.
@@ -24,6 +25,7 @@ class Preset:
     """
 
     name: str
+    targets: tuple[str, ...]
     out_features: int
     in_features: int
     shapes: tuple[tuple[int, ...], ...]
@@ -45,6 +47,7 @@ PRESETS: Mapping[str, Preset] = {
     for preset in (
         Preset(
             "deberta",
+            ("in_proj",),
             2304,
             768,
             (
@@ -59,6 +62,7 @@ PRESETS: Mapping[str, Preset] = {
         ),
         Preset(
             "roberta",
+            ("query", "value"),
             768,
             768,
             (
@@ -74,6 +78,7 @@ PRESETS: Mapping[str, Preset] = {
         ),
         Preset(
             "llama",
+            ("q_proj", "v_proj"),
             4096,
             4096,
             (

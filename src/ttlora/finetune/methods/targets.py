@@ -10,7 +10,7 @@ from torch import nn
 
 from ttlora.finetune.base import Base, poolers_of
 from ttlora.finetune.methods.method import in_head
-from ttlora.tuners.targets import default_places, query_and_value, require_modules
+from ttlora.tuners.targets import default_targets, query_and_value, require_modules
 from ttlora.tuners.tt_lora import DEFAULT_TARGET_MODULES, TTLoraConfig, names_of_experts
 
 
@@ -26,7 +26,7 @@ def find_targets(base: Base, targets: Sequence[str] | str | None, config: PeftCo
         ValueError: A target is not there, or in the head; or none is given and the model's type has no default.
     """
     if targets is None and isinstance(config, TTLoraConfig):
-        return default_places(base.model, base.head)
+        return sorted(default_targets(base.model, base.head))
     if targets is None:
         return query_and_value(base.model, base.head) if _takes_query_and_value(config) else None
     if list(targets) == ["all-linear"]:

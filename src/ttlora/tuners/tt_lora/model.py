@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from ttlora.tensor_train import TensorTrain
 from ttlora.tuners.checks import is_linear
-from ttlora.tuners.targets import DEFAULT_TARGET_MODULES, default_places, require_matches
+from ttlora.tuners.targets import DEFAULT_TARGET_MODULES, default_targets, require_matches
 from ttlora.tuners.tt_lora.attention import TTLoraMultiheadAttention
 from ttlora.tuners.tt_lora.combine import config_of_sum, weighted_sum
 from ttlora.tuners.tt_lora.config import TTLoraConfig, write_shapes
@@ -41,7 +41,7 @@ class TTLoraModel(TrainTuner):
 
     def _config_for(self, config: TTLoraConfig, model: nn.Module) -> TTLoraConfig:
         if config.target_modules is None and not config.target_parameters and isinstance(model, PreTrainedModel):
-            config.target_modules = set(default_places(model))
+            config.target_modules = default_targets(model)
         return with_fused_experts(config, model)
 
     def _write_shapes(self, config: TTLoraConfig, adapter_name: str, layers: dict[str, TTLoraLayer]) -> None:
