@@ -244,6 +244,16 @@ def without_data() -> AbstractContextManager[Any]:
     return FakeTensorMode()
 
 
+def is_plain_parameter(weight: Tensor) -> bool:
+    """Whether a weight is a parameter and no more: no quantised one, though one without data.
+
+    `torch._subclasses.fake_tensor.FakeTensor` (torch 2.7 to 2.13).
+    """
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return type(weight) in (nn.Parameter, FakeTensor)
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Whether anything is called before or after a module's forward or backward (torch 2.7 to 2.13)."""
     return bool(

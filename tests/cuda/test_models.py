@@ -66,7 +66,7 @@ def test_what_a_gpu_says_is_what_the_cpu_says(model, ids):
 
 def test_two_adapters_and_a_mixed_batch(model, ids):
     adapted = get_peft_model(model(), TTLoraConfig(**RANDOM), adapter_name="first")
-    adapted.add_adapter("second", TTLoraConfig(r=2, alpha=9, **RANDOM))
+    adapted.add_adapter("second", TTLoraConfig(r=5, alpha=9, **RANDOM))
     adapted.add_adapter("third", TTLoraConfig(**RANDOM))
     alone = {}
     for name in ("first", "second", "third"):

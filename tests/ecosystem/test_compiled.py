@@ -108,7 +108,7 @@ def test_training_after_compilation_moves_what_the_graph_uses(folders):
 @pytest.mark.slow
 def test_switching_and_disabling_adapters(folders, random_update):
     model = get_peft_model(build("llama", folders), random_update())
-    model.add_adapter("other", random_update(r=2))
+    model.add_adapter("other", random_update(r=5))
     model.eval()
     base = logits(build("llama", folders))
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)

@@ -74,7 +74,7 @@ def adapted(model):
 def test_what_the_yaml_says(load):
     model = load(
         ttlora_r=3,
-        ttlora_alpha=2,
+        ttlora_alpha=6,
         ttlora_shape_pattern={"o_proj": [32, 32]},
         ttlora_rank_pattern={"o_proj": 2},
         ttlora_scaling="alpha/sqrt(r)",
@@ -88,7 +88,7 @@ def test_what_the_yaml_says(load):
     assert isinstance(model.base_model, TTLoraModel)
     config = model.peft_config["default"]
     assert adapted(model) == ["1.self_attn.o_proj", "1.self_attn.q_proj"]
-    assert (config.r, config.alpha, config.scaling, config.core_size) == (3, 2, "alpha/sqrt(r)", 0.1)
+    assert (config.r, config.alpha, config.scaling, config.core_size) == (3, 6, "alpha/sqrt(r)", 0.1)
     assert (config.dropout, config.modules_to_save, config.task_type) == (0.1, ["lm_head"], "CAUSAL_LM")
     assert config.init_weights is False
     assert config.shape_pattern["o_proj"] == [32, 32]
@@ -157,11 +157,11 @@ def test_a_folder_with_another_adapter(load, llama32, tmp_path):
 
 def test_the_config_alone(recipe, llama32):
     base = AutoModelForCausalLM.from_pretrained(llama32)
-    cfg = load_cfg(recipe(ttlora_r=2))
+    cfg = load_cfg(recipe(ttlora_r=3))
     model, config = load_adapter(base, cfg, "ttlora", config_only=True)
     assert model is None
     assert isinstance(config, TTLoraConfig)
-    assert config.r == 2
+    assert config.r == 3
     cfg.lora_model_dir = "somewhere"
     with pytest.raises(ValueError, match="always trains a new adapter"):
         load_adapter(base, cfg, "ttlora", config_only=True)
@@ -182,9 +182,9 @@ def test_train_resume_and_merge_by_commands(recipe, llama32, tmp_path):
         return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama32), folder)
 
     first, second = tmp_path / "trained", tmp_path / "resumed"
-    run("train", recipe(ttlora_r=2), "--launcher", "python")
+    run("train", recipe(ttlora_r=3), "--launcher", "python")
     said = logits(trained(first))
-    assert trained(first).peft_config["default"].r == 2
+    assert trained(first).peft_config["default"].r == 3
     assert not torch.equal(said, logits(AutoModelForCausalLM.from_pretrained(llama32)))
 
     # no step would leave the adapter as it was: a rate of 0 shows that it was loaded, another one that it is trained
@@ -193,8 +193,8 @@ def test_train_resume_and_merge_by_commands(recipe, llama32, tmp_path):
     assert torch.equal(logits(trained(second)), said)
     run("train", recipe(**resumed), "--launcher", "python")
     assert not torch.equal(logits(trained(second)), said)
-    assert trained(second).peft_config["default"].r == 2
+    assert trained(second).peft_config["default"].r == 3
 
-    run("merge-lora", recipe(ttlora_r=2))
+    run("merge-lora", recipe(ttlora_r=3))
     merged = AutoModelForCausalLM.from_pretrained(first / "merged", dtype=torch.float32)
     torch.testing.assert_close(logits(merged), said, rtol=1e-4, atol=1e-4)

@@ -217,18 +217,20 @@ def one_node(
         flat: The entries.
         dtype: As for `laid_out`.
     """
-    if not flat.requires_grad or torch.compiler.is_compiling() or transformed():
+    if not flat.requires_grad or transformed():
         return laid_out(*contract(flat), dtype)
     factors: tuple[Tensor, Tensor] = _OneNode.apply(flat, contract, dtype)  # type: ignore[no-untyped-call]
     return factors
 
 
 def transformed() -> bool:
-    """Whether ``torch.func`` looks on (``grad``, ``vmap``, ``jvp``, ...), which takes no function that is one node.
+    """Whether ``torch.compile`` or ``torch.func`` (``grad``, ``vmap``, ``jvp``, ...) looks on.
 
-    Such a function gives way to plain operations then, with the same gradients.
+    A function that is one node gives way to plain operations then, with the same gradients: torch.func takes none, and
+    torch.compile fuses operations itself. Of such functions torch 2.7 to 2.10 compile none into one graph, and torch
+    2.11 makes gradients of zeros.
     """
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 class _OneNode(torch.autograd.Function):

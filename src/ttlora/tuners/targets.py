@@ -73,6 +73,8 @@ def default_places(model: Any, head: tuple[str, ...] = ()) -> list[str]:
         if (
             is_linear(module)
             and path.startswith(inside)
+            # whoever uses a body alone may never ask for what its pooler makes
+            and (inside or "pooler" not in path)
             and not f"{path}.".startswith(whole)
             # a model that is made of several has a head in each
             and module is not outputs

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from ttlora.compat import has_hooks, in_out_features, is_view
+from ttlora.compat import has_hooks, in_out_features, is_plain_parameter, is_view
 from ttlora.tensor_train.linear import low_rank_linear
 from ttlora.tensor_train.update import transformed
 from ttlora.tuners.tt_lora.factors import built_factors
@@ -72,7 +72,7 @@ class TTLoraLinear(TTLoraLayer):
             dtype: That of its products; under autocast, which casts neither float64 nor integers, x may have another.
         """
         base = self.base_layer
-        if type(base) is not nn.Linear or type(base.weight) is not nn.Parameter:
+        if type(base) is not nn.Linear or not is_plain_parameter(base.weight):
             return None
         if any(given.dtype != dtype and given.dtype not in AUTOCAST for given in (x, base.weight)):
             return None
