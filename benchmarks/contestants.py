@@ -11,8 +11,10 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 
 from ttlora import TTLoraConfig
 from ttlora.models.architectures import BUILT_IN
+from ttlora.tuners.targets import default_targets
 
 TT, VERA = "TT-LoRA r=5", "VeRA r=256"
+DEFAULT, LORA_THERE = "TT-LoRA, defaults", "LoRA r=8, there"
 # what each adapts, by its names in BERT and in Llama
 QUERY_AND_VALUE = r".*\.(query|value|q_proj|v_proj)"
 
@@ -39,6 +41,14 @@ def adapter_configs(shape: str | list[int] = "auto", **options: Any) -> dict[str
         TT: TTLoraConfig(r=5, alpha=4.0, shape=shape, **options),
         LORA: LoraConfig(r=8, **options),
         VERA: VeraConfig(r=256, **options),
+    }
+
+
+def default_configs(model: Any, **options: Any) -> dict[str, PeftConfig]:
+    """TT-LoRA as it comes, and LoRA in the places that it adapts."""
+    return {
+        DEFAULT: TTLoraConfig(**options),
+        LORA_THERE: LoraConfig(r=8, target_modules=default_targets(model), **options),
     }
 
 
