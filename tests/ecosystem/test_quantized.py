@@ -114,7 +114,7 @@ def test_training_lowers_the_loss_as_lora_does(load):
 def test_merging_writes_the_update_into_the_quantised_weight(load, kind, random_update):
     error = KINDS[kind][2]
     base = logits(load())
-    model = get_peft_model(load(), random_update())
+    model = get_peft_model(load(), random_update(alpha=2))
     expected = logits(model)
     weights = {name: layer.get_base_weight().clone() for name, layer in layers_of(model).items()}
     kinds = {name: type(layer.base_layer.weight) for name, layer in layers_of(model).items()}

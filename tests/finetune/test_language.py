@@ -164,7 +164,7 @@ def pairs(count: int) -> list[dict[str, Any]]:
 
 
 def test_preferences_raise_the_margin(llama32, tmp_path):
-    recipe = recipe_for(llama32, tmp_path, pairs(16), "preference", epochs=6, learning_rate=5e-3)
+    recipe = recipe_for(llama32, tmp_path, pairs(16), "preference", epochs=20, learning_rate=1e-3)
     record = train(recipe, quiet=True)
     assert record.metrics["reward_margin"] > 0.05
     assert record.metrics["accuracy"] > 0.9
@@ -176,7 +176,7 @@ def test_preferences_raise_the_margin(llama32, tmp_path):
     assert margins[0] == pytest.approx(0, abs=1e-6)
     assert margins[-1] > margins[0]
     measured = [line for line in lines if "validation_reward_margin" in line]
-    assert len(measured) == 6
+    assert len(measured) == 20
     row = next(iter(finished.predict([{"prompt": "the film was", "chosen": BAD[0], "rejected": GOOD[0]}])))
     assert row["prediction"] == "rejected"
     assert row["rewards"]["rejected"] > row["rewards"]["chosen"]

@@ -90,9 +90,9 @@ def round(
 
     Examples:
         >>> import ttlora
-        >>> smaller = ttlora.round("adapter", "adapter-of-rank-2", r=2)
+        >>> smaller = ttlora.round("adapter", "adapter-of-rank-1", r=1)
         >>> max(max(module.shape.ranks) for module in smaller.modules)
-        2
+        1
     """
     require_approximation(r, tolerance)
     wanted = {"r": r, "tolerance": tolerance, "parameters": parameters}

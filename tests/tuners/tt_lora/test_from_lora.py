@@ -12,7 +12,7 @@ from ttlora import TTLoraConfig
 @pytest.mark.parametrize(
     ("name", "value", "written"),
     [
-        ("lora_alpha", 16, "write alpha=8"),
+        ("lora_alpha", 16, "write alpha=4"),
         ("lora_dropout", 0.1, "write dropout"),
         ("use_rslora", True, r"write scaling='alpha/sqrt\(r\)'"),
         ("init_lora_weights", True, "write init_weights"),

@@ -80,7 +80,7 @@ class TTLoraConfig(PeftConfig):
     """
 
     r: int | list[int] = field(default=2, metadata={"help": "TT-rank, or one for each inner bond"})
-    alpha: float = field(default=8.0, metadata={"help": "scale of the update (Eq. 3)"})
+    alpha: float = field(default=4.0, metadata={"help": "scale of the update (Eq. 3)"})
     shape: str | list[int] = field(default="auto", metadata={"help": "'auto', or dims with the product out x in"})
     shape_pattern: dict[str, Any] = field(default_factory=dict, metadata={"help": "shapes by module name"})
     rank_pattern: dict[str, Any] = field(default_factory=dict, metadata={"help": "ranks by module name"})

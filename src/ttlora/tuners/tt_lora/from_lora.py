@@ -14,7 +14,7 @@ SHARED = (
 )
 # an option of LoRA's that TT-LoRA has under another name, and what to write
 WRITTEN = {
-    "lora_alpha": "alpha=8, which multiplies the update as it is, without a division by r",
+    "lora_alpha": "alpha=4, which multiplies the update as it is, without a division by r",
     "lora_dropout": "dropout",
     "use_rslora": "scaling='alpha/sqrt(r)'",
     "init_lora_weights": "init_weights",
