@@ -17,7 +17,7 @@ def test_the_cells_run(llama, data, tmp_path, monkeypatch, capsys):
             exec("".join(cell["source"]), names)
     said = capsys.readouterr().out
     assert re.search(r"^accuracy [01]\.\d{3}, epoch \d of \d$", said, re.MULTILINE)
-    assert "LoRA of rank 2 for 10 modules: ['README.md', 'adapter_config.json', 'adapter_model.safetensors']" in said
+    assert "LoRA of rank 4 for 4 modules: ['README.md', 'adapter_config.json', 'adapter_model.safetensors']" in said
 
 
 def test_the_outputs_are_those_of_a_run():
