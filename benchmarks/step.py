@@ -49,8 +49,15 @@ def models_and_batches(dtype: torch.dtype) -> Iterator[tuple[str, PreTrainedMode
 
 
 def measure(case: str, model: PreTrainedModel, batch: dict[str, Tensor], rounds: int) -> list[Row]:
-    figures = compare(in_turn({name: step(m, batch) for name, m in contestants(model).items()}, rounds, case=case))
+    models = contestants(model)
+    for name, config in default_configs(model, task_type=task_of(model)).items():
+        models[name] = adapted(model, config)
+    figures = compare(in_turn({name: step(m, batch) for name, m in models.items()}, rounds, case=case))
     return [Row(case, name, of_model, bars_of(name, of_model)) for name, of_model in figures.items()]
+
+
+def task_of(model: PreTrainedModel) -> str:
+    return "SEQ_CLS" if hasattr(model, "classifier") else "CAUSAL_LM"
 
 
 def bars_of(name: str, figures: dict[str, float]) -> tuple[Bar, ...]:
@@ -63,13 +70,14 @@ def contestants(model: PreTrainedModel) -> dict[str, nn.Module]:
     """The frozen model and the adapted ones: the same weights, the same reach, the same head to train."""
     model.requires_grad_(False)
     model.enable_input_require_grads()
-    task = "SEQ_CLS" if hasattr(model, "classifier") else "CAUSAL_LM"
+    task = task_of(model)
     frozen = sharing_weights(model)
     if task == "SEQ_CLS":
         # in the adapted models PEFT trains a copy of the head
         frozen.classifier = nn.Linear(model.classifier.in_features, model.config.num_labels, dtype=model.dtype)
-    configs = adapter_configs(task_type=task) | default_configs(model, task_type=task)
-    return {"frozen": frozen} | {name: adapted(model, config) for name, config in configs.items()}
+    return {"frozen": frozen} | {
+        name: adapted(model, config) for name, config in adapter_configs(task_type=task).items()
+    }
 
 
 def step(model: Any, batch: dict[str, Tensor]) -> Callable[[], object]:

@@ -14,7 +14,18 @@ import save_load
 import step
 import torch
 import wrap
-from contestants import TT, VERA, adapted, adapter_configs, encoder, llama, llama2_7b_layers, sharing_weights
+from contestants import (
+    DEFAULT,
+    LORA_THERE,
+    TT,
+    VERA,
+    adapted,
+    adapter_configs,
+    encoder,
+    llama,
+    llama2_7b_layers,
+    sharing_weights,
+)
 from measuring import LORA, Bar
 
 from tests.cuda.devices import GPU
@@ -27,6 +38,7 @@ SIZES = {
     "num_key_value_heads": 2,
     "intermediate_size": 24,
 }
+IN_STEPS = ["frozen", TT, LORA, VERA, DEFAULT, LORA_THERE]
 IDS = torch.randint(0, 32, (4, 6), generator=torch.Generator().manual_seed(0))
 BATCHES = {"bert": {"input_ids": IDS, "labels": torch.tensor([0, 1, 1, 0])}, "llama": {"input_ids": IDS, "labels": IDS}}
 
@@ -74,8 +86,11 @@ def test_a_layer_gives_gradients_of_its_input_and_its_adapter():
 
 def test_step(model, batch):
     cases, bars = shown(step.measure("case", model, batch, rounds=2))
-    assert cases == {"case": ["frozen", TT, LORA, VERA]}
-    assert bars == {("case", TT): [("x the frozen model", 1.03), ("x LoRA", 1.0)]}
+    assert cases == {"case": IN_STEPS}
+    assert bars == {
+        ("case", TT): [("x the frozen model", 1.03), ("x LoRA", 1.0)],
+        ("case", DEFAULT): [("x the frozen model", 1.06)],
+    }
 
 
 def test_all_steps_reach_the_embeddings_and_train_no_more_than_adapter_and_head(model, batch):

@@ -197,9 +197,6 @@ class Blocks(nn.Module):
         self.out = nn.Linear(6, 6)
 
 
-OF_BERT = ("attention.self.value", "attention.output.dense", "intermediate.dense", "output.dense")
-
-
 class TestNames:
     @ALL
     def test_a_name_that_is_nothing_is_refused(self, config):
@@ -248,10 +245,7 @@ class TestNames:
         ("config", "expected"),
         [
             (LorettaRepConfig(), {"query", "value"}),
-            (
-                TTLoraConfig(),
-                {*(f"encoder.layer.{layer}.{name}" for layer in (0, 1) for name in OF_BERT), "pooler.dense"},
-            ),
+            (TTLoraConfig(), {"value", "intermediate.dense", "output.dense"}),
         ],
     )
     def test_default_targets_of_which_a_model_has_some(self, config, expected):
