@@ -81,7 +81,7 @@ def plan(
         model: A built-in architecture, a folder that holds `config.json`, or a name on the hub.
         shape: "auto", dims for all adapted matrices, or dims by module name ("auto" for the others), also as text, as
             in `Recipe`. None: the paper's shape where it has one for the architecture, else "auto".
-        r: The TT-rank. None: the paper's for the architecture, else 2; with a budget, the highest that fits.
+        r: The TT-rank. None: the paper's where its shapes are taken, else 2; with a budget, the highest that fits.
         targets: Names of the modules to adapt, or "all-linear". None: the paper's where its shapes are taken, else what
             `TTLoraConfig` adapts by default.
         budget: Bytes of the adapter's parameters in 16 bit, or a text such as 40KB. The plan is the largest that fits.

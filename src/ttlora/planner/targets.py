@@ -21,16 +21,16 @@ def resolve_targets(skeleton: Any, targets: Sequence[str] | None) -> list[str]:
         ValueError: A target matches no module, or the model has none that are adapted by default.
     """
     if targets is None:
-        # a pooler trains whole, with the task's head
-        return [path for path in default_places(skeleton) if "pooler" not in path]
-    if list(targets) == ["all-linear"]:
+        linear = default_places(skeleton)
+    elif list(targets) == ["all-linear"]:
         classifier = type(skeleton).__name__.endswith("ForSequenceClassification")
         config = TTLoraConfig(target_modules="all-linear", task_type=TaskType.SEQ_CLS if classifier else None)
         linear = with_all_linear(config, skeleton).target_modules
-        # a pooler trains whole, with the task's head
-        return sorted(name for name in linear if "pooler" not in name)
-    require_modules(skeleton, targets)
-    return list(targets)
+    else:
+        require_modules(skeleton, targets)
+        return list(targets)
+    # a pooler trains whole, with the task's head
+    return sorted(name for name in linear if "pooler" not in name)
 
 
 def adapted_modules(skeleton: Any, config: TTLoraConfig) -> dict[str, tuple[int, int]]:
