@@ -22,13 +22,17 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, P
 # The shapes in annotations are checked at every call. Configs and shapes of trains check their values themselves, and
 # wrong types are what their tests give them.
 SHAPED = (
-    *(f"tensor_train.{name}" for name in ("linear", "start", "train", "update")),
+    *(f"tensor_train.{name}" for name in ("difference", "linear", "start", "train", "update")),
     *(f"tuners.tt_lora.{name}" for name in ("conv", "embedding", "layer", "linear", "together")),
     *(
         "tuners.loretta_rep.layer",
         "tuners.loretta_rep.update",
         "tuners.bottleneck.layer",
         "tuners.bottleneck.projection",
+        "tuners.shared.layer",
+        "tuners.shared.update",
+        "tuners.meta_tt.update",
+        "tuners.lorta.update",
     ),
 )
 jaxtyping.install_import_hook([f"ttlora.{name}" for name in SHAPED], "beartype.beartype")

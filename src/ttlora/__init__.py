@@ -13,12 +13,15 @@ from ttlora.quiet import without_notes_on_builds
 with without_notes_on_builds():
     from ttlora.tuners.bottleneck import BottleneckConfig, BottleneckModel
     from ttlora.tuners.loretta_rep import LorettaRepConfig, LorettaRepModel
+    from ttlora.tuners.lorta import LortaConfig, LortaModel
+    from ttlora.tuners.meta_tt import MetaTTConfig, MetaTTModel
     from ttlora.tuners.tt_lora import TTLoraConfig, TTLoraModel
 
 if TYPE_CHECKING:
     from ttlora.adapters.convert import import_lora
     from ttlora.adapters.export import export
     from ttlora.adapters.inspect import inspect
+    from ttlora.adapters.pool import AdapterPool, load_many
     from ttlora.adapters.round import round
     from ttlora.finetune.finished import evaluate, predict
     from ttlora.finetune.merge import merge
@@ -27,10 +30,15 @@ if TYPE_CHECKING:
     from ttlora.planner.plan import plan
 
 __all__ = [
+    "AdapterPool",
     "BottleneckConfig",
     "BottleneckModel",
     "LorettaRepConfig",
     "LorettaRepModel",
+    "LortaConfig",
+    "LortaModel",
+    "MetaTTConfig",
+    "MetaTTModel",
     "Recipe",
     "TTLoraConfig",
     "TTLoraModel",
@@ -39,6 +47,7 @@ __all__ = [
     "export",
     "import_lora",
     "inspect",
+    "load_many",
     "merge",
     "plan",
     "predict",
@@ -49,11 +58,13 @@ __all__ = [
 __version__ = version("ttlora")
 
 _IMPORTED_WHEN_USED = {
+    "AdapterPool": "ttlora.adapters.pool",
     "Recipe": "ttlora.finetune.recipe",
     "evaluate": "ttlora.finetune.finished",
     "export": "ttlora.adapters.export",
     "import_lora": "ttlora.adapters.convert",
     "inspect": "ttlora.adapters.inspect",
+    "load_many": "ttlora.adapters.pool",
     "merge": "ttlora.finetune.merge",
     "plan": "ttlora.planner.plan",
     "predict": "ttlora.finetune.finished",

@@ -5,8 +5,9 @@ Private is what a library names with an underscore or does not document. What PE
 it is needed. Each function names the version that it was read in; pyproject.toml bounds the versions from above.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from functools import wraps
 from typing import Any
 
 from peft import PeftConfig
@@ -33,6 +34,33 @@ def add_peft_type(name: str) -> PeftType:
     PeftType._value2member_map_[name] = member
     type.__setattr__(PeftType, name, member)
     return member
+
+
+def add_hotswap(peft_type: PeftType, swap: Callable[..., None]) -> None:
+    """Let PEFT's ``hotswap_adapter`` swap the adapters of a method: `peft.utils.hotswap` (PEFT 0.21).
+
+    PEFT keeps a table of the methods that it swaps, and swaps LoRA's factors and scales in one function, which is
+    replaced here by one that leaves the adapters of other methods to it.
+
+    Args:
+        peft_type: The method.
+        swap: Takes the model, the tensors by their names in it, the adapter's name and the new config.
+    """
+    from peft.utils import hotswap
+
+    swap_others = hotswap.hotswap_adapter_from_state_dict
+
+    @wraps(swap_others)
+    def swap_any(
+        model: nn.Module, state_dict: dict[str, Tensor], adapter_name: str, config: PeftConfig, **kwargs: Any
+    ) -> None:
+        if config.peft_type == peft_type:
+            swap(model, state_dict, adapter_name, config)
+        else:
+            swap_others(model, state_dict, adapter_name, config, **kwargs)
+
+    hotswap.CONFIG_KEYS_TO_CHECK[peft_type] = []
+    hotswap.hotswap_adapter_from_state_dict = swap_any  # type: ignore[assignment]
 
 
 def matching_pattern(patterns: Iterable[str], name: str) -> str:
@@ -210,6 +238,27 @@ def fetched(holder: nn.Module, read: Any) -> Tensor:
     tensor = read()
     hook.post_forward(holder, None)
     return tensor
+
+
+def gathered(layer: nn.Module) -> AbstractContextManager[None]:
+    """Within it, a layer has its weights whole that DeepSpeed shares out to several processes (PEFT 0.21).
+
+    `peft.utils.integrations.gather_params_ctx`.
+    """
+    from peft.utils.integrations import gather_params_ctx
+
+    whole: AbstractContextManager[None] = gather_params_ctx(list(layer.parameters(recurse=False)), modifier_rank=None)
+    return whole
+
+
+def buffer_dict() -> Any:
+    """Saved tensors by name that do not train: `peft.tuners._buffer_dict.BufferDict` (PEFT 0.21).
+
+    PEFT moves, casts and deletes what an adapter has in such a container as it does with parameters.
+    """
+    from peft.tuners._buffer_dict import BufferDict
+
+    return BufferDict(persistent=True)
 
 
 def unpack_weight(layer: nn.Module) -> None:

@@ -6,7 +6,7 @@ import pytest
 from peft import PeftModel, get_peft_model
 from transformers import BertConfig, BertModel, MixtralConfig, MixtralForCausalLM
 
-from ttlora import BottleneckConfig, LorettaRepConfig, TTLoraConfig
+from ttlora import BottleneckConfig, LorettaRepConfig, LortaConfig, MetaTTConfig, TTLoraConfig
 
 CONFIGS = {
     "tt-lora": TTLoraConfig(),
@@ -14,6 +14,8 @@ CONFIGS = {
     "tt-lora, all linear": TTLoraConfig(target_modules="all-linear"),
     "loretta-rep": LorettaRepConfig(),
     "bottleneck": BottleneckConfig(tt_rank=2),
+    "meta-tt": MetaTTConfig(),
+    "lorta": LortaConfig(),
 }
 # PEFT writes these itself, for every method
 BY_PEFT = ("auto_mapping", "base_model_name_or_path", "inference_mode")

@@ -13,8 +13,10 @@ from torch import nn
 from ttlora import TTLoraConfig
 from ttlora.tuners.bottleneck import BottleneckConfig
 from ttlora.tuners.loretta_rep import LorettaRepConfig
+from ttlora.tuners.lorta import LortaConfig
+from ttlora.tuners.meta_tt import MetaTTConfig
 
-CONFIGS = [TTLoraConfig, LorettaRepConfig, BottleneckConfig]
+CONFIGS = [TTLoraConfig, LorettaRepConfig, BottleneckConfig, MetaTTConfig, LortaConfig]
 ALL = pytest.mark.parametrize("config", CONFIGS)
 FIELDS = [(config, field.name) for config in CONFIGS for field in dataclasses.fields(config)]
 # What JSON can hold and no field means.
@@ -84,8 +86,6 @@ def test_a_value_is_taken_or_named(config, field):
         ({"peft_version": 0.2}, "peft_version=0.2 is not a string or None"),
         ({"peft_type": "LORA"}, "peft_type='LORA' is not '"),
         ({"task_type": ["SEQ_CLS"]}, r"task_type=\['SEQ_CLS'\] is not one of SEQ_CLS"),
-        ({"core_size": True}, "core_size=True is not"),
-        ({"core_size": 10**400}, "core_size=1000.*0... is not"),
     ],
 )
 @ALL
@@ -109,11 +109,24 @@ def test_what_all_configs_have(config, values, message):
         (BottleneckConfig, {"scale": False}, "scale=False is not a finite number"),
         (LorettaRepConfig, {"shape": {"1.5": [4, 4]}}, r"shape has the key '1\.5', which is no number of rows"),
         (LorettaRepConfig, {"weight_sizes": {5: [4, 4]}}, "weight_sizes has 5, which is no name and no regular expr"),
+        (MetaTTConfig, {"shape": [4, 4]}, r"shape=\[4, 4\] is not 'auto', a dict of dims or None"),
+        (MetaTTConfig, {"shape": {"24": [4, 0]}}, r"shape has \[4, 0\], and not a list of up to 256 dims"),
+        (MetaTTConfig, {"ranks": {"24x24": 3}}, r"ranks={'24x24': 3} is not a dict from sizes such as '768x768'"),
+        (MetaTTConfig, {"joint": 1}, "joint=1 is not True or False"),
+        (LortaConfig, {"head_dim": 0}, "head_dim=0 is not a positive integer or None"),
+        (LortaConfig, {"weight_sizes": {"q": [4]}}, r"weight_sizes={'q': \[4\]} is not a dict from names of modules"),
     ],
 )
 def test_what_one_config_has(config, values, message):
     with pytest.raises(ValueError, match=message):
         config(**values)
+
+
+@pytest.mark.parametrize("config", [TTLoraConfig, LorettaRepConfig, BottleneckConfig, MetaTTConfig])
+@pytest.mark.parametrize("core_size", [True, 10**400], ids=["bool", "large"])
+def test_sizes_of_cores(config, core_size):
+    with pytest.raises(ValueError, match=r"core_size=(True|1000.*) is not"):
+        config(core_size=core_size)
 
 
 @ALL

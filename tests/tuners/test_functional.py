@@ -8,6 +8,8 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, vmap
 from ttlora import TTLoraConfig
 from ttlora.tuners.bottleneck import BottleneckConfig
 from ttlora.tuners.loretta_rep import LorettaRepConfig
+from ttlora.tuners.lorta import LortaConfig
+from ttlora.tuners.meta_tt import MetaTTConfig
 
 CONFIGS = {
     "aligned": TTLoraConfig(target_modules=["0", "2"], r=2, init_weights=False),
@@ -15,6 +17,8 @@ CONFIGS = {
     "unaligned": TTLoraConfig(target_modules=["0"], shape=[4, 6, 16], r=2, init_weights=False),
     "loretta-rep": LorettaRepConfig(target_modules=["0", "2"], r=2, tt_rank=2, init_weights=False),
     "loretta-adp": BottleneckConfig(target_modules=["0", "2"], r=2, tt_rank=2, init_weights=False),
+    "meta-tt": MetaTTConfig(target_modules=["0", "2"], r=2, init_weights=False),
+    "lorta": LortaConfig(target_modules=["0", "2"], r=2, head_dim=4, init_weights=False),
 }
 
 

@@ -11,6 +11,8 @@ from torch import nn
 from ttlora import TTLoraConfig
 from ttlora.tuners.bottleneck import BottleneckConfig
 from ttlora.tuners.loretta_rep import LorettaRepConfig
+from ttlora.tuners.lorta import LortaConfig
+from ttlora.tuners.meta_tt import MetaTTConfig
 from ttlora.tuners.tt_lora import TTLoraLayer
 
 SIZES = {
@@ -22,7 +24,7 @@ SIZES = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 32,
 }
-ALL = pytest.mark.parametrize("config", [TTLoraConfig, LorettaRepConfig, BottleneckConfig])
+ALL = pytest.mark.parametrize("config", [TTLoraConfig, LorettaRepConfig, BottleneckConfig, MetaTTConfig, LortaConfig])
 LORA_USERS_LIST = ["q_proj", "v_proj", "w1", "w2", "w3"]
 
 
@@ -135,7 +137,7 @@ class TestExperts:
         with pytest.raises(ValueError, match=message):
             get_peft_model(mixtral(), TTLoraConfig(**{"target_modules": LORA_USERS_LIST, **config}))
 
-    @pytest.mark.parametrize("config", [LorettaRepConfig, BottleneckConfig])
+    @pytest.mark.parametrize("config", [LorettaRepConfig, BottleneckConfig, MetaTTConfig, LortaConfig])
     def test_methods_without_parameters_refuse(self, config):
         with pytest.raises(ValueError, match="'w1' is no module of the model; its linear modules are q_proj, "):
             get_peft_model(mixtral(), config(target_modules=LORA_USERS_LIST))
@@ -232,7 +234,7 @@ class TestNames:
         model = get_peft_model(
             Blocks(),
             config(r=2, target_modules=["fc"], train_layer_norms=False)
-            if config is not TTLoraConfig
+            if config in (LorettaRepConfig, BottleneckConfig)
             else config(r=2, target_modules=["fc"]),
         )
         model.peft_config["default"].target_modules = {"fc", "fcc"}
@@ -245,6 +247,7 @@ class TestNames:
         ("config", "expected"),
         [
             (LorettaRepConfig(), {"query", "value"}),
+            (MetaTTConfig(), {"query", "value"}),
             (TTLoraConfig(), {"value", "intermediate.dense", "output.dense"}),
         ],
     )

@@ -8,6 +8,8 @@ from torch import nn
 from ttlora import TTLoraConfig
 from ttlora.tuners.bottleneck import BottleneckConfig
 from ttlora.tuners.loretta_rep import LorettaRepConfig
+from ttlora.tuners.lorta import LortaConfig
+from ttlora.tuners.meta_tt import MetaTTConfig
 
 
 class Model(nn.Module):
@@ -36,7 +38,7 @@ def state(model):
     return dict(model.named_modules()), {name: weight.requires_grad for name, weight in model.named_parameters()}
 
 
-@pytest.mark.parametrize("config", [TTLoraConfig, LorettaRepConfig, BottleneckConfig])
+@pytest.mark.parametrize("config", [TTLoraConfig, LorettaRepConfig, BottleneckConfig, MetaTTConfig, LortaConfig])
 def test_the_first_adapter(model, config):
     before = state(model)
     with pytest.raises(TypeError, match="norm"):

@@ -9,6 +9,8 @@ from torch import nn
 from ttlora import TTLoraConfig
 from ttlora.tuners.bottleneck import BottleneckConfig
 from ttlora.tuners.loretta_rep import LorettaRepConfig
+from ttlora.tuners.lorta import LortaConfig
+from ttlora.tuners.meta_tt import MetaTTConfig
 
 LIKE_BERT = {
     "vocab_size": 64,
@@ -111,7 +113,7 @@ def test_an_embedding_that_is_never_called_is_no_target(kind):
         get_peft_model(build(kind), TTLoraConfig(target_modules=["shared"]))
 
 
-@pytest.mark.parametrize("config", [TTLoraConfig, LorettaRepConfig])
+@pytest.mark.parametrize("config", [TTLoraConfig, LorettaRepConfig, MetaTTConfig, LortaConfig])
 def test_an_adapter_that_is_not_there_is_not_merged(config):
     model = get_peft_model(build("LlamaForCausalLM"), config(r=4, init_weights=False)).eval()
     expected = logits(model)
@@ -130,7 +132,7 @@ def test_two_adapters_with_norms_are_not_active_at_once(config):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("config", [TTLoraConfig, LorettaRepConfig])
+@pytest.mark.parametrize("config", [TTLoraConfig, LorettaRepConfig, MetaTTConfig, LortaConfig])
 def test_a_reference_is_a_copy(config):
     """TRL's trainers make it so, and copy by LoRA's names."""
     model = get_peft_model(build("LlamaForCausalLM"), config(r=4, init_weights=False)).eval()
@@ -141,14 +143,14 @@ def test_a_reference_is_a_copy(config):
         model.set_adapter(name)
         if name != "ref":  # the copied norms are TRL's to copy
             assert torch.allclose(logits(model), expected) == copied
-    cores = {name: weight for name, weight in model.named_parameters() if name.endswith(".ref")}
+    cores = {name: weight for name, weight in model.named_parameters() if name.endswith((".ref", ".ref.entries"))}
     assert cores
     for name, weight in cores.items():
-        assert torch.equal(weight, model.get_parameter(name.removesuffix("ref") + "default"))
+        assert torch.equal(weight, model.get_parameter(name.replace(".ref", ".default")))
 
 
 @pytest.mark.parametrize("x", [torch.zeros(0, 16), torch.zeros(2, 0, 16), torch.randn(16, 5).T, torch.randn(16)])
-@pytest.mark.parametrize("config", [TTLoraConfig, LorettaRepConfig, BottleneckConfig])
+@pytest.mark.parametrize("config", [TTLoraConfig, LorettaRepConfig, BottleneckConfig, MetaTTConfig, LortaConfig])
 def test_inputs_of_every_form(config, x):
     model = get_peft_model(nn.Sequential(nn.Linear(16, 8)), config(r=2, target_modules=["0"], init_weights=False))
     for grads in (True, False):

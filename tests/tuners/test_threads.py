@@ -12,6 +12,8 @@ from torch.nn.parallel import replicate
 from ttlora import TTLoraConfig
 from ttlora.tuners.bottleneck import BottleneckConfig
 from ttlora.tuners.loretta_rep import LorettaRepConfig
+from ttlora.tuners.lorta import LortaConfig
+from ttlora.tuners.meta_tt import MetaTTConfig
 from ttlora.tuners.tt_lora.layer import TTLoraLayer
 
 # The copy for the second device differs, so that it shows whose parameters a replica computes with.
@@ -24,6 +26,8 @@ CONFIGS = {
     "loretta-rep": LorettaRepConfig(r=4, init_weights=False),
     "loretta-adp": BottleneckConfig(r=4, tt_rank=2, init_weights=False),
     "bottleneck": BottleneckConfig(r=4, init_weights=False),
+    "meta-tt": MetaTTConfig(target_modules="all-linear", task_type="SEQ_CLS", init_weights=False),
+    "lorta": LortaConfig(target_modules="all-linear", task_type="SEQ_CLS", init_weights=False),
     "lora": LoraConfig(target_modules=["query", "value"], init_lora_weights=False),
 }
 
@@ -90,7 +94,9 @@ def test_each_replica_computes_with_its_own_parameters(model, architectures, two
         torch.testing.assert_close(gradient, learned[0][name] + SECOND * learned[1][name], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("config", [CONFIGS["ttlora"], CONFIGS["loretta-rep"], CONFIGS["bottleneck"]])
+@pytest.mark.parametrize(
+    "config", [CONFIGS[name] for name in ("ttlora", "loretta-rep", "bottleneck", "meta-tt", "lorta")]
+)
 def test_a_mixed_batch_beside_a_plain_one(architectures, config, monkeypatch):
     bert = architectures["bert"]
     model = get_peft_model(bert.build(), config, "one").eval()

@@ -83,6 +83,11 @@ class Update:
         return self.shape.parameters
 
     @property
+    def factor_rank(self) -> int:
+        """Inner size of ``B A``, or a bound on it."""
+        return self.shape.factor_rank
+
+    @property
     def zero_core(self) -> int:
         """Index ``z`` of the core that starts at zero: the last of the rows, or the first of the middle block."""
         return _zero_core(self.shape)
@@ -108,14 +113,24 @@ class Update:
             return factors
         return one_node(self._contract, flat, dtype)
 
-    def _contract(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+    def balanced(self, flat: Float[Tensor, "*batch parameters"]) -> Float[Tensor, "*batch parameters"]:
+        """The entries as they are; their gradient is that of the acting cores over the gains (see the module's text).
+
+        Args:
+            flat: The entries ``θ``, or those of several adapters stacked, which are to be contracted with the gains.
+        """
         if self.core_size is not None and transformed():
             pieces = torch.split(flat, list(self.shape.core_parameters), dim=-1)
             at_rest = [piece.detach() for piece in pieces]
             moved = zip(at_rest, pieces, self.gains, strict=True)
-            flat = torch.cat([rest + (piece - rest) / gain**2 for rest, piece, gain in moved], dim=-1)
-        elif self.core_size is not None and flat.requires_grad:
-            flat = _Balance.apply(flat, self)  # type: ignore[no-untyped-call]
+            return torch.cat([rest + (piece - rest) / gain**2 for rest, piece, gain in moved], dim=-1)
+        if self.core_size is not None and flat.requires_grad:
+            balanced: Tensor = _Balance.apply(flat, self)  # type: ignore[no-untyped-call]
+            return balanced
+        return flat
+
+    def _contract(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        flat = self.balanced(flat)
         if self.shape.boundary is not None:
             contraction = _Contraction(self, flat)
             return contraction.of_columns[-1], contraction.of_rows[-1]

@@ -1,6 +1,6 @@
 """Mixed batches: each row of an input through an adapter of its own choice."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -15,7 +15,9 @@ _CALL: ContextVar[object] = ContextVar("_CALL", default=None)
 
 
 @contextmanager
-def mixed_batch(tuner: BaseTuner, adapter_names: Sequence[str], num_beams: int | None) -> Iterator[None]:
+def mixed_batch(
+    tuner: BaseTuner, adapter_names: Sequence[str], num_beams: int | None, pooled: Collection[str] = ()
+) -> Iterator[None]:
     """Within it, the adapted layers and heads of a model are called with the names of their rows' adapters.
 
     PEFT leaves it to each tuner to hand the names on.
@@ -24,13 +26,14 @@ def mixed_batch(tuner: BaseTuner, adapter_names: Sequence[str], num_beams: int |
         tuner: The adapted model.
         adapter_names: One name a row, "__base__" for none.
         num_beams: How often generation repeats each row.
+        pooled: Names of adapters that PEFT does not know.
 
     Raises:
         ValueError: The model is training, or there is no adapter of a name.
     """
     if tuner.training:
         raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
-    if unknown := set(adapter_names) - set(tuner.peft_config) - {"__base__"}:
+    if unknown := set(adapter_names).difference(tuner.peft_config, pooled, {"__base__"}):
         raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(sorted(unknown))}")
     in_beams = [name for name in adapter_names for _ in range(num_beams or 1)]
     # the encoder of an encoder-decoder model sees each row once, however many beams the decoder follows

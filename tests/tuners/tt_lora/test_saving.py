@@ -15,7 +15,6 @@ from peft import (
     inject_adapter_in_model,
     set_peft_model_state_dict,
 )
-from peft.utils.hotswap import hotswap_adapter
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -259,11 +258,6 @@ class TestWhatCannotBeLoaded:
         save_file({name: cores[:-1].clone() for name, cores in state.items()}, saved / "adapter_model.safetensors")
         with pytest.raises(RuntimeError, match=r"size mismatch for base_model.model.0.ttlora_cores"):
             PeftModel.from_pretrained(mlp(), saved)
-
-    def test_hotswapping_is_lora_s_alone(self, saved, mlp):
-        model = PeftModel.from_pretrained(mlp(), saved)
-        with pytest.raises(ValueError, match="only supports LORA but TTLORA"):
-            hotswap_adapter(model, saved, adapter_name="default", torch_device="cpu")
 
 
 def test_a_fresh_process_needs_only_the_import(architectures, tmp_path):

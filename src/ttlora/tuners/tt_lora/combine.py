@@ -23,8 +23,8 @@ def weighted_sum(layer: TTLoraLayer, weights: Mapping[str, float]) -> TensorTrai
     for adapter, weight in weights.items():
         if adapter in layer.cores:
             update = layer.updates[adapter]
-            cores = layer.cores[adapter].detach().double()
-            trains.append(replace(update, scale=update.scale * weight).acting_train(cores))
+            entries = layer.entries(adapter).detach().double()
+            trains.append(replace(update, scale=update.scale * weight).acting_train(entries))
     total = trains[0]
     for train in trains[1:]:
         total = total + train

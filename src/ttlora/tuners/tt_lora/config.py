@@ -10,6 +10,7 @@ from peft import LoraConfig, PeftConfig
 
 from ttlora.compat import add_peft_type, look_up
 from ttlora.tensor_train import TTShape, Update, even_core_size
+from ttlora.tensor_train.difference import Difference
 from ttlora.tuners.checks import (
     LARGEST_ORDER,
     is_name_list,
@@ -26,6 +27,8 @@ from ttlora.values import is_number, short_repr
 TTLORA = add_peft_type("TTLORA")
 KINDS = ("linear", "embedding", "convolution", "attention", "parameter")
 SCALINGS = ("alpha", "alpha/r", "alpha/sqrt(r)")
+# Of "even" for DoTA: a train that starts as the weight changes the model by every turn, from the first step on.
+STEADIER = 3
 # PEFT puts patterns into this when it matches them with names.
 MATCHED_AS = r"(.*\.)?({})$"
 
@@ -50,11 +53,18 @@ class TTLoraConfig(PeftConfig):
             ``nn.MultiheadAttention`` have no such input, and parameters refuse it.
         init_weights: True: the update is exactly zero at the start. False: a random update, for tests. "paper": the
             cores of a Gaussian ``ΔW`` by TT-SVD, which changes the model before the first step and takes a dense SVD.
+            "dota": the cores of ``W0`` by TT-SVD, with ``ΔW = α (train - train at the start)`` (DoTA, Hu et al. 2024;
+            `ttlora.tensor_train.start.pretrained_update`), exactly zero at the start. The paper's residual ``W0 -
+            train at the start`` is never formed, so that the base model stays what it was, merged or disabled, and
+            further adapters may join. The start is saved beside the cores, which the adapter then needs no base model
+            to be rebuilt from. A base in 4 bits stays as it was quantised, and the start is that of its dequantised
+            weight; QDoTA quantises the residual instead, and can no longer give the plain base back.
         core_size: ``ε``, the root mean square of the cores' entries at the start (see ``ttlora.tensor_train.update``).
             Small entries turn fast under Adam. "even": the ``ε`` at which trains of every shape and rank turn equally
-            fast (``ttlora.tensor_train.even_core_size``); 0.02 for two cores a side of rank 5. It is part of what saved
-            cores mean: leave it as it was trained. The gradient of the cores is not the derivative of the loss then: it
-            is divided core by core by a fixed number (docs/learning.md, "The gradient is not the derivative"), which
+            fast (``ttlora.tensor_train.even_core_size``); 0.02 for two cores a side of rank 5, and three times as much
+            with "dota", whose train is no zero at the start and should turn slower. It is part of what saved cores
+            mean: leave it as it was trained. The gradient of the cores is not the derivative of the loss then: it is
+            divided core by core by a fixed number (docs/learning.md, "The gradient is not the derivative"), which
             second-order optimisers and whoever logs norms of gradients have to know. With None the update is the plain
             train of Eq. 3, as with "paper", and the gradient is the derivative.
         target_modules: Names (or a regular expression, or "all-linear") of the modules to adapt; None: all linear
@@ -89,8 +99,12 @@ class TTLoraConfig(PeftConfig):
         default="alpha", metadata={"help": "what multiplies the update"}
     )
     dropout: float = field(default=0.0, metadata={"help": "dropout probability of the adapter's input"})
-    init_weights: bool | Literal["paper"] = field(
-        default=True, metadata={"help": "True: zero update; False: random; 'paper': Gaussian update by TT-SVD"}
+    init_weights: bool | Literal["paper", "dota"] = field(
+        default=True,
+        metadata={
+            "help": "True: zero update; False: random; 'paper': Gaussian update by TT-SVD; "
+            "'dota': the pretrained weight by TT-SVD, and what becomes of it"
+        },
     )
     core_size: float | Literal["even"] | None = field(
         default="even",
@@ -160,7 +174,10 @@ class TTLoraConfig(PeftConfig):
             self,
             scaling=(lambda value: value in SCALINGS, f"one of {', '.join(map(repr, SCALINGS))}"),
             dropout=(lambda value: is_number(value) and 0 <= value < 1, "a probability from 0 up to, but not, 1"),
-            init_weights=(lambda value: isinstance(value, bool) or value == "paper", "one of True, False, 'paper'"),
+            init_weights=(
+                lambda value: isinstance(value, bool) or value in ("paper", "dota"),
+                "one of True, False, 'paper', 'dota'",
+            ),
             core_size=(
                 lambda value: value in ("even", None) or (is_number(value) and value > 0),
                 "'even', a positive number or None",
@@ -212,8 +229,12 @@ def resolve_update(
             shape = TTShape.build_experts(experts, out_features, in_features, dims, r)
         require_saving(shape, f"r={r}", math.prod(actual), "weight")
         divisor = {"alpha": 1.0, "alpha/r": max(shape.ranks), "alpha/sqrt(r)": math.sqrt(max(shape.ranks))}
-        core_size = even_core_size(shape) if config.core_size == "even" else config.core_size
-        return Update(shape, alpha / divisor[config.scaling], core_size)
+        from_pretrained = config.init_weights == "dota"
+        core_size = config.core_size
+        if core_size == "even":
+            core_size = even_core_size(shape) * (STEADIER if from_pretrained else 1)
+        kind = Difference if from_pretrained else Update
+        return kind(shape, alpha / divisor[config.scaling], core_size)
 
 
 def saved_update(config: TTLoraConfig, module_name: str) -> Update:

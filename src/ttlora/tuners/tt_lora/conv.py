@@ -31,6 +31,9 @@ class TTLoraConv(TTLoraLayer):
     def _as_stored(self, delta: Float[Tensor, "out in"]) -> Tensor:
         return delta.reshape(self.base_parameter.shape)
 
+    def _as_matrix(self, stored: Tensor) -> Float[Tensor, "out in"]:
+        return stored.flatten(1)
+
     def _update(self, x: Tensor, factors: tuple[Tensor, Tensor], dtype: torch.dtype, dropout: nn.Module) -> Tensor:
         A, B = factors
         base_layer: Any = self.get_base_layer()

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ttlora.tuners.tt_lora.config import TTLoraConfig
@@ -83,6 +84,12 @@ class ParamWrapper(TTLoraLayer):
         B = B.reshape(self.out_features, self.experts, -1).transpose(0, 1)
         A = A.expand(self.experts, *A.shape)
         return (A.mT, B.mT) if self._is_transposed else (B, A)
+
+    def _as_matrix(self, stored: Tensor) -> Float[Tensor, "out in"]:
+        if self.experts is None:
+            return stored
+        rows = stored.mT if self._is_transposed else stored
+        return rows.transpose(0, 1).flatten(0, 1)
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """The adapter's dense update, as the parameter is stored, in the dtype of the cores."""

@@ -12,9 +12,11 @@ from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ttlora.compat import fetched, unpack_weight
+from ttlora.compat import buffer_dict, fetched, gathered, unpack_weight
 from ttlora.tensor_train import Update
-from ttlora.tensor_train.start import gaussian_update, random_update, zero_update
+from ttlora.tensor_train.difference import Difference
+from ttlora.tensor_train.start import gaussian_update, pretrained_update, random_update, zero_update
+from ttlora.tuners.checks import named
 from ttlora.tuners.tt_lora.config import TTLoraConfig, resolve_update
 from ttlora.tuners.tt_lora.factors import built_factors
 
@@ -29,7 +31,8 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
     of layer says how large that matrix is, how the layer stores it, and how it acts on an input.
 
     PEFT looks for an adapter's parts by names that begin with its method's prefix, which a method's class lists in
-    `adapter_layer_names` and `other_param_names`. Here they are `cores`, `dropouts` and `updates`, whatever the method.
+    `adapter_layer_names` and `other_param_names`. Here they are `cores`, `dropouts` and `updates`, whatever the method,
+    and `starts`, where the method has them.
 
     Args:
         base_layer: The frozen layer.
@@ -43,7 +46,9 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
     """
 
     adapter_layer_names = ("ttlora_cores",)
-    other_param_names = ("ttlora_dropout", "ttlora_update")
+    other_param_names: tuple[str, ...] = ("ttlora_dropout", "ttlora_update", "ttlora_start")
+    # what holds the cores of each adapter
+    cores_container: type[nn.Module] = nn.ParameterDict
     # what the base layer is, as saved configs say it
     kind = "linear"
     # the base layer's parameter that is updated
@@ -58,20 +63,21 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         self.base_layer = base_layer
         self.quantization_backend = resolve_quantization_backend(self.get_base_layer(), **quantization)
         self.out_features, self.in_features = self._matrix_sizes()
-        (cores,), (dropouts, updates) = self.adapter_layer_names, self.other_param_names
-        setattr(self, cores, nn.ParameterDict())
+        (cores,), (dropouts, updates, *starts) = self.adapter_layer_names, self.other_param_names
+        setattr(self, cores, self.cores_container())
         setattr(self, dropouts, nn.ModuleDict())
         setattr(self, updates, {})
+        for name in starts:
+            setattr(self, name, buffer_dict())
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config, module_name)
 
     @property
-    def cores(self) -> nn.ParameterDict:
-        """The flat vector of cores of each adapter."""
-        cores: nn.ParameterDict = getattr(self, self.adapter_layer_names[0])
-        return cores
+    def cores(self) -> Any:
+        """The flat vector of cores of each adapter, by its name."""
+        return getattr(self, self.adapter_layer_names[0])
 
     @property
     def dropouts(self) -> nn.ModuleDict:
@@ -85,17 +91,29 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         updates: dict[str, Any] = getattr(self, self.other_param_names[1])
         return updates
 
+    @property
+    def starts(self) -> Any:
+        """The cores that the update of an adapter is measured from, for those that have them; they do not train."""
+        names = self.other_param_names[2:]
+        return getattr(self, names[0]) if names else {}
+
     def update_layer(self, adapter_name: str, config: Any, module_name: str) -> None:
         """Add an adapter, or replace the one of that name, at its starting point.
 
         Raises:
-            ValueError: The config's shape or ranks do not fit the weight.
+            ValueError: The config's shape or ranks do not fit the weight, or the weight has no TT-SVD to start from.
         """
         update = self._resolve_update(config, module_name)
         self.updates[adapter_name] = update
         self.dropouts[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
-        self.cores[adapter_name] = nn.Parameter(self._start(update, config))
+        with named(module_name):
+            self.cores[adapter_name] = nn.Parameter(self._start(update, config))
+        if adapter_name in self.starts:
+            del self.starts[adapter_name]
         self._move_adapter_to_device_of_base_layer(adapter_name)
+        if isinstance(update, Difference):
+            # as they are after that move, which may have rounded them
+            self.starts[adapter_name] = self.cores[adapter_name].detach().clone()
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _resolve_update(self, config: TTLoraConfig, module_name: str) -> Update:
@@ -107,6 +125,11 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         # A loaded adapter brings its cores along, and the paper's start takes seconds a layer.
         if config.init_weights == "paper" and not config.inference_mode:
             return gaussian_update(update.shape, PAPER_STD)
+        if isinstance(update, Difference) and not config.inference_mode:
+            with gathered(self.get_base_layer()):
+                weight = self.get_base_weight()
+                if not weight.is_meta:
+                    return pretrained_update(update, self._as_matrix(weight))
         return zero_update(update) if config.init_weights else random_update(update)
 
     @property
@@ -117,8 +140,10 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         return [adapter for adapter in self.active_adapters if adapter in self.cores]
 
     def adapters_of_rows(self, adapter_names: Sequence[str]) -> tuple[str, ...]:
-        """Those adapters of a mixed batch that this layer has, each once, sorted by name."""
-        return tuple(sorted({name for name in adapter_names if name in self.cores}))
+        """Those adapters of a mixed batch that this layer has, each once, in the order of the rows."""
+        if set(adapter_names).isdisjoint(self.cores):
+            return ()
+        return tuple(name for name in dict.fromkeys(adapter_names) if name in self.cores)
 
     @property
     def weight_sizes(self) -> list[int]:
@@ -148,9 +173,9 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
             wide_enough = dtype in (None, A.dtype) or A.dtype.itemsize > dtype.itemsize
             if wide_enough and (A.requires_grad or not learns):
                 return built if dtype is None else (A.to(dtype), B.to(dtype))
-        cores = self._fetched_cores(adapter_name)
-        with without_autocast(cores.device):
-            factors: tuple[Tensor, Tensor] = self.updates[adapter_name].factors(cores, dtype)
+        entries = self.entries(adapter_name)
+        with without_autocast(entries.device):
+            factors: tuple[Tensor, Tensor] = self.updates[adapter_name].factors(entries, dtype)
             return factors
 
     @property
@@ -158,8 +183,12 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         """The dtype in which a forward that begins now will multiply with the factors; None: it says so itself."""
         return None
 
-    def _fetched_cores(self, adapter_name: str) -> Tensor:
-        return fetched(self.cores, lambda: self.cores[adapter_name])
+    def entries(self, adapter_name: str) -> Float[Tensor, "entries"]:
+        """What the update of an adapter is a function of: its cores and, where it has one, the start of them."""
+        cores = fetched(self.cores, lambda: self.cores[adapter_name])
+        if adapter_name not in self.starts:
+            return cores
+        return torch.cat([cores, fetched(self.starts, lambda: self.starts[adapter_name]).to(cores)])
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """The adapter's dense update, as the base layer stores its weight, in the dtype of the cores."""
@@ -177,6 +206,10 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
     def _as_stored(self, delta: Float[Tensor, "out in"]) -> Tensor:
         """``ΔW`` in the form in which the base layer stores its weight."""
         return delta
+
+    def _as_matrix(self, stored: Tensor) -> Float[Tensor, "out in"]:
+        """The weight in the form of ``ΔW``."""
+        return self._as_stored(stored)
 
     @property
     def base_parameter(self) -> Tensor:
@@ -298,11 +331,22 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
 
     def _mixed_forward(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Any:
         result = self._base_result(x, *args, **kwargs)
-        for adapter in self.adapters_of_rows(adapter_names):
+        own = [(adapter, self.factors(adapter, result.dtype)) for adapter in self.adapters_of_rows(adapter_names)]
+        for adapter, factors in [*own, *self._pooled_factors(adapter_names)]:
             rows = [row for row, name in enumerate(adapter_names) if name == adapter]
-            update = self._update(x[rows], self.factors(adapter, result.dtype), result.dtype, self.dropouts[adapter])
+            # nothing drops: a model that trains takes no mixed batches
+            update = self._update(x[rows], factors, result.dtype, nn.Identity())
             result[rows] += update.to(result.dtype)
         return result
+
+    def _pooled_factors(self, adapter_names: Sequence[str]) -> list[tuple[str, tuple[Tensor, Tensor]]]:
+        """Those adapters of a mixed batch that are in a pool, and their factors."""
+        return [
+            (name, factors)
+            for stack in built_factors().stacks(self)
+            for name, factors in zip(stack.names, zip(*stack.factors, strict=True), strict=True)
+            if name in adapter_names and name not in self.cores
+        ]
 
     def _base_result(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         result = self.base_layer(x, *args, **kwargs)

@@ -1,5 +1,7 @@
 """Linear layers whose weight is updated by tensor trains."""
 
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from ttlora.compat import has_hooks, in_out_features, is_plain_parameter, is_view
 from ttlora.tensor_train.linear import low_rank_linear
 from ttlora.tensor_train.update import transformed
-from ttlora.tuners.tt_lora.factors import built_factors
+from ttlora.tuners.tt_lora.factors import Stack, built_factors
 from ttlora.tuners.tt_lora.layer import TTLoraLayer, autocasts, product_dtype_of, without_autocast
 
 # what autocast brings into its own dtype
@@ -84,43 +86,53 @@ class TTLoraLinear(TTLoraLayer):
         return None if has_hooks(base) or "forward" in vars(base) else base
 
     def _mixed_forward(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Any:
-        used = self.adapters_of_rows(adapter_names)
-        if not used:
-            return self.base_layer(x, *args, **kwargs)
-        updates = {self.updates[name] for name in used}
-        if len(updates) > 1 or any(self.cores[name].is_meta for name in used):
+        built = built_factors().stacks(self)
+        in_stacks = {name for stack in built for name in stack.names}
+        others = [name for name in self.adapters_of_rows(adapter_names) if name not in in_stacks]
+        if any(self.cores[name].is_meta for name in others):
             return super()._mixed_forward(x, adapter_names, *args, **kwargs)
-        return self._stacked_forward(x, adapter_names, used, *args, **kwargs)
-
-    def _stacked_forward(
-        self, x: Tensor, adapter_names: list[str], used: tuple[str, ...], *args: Any, **kwargs: Any
-    ) -> Any:
-        """A mixed batch of adapters of one shape: their factors are built together, and act in one batched product."""
+        stacks = [*built, *self._stacks_of(others)]
+        if not stacks:
+            return self.base_layer(x, *args, **kwargs)
         result = self._base_result(x, *args, **kwargs)
-        A, B = built_factors().of_all(self, used) or self._stacked_factors(used)
-        place = {name: index for index, name in enumerate(used)}
-        rows = [row for row, name in enumerate(adapter_names) if name in place]
-        adapters = [place[adapter_names[row]] for row in rows]
-        if adapters != list(range(len(used))):
-            A, B = A[adapters], B[adapters]
-        everywhere = len(rows) == len(x)
-        chosen = x if everywhere else x[rows]
-        inputs = self._cast_input_dtype(chosen, result.dtype).reshape(len(rows), -1, x.shape[-1])
-        hidden = inputs @ A.to(inputs.dtype).mT
-        B = B.to(inputs.dtype).mT
+        for stack in stacks:
+            result = self._with_updated_rows(result, x, stack, adapter_names)
+        return result
+
+    def _stacks_of(self, adapters: Sequence[str]) -> list[Stack]:
+        """The factors of this layer's own adapters, those of one shape in one stack."""
+        alike = defaultdict(list)
+        for name in adapters:
+            alike[self.updates[name]].append(name)
+        stacks = []
+        for update, names in alike.items():
+            entries = torch.stack([self.entries(name) for name in names])
+            with without_autocast(entries.device):
+                stacks.append(Stack(tuple(names), update.factors(entries), {}))
+        return stacks
+
+    def _with_updated_rows(self, result: Tensor, x: Tensor, stack: Stack, adapter_names: Sequence[str]) -> Tensor:
+        """The layer's output with the updates of a stack added to its rows, in two batched products."""
+        chosen = stack.rows_of(adapter_names)
+        if not chosen.rows:
+            return result
+        everywhere = len(chosen.rows) == len(x)
+        of_rows = x if everywhere else x[chosen.rows]
+        inputs = self._cast_input_dtype(of_rows, result.dtype)
+        A, B = stack.factors
+        if not chosen.in_runs:
+            A, B = A[chosen.adapters], B[chosen.adapters]
+        inputs = inputs.reshape(len(A), -1, x.shape[-1])
+        hidden = inputs @ A.to(inputs).mT
+        B = B.to(inputs).mT
         if everywhere and result.dtype == inputs.dtype and not torch.is_grad_enabled():
             # added where the result lies: a sum of its own would be one more pass over it
-            flat = result.view(len(rows), -1, result.shape[-1])
+            flat = result.view(len(A), -1, result.shape[-1])
             return flat.baddbmm_(hidden, B).view(result.shape)
-        update = (hidden @ B).reshape(*chosen.shape[:-1], -1).to(result.dtype)
+        update = (hidden @ B).reshape(*of_rows.shape[:-1], -1).to(result.dtype)
         if everywhere:
             return result + update
-        return result.index_add(0, torch.tensor(rows, device=x.device), update)
-
-    def _stacked_factors(self, adapters: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-        cores = torch.stack([self.cores[name] for name in adapters])
-        with without_autocast(cores.device):
-            return self.updates[adapters[0]].factors(cores)
+        return result.index_add(0, torch.tensor(chosen.rows, device=x.device), update)
 
     def _update(self, x: Tensor, factors: tuple[Tensor, Tensor], dtype: torch.dtype, dropout: nn.Module) -> Tensor:
         A, B = factors

@@ -2,7 +2,7 @@
 
 import copy
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from ttlora.tuners.mixed_batch import mixed_batch
+from ttlora.tuners.tt_lora.factors import BuiltFactors
 from ttlora.tuners.tt_lora.layer import TTLoraLayer
+from ttlora.tuners.tt_lora.pooled import PooledAdapters
 from ttlora.tuners.tt_lora.together import build_together
 from ttlora.tuners.tuner import Tuner
 
@@ -32,6 +34,8 @@ class TrainTuner(Tuner):
         for layer in layers.values():
             if twin is not None and twin in layer.cores:
                 layer.cores[adapter_name].data.copy_(layer.cores[twin])
+                if twin in layer.starts:
+                    layer.starts[adapter_name].copy_(layer.starts[twin])
 
     def _config_for(self, config: Any, model: nn.Module) -> Any:
         """A new adapter's config, in the words of this model."""
@@ -58,8 +62,21 @@ class TrainTuner(Tuner):
         # a replica of nn.DataParallel has layers of its own, whose cores lie on its device
         layers = [] if getattr(self, "_is_replica", False) else self._adapted_layers
         if adapter_names is None:
-            with nullcontext() if torch.compiler.is_compiling() else build_together(layers).handed_on():
+            with nullcontext() if torch.compiler.is_compiling() else self._build(layers).handed_on():
                 yield
         else:
-            with mixed_batch(self, adapter_names, num_beams), build_together(layers, adapter_names).handed_on():
+            known = {name for adapters in self.pooled for name in adapter_names if name in adapters}
+            if twice := sorted(known.intersection(self.peft_config)):
+                raise ValueError(f"there are two adapters {twice[0]!r}: PEFT's and one in a pool; delete one of them")
+            built = build_together(layers, adapter_names, self.pooled)
+            with mixed_batch(self, adapter_names, num_beams, known), built.handed_on():
                 yield
+
+    def _build(self, layers: Sequence[TTLoraLayer]) -> BuiltFactors:
+        """The factors that a forward will ask its layers for."""
+        return build_together(layers)
+
+    @property
+    def pooled(self) -> Sequence[PooledAdapters]:
+        """Adapters beside those that PEFT knows, which a mixed batch may name."""
+        return tuple(child for child in self.children() if isinstance(child, PooledAdapters))
