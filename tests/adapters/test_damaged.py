@@ -12,7 +12,7 @@ from peft import IA3Config, LoHaConfig, LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.adapters.damage import damage
-from ttlora import BottleneckConfig, LorettaRepConfig, TTLoraConfig
+from ttlora import BottleneckConfig, LorettaRepConfig, LortaConfig, MetaTTConfig, TTLoraConfig
 from ttlora.adapters.read import read_adapter
 from ttlora.cli.main import main
 
@@ -27,6 +27,8 @@ CONFIGS = {
     "lora-patterns": lambda: LoraConfig(r=2, target_modules=ATTENTION, rank_pattern={"v_proj": 1}, use_rslora=True),
     "dora": lambda: LoraConfig(r=2, target_modules=ATTENTION, use_dora=True),
     "rep": lambda: LorettaRepConfig(r=2, tt_rank=2, target_modules=ATTENTION, init_weights=False),
+    "meta-tt": lambda: MetaTTConfig(r=2, target_modules=ATTENTION, shape="auto", init_weights=False),
+    "lorta": lambda: LortaConfig(r=2, target_modules=ATTENTION, init_weights=False),
     "bottleneck": lambda: BottleneckConfig(r=2, tt_rank=2, target_modules=["o_proj"], init_weights=False),
     "ia3": lambda: IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
     "loha": lambda: LoHaConfig(r=2, target_modules=["q_proj"], init_weights=False),
@@ -133,8 +135,8 @@ def test_whole_folders_are_no_damaged_ones(places, tmp_path, capsys):
         if run(command, folders[name], model, tmp_path / f"{name}-{command}", 0) == 0
     }
     assert {name for name, command in outcomes if command == "inspect"} == set(folders)
-    assert {name for name, command in outcomes if command == "export"} == {"tt", "tt-patterns"}
-    assert {name for name, command in outcomes if command == "round"} == {"tt", "tt-head", "tt-patterns"}
+    assert {name for name, command in outcomes if command == "export"} == {"tt", "tt-patterns", "meta-tt", "lorta"}
+    assert {name for name, command in outcomes if command == "round"} == {"tt", "tt-head", "tt-patterns", "meta-tt"}
     assert {name for name, command in outcomes if command == "import"} == {"lora", "lora-patterns"}
     assert {name for name, command in outcomes if command == "merge"} == set(folders) - {"bottleneck"}
 

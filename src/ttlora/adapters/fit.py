@@ -10,6 +10,7 @@ from ttlora.compat import look_up
 from ttlora.tuners.bottleneck.config import BOTTLENECK, resolve_trains
 from ttlora.tuners.checks import is_size
 from ttlora.tuners.loretta_rep.config import LORETTA_REP, resolve_factors
+from ttlora.tuners.shared.config import SharedConfig
 from ttlora.tuners.tt_lora import saved_update
 from ttlora.tuners.tt_lora.config import TTLORA
 from ttlora.values import is_number
@@ -28,6 +29,9 @@ def check_tensors(config: Any, modules: Mapping[str, Parts]) -> None:
     Raises:
         ValueError: They do not fit together; the message names the module.
     """
+    if isinstance(config, SharedConfig):
+        _check_shared(config, modules)
+        return
     checks: dict[Any, Callable[[Any, str, Parts], None]] = {
         TTLORA: _check_tt_lora,
         LORETTA_REP: _check_loretta_rep,
@@ -60,11 +64,28 @@ def _check_ranks(config: Any, modules: Mapping[str, Parts]) -> None:
 
 
 def _check_tt_lora(config: Any, name: str, parts: Parts) -> None:
-    (cores,) = _require_parts(name, parts, ["ttlora_cores"])
+    wanted = ["ttlora_cores", "ttlora_start"] if config.init_weights == "dota" else ["ttlora_cores"]
     shape = saved_update(config, name).shape
-    _require_sizes(
-        f"the cores of '{name}'", cores, (shape.parameters,), f"shape {list(shape.dims)} of ranks {list(shape.ranks)}"
-    )
+    why = f"shape {list(shape.dims)} of ranks {list(shape.ranks)}"
+    for cores in _require_parts(name, parts, wanted):
+        _require_sizes(f"the cores of '{name}'", cores, (shape.parameters,), why)
+
+
+def _check_shared(config: SharedConfig, modules: Mapping[str, Parts]) -> None:
+    """Hold the entries of each group against the config, which says which module they are named by."""
+    groups = config.saved_groups()
+    if unknown := [name for name in modules if name not in groups]:
+        raise ValueError(f"'{unknown[0]}' has entries, and in the config they are those of {', '.join(groups)}")
+    for name, updates in groups.items():
+        if name not in modules:
+            raise ValueError(f"'{name}' has no entries, which serve {len(updates)} modules of the config")
+        parts = modules[name]
+        if len(parts) != 1:
+            raise ValueError(f"'{name}' has {', '.join(parts)}, and one tensor is what this adapter has for it")
+        ((part, info),) = parts.items()
+        if not info.is_floating:
+            raise ValueError(f"'{name}.{part}' has entries of {info.dtype}, which are no floating-point numbers")
+        _require_sizes(f"the entries of '{name}'", info, (updates[name].parameters,), f"r={config.r}")
 
 
 def _check_loretta_rep(config: Any, name: str, parts: Parts) -> None:

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from safetensors import safe_open
 from torch import Tensor
@@ -55,6 +56,15 @@ class Adapter:
         """One tensor, on the CPU, as it was saved."""
         tensor: Tensor = self._content.get_tensor(key)
         return tensor
+
+    def entries(self, module: str) -> Tensor:
+        """What the update of a module of a TT-LoRA adapter is a function of: its cores, and their start if it has one.
+
+        Args:
+            module: The module's name.
+        """
+        # in the order of their names: ttlora_cores, ttlora_start
+        return torch.cat([self.load(key) for key in self.modules[module]])
 
 
 def read_adapter(path: str | Path) -> Adapter:

@@ -12,8 +12,9 @@ from torch import Tensor
 from ttlora.adapters.read import Adapter, read_adapter, require_tt_lora
 from ttlora.adapters.write import write_adapter
 from ttlora.errors import UserError
-from ttlora.tensor_train import TensorTrain, TTShape
+from ttlora.tensor_train import TensorTrain, TTShape, Update
 from ttlora.text_forms import parse_parameters
+from ttlora.tuners.meta_tt import MetaTTConfig
 from ttlora.tuners.tt_lora import TTLoraConfig, saved_update
 from ttlora.tuners.tt_lora.config import by_pattern, saved_name
 from ttlora.values import is_number, is_whole, shown
@@ -46,7 +47,7 @@ class Approximation:
 
 @dataclass(frozen=True)
 class TrainAdapter:
-    """A TT-LoRA adapter that was made from another adapter.
+    """An adapter of TT-LoRA or MetaTT that was made from another adapter.
 
     Attributes:
         config: Its config.
@@ -54,7 +55,7 @@ class TrainAdapter:
         modules: How near each update is to what it was made from.
     """
 
-    config: TTLoraConfig
+    config: TTLoraConfig | MetaTTConfig
     tensors: Mapping[str, Tensor]
     modules: Sequence[Approximation]
 
@@ -72,10 +73,13 @@ def round(
     tolerance: float | None = None,
     parameters: int | str | None = None,
 ) -> TrainAdapter:
-    """Write a TT-LoRA adapter at smaller TT-ranks (Oseledets 2011, Algorithm 2).
+    """Write an adapter of TT-LoRA or MetaTT at smaller TT-ranks (Oseledets 2011, Algorithm 2).
+
+    For MetaTT, whose trains run over layers and types, that is the sweep over neighbouring cores (contract, SVD, cut)
+    of DMRG: trained on at the smaller ranks, with a fresh optimiser, it is the paper's rank schedule.
 
     Args:
-        adapter: A folder with a saved TT-LoRA adapter, or the output folder of `train`.
+        adapter: A folder with a saved adapter of TT-LoRA or MetaTT, or the output folder of `train`.
         output: Folder for the smaller adapter; empty or not there yet.
         r: Largest TT-rank that is left.
         tolerance: Largest relative error of each update, such as 0.01, in place of `r`.
@@ -129,7 +133,7 @@ def round_adapter(
     """The adapter at smaller TT-ranks (Oseledets 2011, Algorithm 2), in the number format it was saved in.
 
     Args:
-        adapter: A checked folder of a TT-LoRA adapter.
+        adapter: A checked folder of an adapter of TT-LoRA or MetaTT.
         r: Bound on the TT-ranks; ranks below it stay. None: the ranks that ``tolerance`` needs.
         tolerance: Bound on the relative error of each module's update, as long as ``r`` does not bind.
         parameters: Bound on the number of parameters of all modules.
@@ -138,21 +142,22 @@ def round_adapter(
         UserError: It is of another method, an update is not finite or has a scale of 0, or no rank is above ``r``, or
             it has no more parameters than it may have, or would have more at rank 1.
     """
-    config = require_tt_lora(adapter, "round")
-    keys = {name: key for name, (key,) in adapter.modules.items()}
+    config = adapter.config if isinstance(adapter.config, MetaTTConfig) else require_tt_lora(adapter, "round")
     trains = {}
-    for name, key in keys.items():
-        update = saved_update(config, name)
+    for name in adapter.modules:
+        update = _update(config, name)
         if not update.scale:
             raise UserError(
                 f"the update of '{name}' has the scale 0 (alpha): it is zero, and there is nothing to round"
             )
-        trains[name] = update.acting_train(adapter.load(key).double())
+        trains[name] = update.acting_train(adapter.entries(name).double())
         require_finite(name, trains[name])
     largest = max(max(train.shape.ranks) for train in trains.values())
     if r is not None and r >= largest:
         raise UserError(f"`r` is {r}, and the adapter's largest TT-rank is {largest}: there is nothing to round")
     config = copy.deepcopy(config)
+    if config.init_weights == "dota":
+        config.init_weights = True  # what is written is one train, and no difference of two
     bounds = {name: [min(rank, r or rank) for rank in train.shape.ranks[1:-1]] for name, train in trains.items()}
     if parameters is not None:
         bounds = ranks_within(parameters, trains)
@@ -160,8 +165,8 @@ def round_adapter(
     write_ranks(config, {name: train.shape for name, train in rounded.items()})
     tensors = {key: adapter.load(key) for key in adapter.others}
     modules = []
-    for name, key in keys.items():
-        before = adapter.modules[name][key].parameters
+    for name, (key, *_) in adapter.modules.items():
+        before = sum(info.parameters for info in adapter.modules[name].values())
         dtype = adapter.load(key).dtype
         tensors[key], module = approximate(config, name, rounded[name], dtype, of=trains[name], parameters=before)
         modules.append(module)
@@ -221,27 +226,40 @@ def ranks_within(parameters: int, trains: Mapping[str, TensorTrain]) -> dict[str
     return {name: of_train[1:-1] for name, of_train in ranks.items()}
 
 
-def write_ranks(config: TTLoraConfig, shapes: Mapping[str, TTShape]) -> None:
+def _update(config: TTLoraConfig | MetaTTConfig, name: str) -> Update:
+    """What the cores that are saved under a module's name mean."""
+    return config.saved_train(name) if isinstance(config, MetaTTConfig) else saved_update(config, name)
+
+
+def write_ranks(config: TTLoraConfig | MetaTTConfig, shapes: Mapping[str, TTShape]) -> None:
     """Set the ranks in a config that has sizes and dims: one ``r`` if it gives each module the ranks of its shape.
 
     Args:
         config: The config; its ranks are replaced.
         shapes: Module name to its shape.
     """
-    config.rank_pattern = {}
+    own = "ranks" if isinstance(config, MetaTTConfig) else "rank_pattern"
+    setattr(config, own, {})
     config.r = max(max(shape.ranks) for shape in shapes.values())
     try:
-        if all(saved_update(config, name).shape == shape for name, shape in shapes.items()):
+        if all(_update(config, name).shape == shape for name, shape in shapes.items()):
             return
     except ValueError:
         pass  # one rank for all bonds would make a train larger than its matrix
-    config.rank_pattern = by_pattern(
-        {saved_name(config, name): list(shape.ranks[1:-1]) for name, shape in shapes.items()}
-    )
+    ranks = {name: list(shape.ranks[1:-1]) for name, shape in shapes.items()}
+    if isinstance(config, MetaTTConfig):
+        config.ranks = {config.size_of(name): of_train for name, of_train in ranks.items()}
+    else:
+        config.rank_pattern = by_pattern({saved_name(config, name): of_train for name, of_train in ranks.items()})
 
 
 def approximate(
-    config: TTLoraConfig, name: str, train: TensorTrain, dtype: torch.dtype, of: TensorTrain, parameters: int
+    config: TTLoraConfig | MetaTTConfig,
+    name: str,
+    train: TensorTrain,
+    dtype: torch.dtype,
+    of: TensorTrain,
+    parameters: int,
 ) -> tuple[Tensor, Approximation]:
     """The entries to save for a module whose update is to be the matrix of ``train``, and how near they come.
 
@@ -253,7 +271,7 @@ def approximate(
         of: The train that is approximated.
         parameters: How many numbers held it before.
     """
-    update = saved_update(config, name)
+    update = _update(config, name)
     entries = update.entries_of(train).to(dtype)
     held = update.acting_train(entries.double())
     return entries, Approximation(name, update.shape, parameters, of.norm().item(), (of - held).norm().item())

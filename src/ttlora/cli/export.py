@@ -16,32 +16,40 @@ def export(
     *,
     output: str,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    format: Literal["peft", "gguf"] = "peft",
+    base: str | None = None,
     json: bool = False,
 ) -> None:
     """Write a TT-LoRA adapter as a standard LoRA adapter, for vLLM, SGLang, llama.cpp and all else that reads those.
 
-    The update stays exactly the same, and the base model is not needed.
+    The update stays exactly the same.
 
     Args:
         adapter: A folder with a saved TT-LoRA adapter, or the output folder of ttlora train.
-        output: Folder for the LoRA adapter; empty or not there yet.
+        output: Folder for the LoRA adapter, empty or not there yet; with gguf a file, not there yet.
         dtype: Number format of the factors; float32 is exact.
+        format: peft for a folder, gguf for a file that llama.cpp's convert_lora_to_gguf.py writes, found in the folder
+            that the variable LLAMA_CPP names, or on the PATH.
+        base: With gguf, the folder of the base model, of which config.json is read.
         json: Print one JSON object.
 
     Raises:
-        UserError: There is no such adapter, or it holds what cannot go into a LoRA adapter, or the output is in use.
+        UserError: There is no such adapter, or it holds what cannot go into a LoRA adapter, or the output is in use, or
+            there is no converter, or the base model is not the adapter's.
+        RunError: The converter failed, or the output cannot be written.
     """
     from ttlora.adapters.export import export as write_lora
     from ttlora.adapters.read import WEIGHTS_NAME
 
-    lora = write_lora(adapter, output, dtype)
+    lora = write_lora(adapter, output, dtype, format, base)
     path = Path(os.path.expanduser(output))
-    size = (path / WEIGHTS_NAME).stat().st_size
+    size = (path / WEIGHTS_NAME if format == "peft" else path).stat().st_size
     if json:
         summary = {
             "output": str(path),
             "base_model": lora.config.base_model_name_or_path,
             "r": lora.config.r,
+            "format": format,
             "dtype": dtype,
             "bytes": size,
             "parameters": sum(tensor.numel() for tensor in lora.tensors.values()),
@@ -50,7 +58,7 @@ def export(
         print(json_format.dumps(summary, indent=2))
         return
     print(f"LoRA of rank {lora.config.r} for {len(lora.ranks)} modules, {format_size(size)} of {dtype}: {path}")
-    if note := _vllm_note(lora.config.r):
+    if format == "peft" and (note := _vllm_note(lora.config.r)):
         print(note)
 
 

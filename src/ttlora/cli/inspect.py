@@ -51,6 +51,7 @@ def _as_json(report: AdapterReport) -> dict[str, object]:
             {
                 "name": module.name,
                 "parameters": module.parameters,
+                **({"others": list(module.others)} if module.others else {}),
                 **_train_as_json(module),
                 "tensors": _tensors_as_json(module.tensors),
             }
@@ -98,7 +99,7 @@ def _print_tables(report: AdapterReport) -> None:
 
 def _train_table(modules: Sequence[ModuleReport]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
-    common = common_path([module.name for module in modules])
+    common = common_path([name for module in modules for name in (module.name, *module.others)])
     table.add_column(Text(f"module in {common}" if common else "module"), overflow="fold")
     table.add_column("rows | columns", overflow="fold")
     table.add_column("TT-rank", justify="right")
@@ -108,7 +109,8 @@ def _train_table(modules: Sequence[ModuleReport]) -> Table:
         shape = module.shape
         assert shape is not None
         rank, parameters, norm = str(max(shape.ranks)), f"{module.parameters:,}", f"{module.norm:#.4g}".rstrip(".")
-        table.add_row(Text(_below(common, module)), format_dims(shape), rank, parameters, norm)
+        name = _below(common, module) + (f" and {len(module.others)} more" if module.others else "")
+        table.add_row(Text(name), format_dims(shape), rank, parameters, norm)
     return table
 
 

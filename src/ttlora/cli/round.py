@@ -12,10 +12,10 @@ def round(
     parameters: str | None = None,
     json: bool = False,
 ) -> None:
-    """Write a TT-LoRA adapter at smaller TT-ranks, and tell how far each update is from the one before.
+    """Write an adapter of TT-LoRA or MetaTT at smaller TT-ranks, and tell how far each update is from the one before.
 
     Args:
-        adapter: A folder with a saved TT-LoRA adapter, or the output folder of ttlora train.
+        adapter: A folder with a saved adapter of TT-LoRA or MetaTT, or the output folder of ttlora train.
         output: Folder for the smaller adapter; empty or not there yet.
         r: Largest TT-rank that is left.
         tolerance: Largest relative error of each update, such as 0.01, in place of r.
