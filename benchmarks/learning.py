@@ -9,9 +9,9 @@ with a sentence, or two, and a label; labels that are no whole numbers make it a
 
 A setting names `lora`, `tt` or another method of `ttlora train` that has an adapter, or `bitfit`, with fields of its
 config. With `pooler=true` the model's pooler trains with the head, with `mean=true` the output starts at the mean
-label, and `linear=true` adapts all linear layers of the encoder. `--cut 0.5:7300` rounds a TT-LoRA adapter to 7,300
-parameters after half of the steps (`ttlora round --parameters`), and trains on; there may be several cuts, with commas
-between them.
+label, and `linear=true` adapts all linear layers of the encoder. `--cut 0.5:7300` rounds an adapter of TT-LoRA or
+MetaTT to 7,300 parameters after half of the steps (`ttlora round --parameters`), and trains on with a fresh AdamW:
+MetaTT's rank sweeps. There may be several cuts, with commas between them.
 """
 
 import argparse

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from tests.ecosystem.conftest import cores_of, logits
-from ttlora import LorettaRepConfig, TTLoraConfig
+from ttlora import LorettaRepConfig, MetaTTConfig, TTLoraConfig
 
 ARGUMENTS = {
     "max_steps": 6,
@@ -97,7 +97,7 @@ def test_preferences(base, tokenizer, tmp_path):
     check_adapter(trainer, before, base, tmp_path / "adapter")
 
 
-@pytest.mark.parametrize("config", [TTLoraConfig, LorettaRepConfig])
+@pytest.mark.parametrize("config", [TTLoraConfig, LorettaRepConfig, MetaTTConfig])
 def test_preferences_of_a_trained_adapter(base, tokenizer, config, tmp_path):
     rows = Dataset.from_list([{"prompt": "the film was", "chosen": " lovely", "rejected": " awful"}] * 4)
     trained = get_peft_model(base(), config(r=4, task_type="CAUSAL_LM", init_weights=False))

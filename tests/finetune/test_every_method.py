@@ -45,7 +45,7 @@ def test_a_causal_model_that_answers_with_words(method, llama, data, tmp_path):
     check(record, tmp_path / "out")
 
 
-@pytest.mark.parametrize("method", ["loretta-rep", "p-tuning", "bitfit", "vera"])
+@pytest.mark.parametrize("method", ["loretta-rep", "meta-tt", "p-tuning", "bitfit", "vera"])
 def test_a_killed_run_resumes_to_the_same_end(method, bert, data, tmp_path):
     keys = {"epochs": 2, "learning_rate": 1e-2}
     finish(method, bert, data, tmp_path / "whole", **keys)

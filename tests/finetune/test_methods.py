@@ -90,6 +90,9 @@ def test_counts_of_every_method(bert):
     assert outside["head"] == 0
     assert outside["full"] == sum(weight.numel() for weight in body.parameters())
     assert 0 < outside["tt-lora"] < outside["lora"]
+    # query and value of two layers: (32 + 32) r + (2 + 2) r², and r (32 + 16 + 2 + 2 + 2)
+    assert outside["meta-tt"] == 64 * 8 + 4 * 64
+    assert outside["lorta"] == 8 * (32 + 16 + 2 + 2 + 2)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +210,7 @@ def test_bitfit_trains_biases_and_the_head(bert):
 
 
 def test_what_trains_is_float32_on_a_half_precision_base(llama):
-    for method in ("tt-lora", "loretta-rep", "loretta-adp", "lora", "prefix", "p-tuning", "head"):
+    for method in ("tt-lora", "loretta-rep", "loretta-adp", "meta-tt", "lorta", "lora", "prefix", "p-tuning", "head"):
         _, model = adapt(llama, method)
         assert {weight.dtype for weight in model.parameters() if weight.requires_grad} == {torch.float32}
         assert {weight.dtype for weight in model.parameters() if not weight.requires_grad} == {torch.bfloat16}
@@ -235,7 +238,9 @@ def test_saved_weights_come_back_bit_for_bit(method, base_name, request, tmp_pat
     assert count_parameters(model, loaded.head)[1] == (HEAD if base_name == "bert" else 64)
 
 
-@pytest.mark.parametrize("method", ["tt-lora", "loretta-rep", "lora", "prompt", "prefix", "p-tuning", "vera"])
+@pytest.mark.parametrize(
+    "method", ["tt-lora", "meta-tt", "lorta", "loretta-rep", "lora", "prompt", "prefix", "p-tuning", "vera"]
+)
 def test_a_causal_model_has_no_head(method, llama, tmp_path):
     base, model = adapt(llama, method, CAUSAL, **SMALL.get(method, {}))
     assert base.head == ()
@@ -249,7 +254,9 @@ def test_a_causal_model_has_no_head(method, llama, tmp_path):
     torch.testing.assert_close(got, expected, rtol=0.05, atol=0.05)
 
 
-@pytest.mark.parametrize("method", ["tt-lora", "loretta-rep", "loretta-adp", "lora", "prompt", "p-tuning", "prefix"])
+@pytest.mark.parametrize(
+    "method", ["tt-lora", "loretta-rep", "loretta-adp", "meta-tt", "lorta", "lora", "prompt", "p-tuning", "prefix"]
+)
 def test_plain_peft_loads_what_was_saved(method, bert, tmp_path):
     _, model = adapt(bert, method)
     randomise(model)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from ttlora.planner.plan import Plan
     from ttlora.planner.training import TrainingMemory
     from ttlora.tensor_train import TTShape
+    from ttlora.tuners.lorta.update import CPShape
+
+TITLES = {"tt-lora": "TT-LoRA", "meta-tt": "MetaTT", "lorta": "LoRTA"}
 
 
 def plan(
@@ -30,9 +33,10 @@ def plan(
     quantize: Literal["4bit", "8bit"] | None = None,
     gradient_checkpointing: bool = False,
     memory: str | None = None,
+    method: Literal["tt-lora", "meta-tt", "lorta"] = "tt-lora",
     json: bool = False,
 ) -> None:
-    """Show what a TT-LoRA adapter for a model will cost, and what memory its training takes; no weights are read.
+    """Show what an adapter for a model will cost, and what memory its training takes; no weights are read.
 
     Args:
         model: A folder with a config.json, a name on the hub, or one of deberta-base, roberta-base, llama2-7b,
@@ -50,6 +54,8 @@ def plan(
         quantize: Likewise, with the base model's weights in 4 or 8 bits.
         gradient_checkpointing: Likewise, with activations that are computed again in the backward pass.
         memory: Say whether a training fits into so much memory, such as 24GB.
+        method: The adapter's method. Of meta-tt and lorta the rank is 8 by default, and the targets are query and
+            value; shape names dims by number of rows or columns, such as "768=8,8,12", and lorta has none.
         json: Print one JSON object.
 
     Raises:
@@ -69,6 +75,7 @@ def plan(
         quantize=quantize,
         gradient_checkpointing=gradient_checkpointing,
         memory=memory,
+        method=method,
     )
     if json:
         print(json_format.dumps(_as_json(result), indent=2))
@@ -79,6 +86,7 @@ def plan(
 def _as_json(plan: Plan) -> dict[str, object]:
     return {
         "model": plan.model,
+        "method": plan.method,
         "adapter_parameters": plan.adapter_parameters,
         "bytes_16bit": plan.bytes_16bit,
         "full_parameters": plan.full_parameters,
@@ -86,8 +94,8 @@ def _as_json(plan: Plan) -> dict[str, object]:
         "matrices": [
             {
                 "name": matrix.name,
-                "out_features": matrix.shape.out_features,
-                "in_features": matrix.shape.in_features,
+                "out_features": matrix.size[0],
+                "in_features": matrix.size[1],
                 "shape": list(matrix.dims),
                 "ranks": list(matrix.shape.ranks),
                 "parameters": matrix.shape.parameters,
@@ -102,7 +110,7 @@ def _as_json(plan: Plan) -> dict[str, object]:
 
 
 def _print_table(plan: Plan) -> None:
-    table = Table(title=f"TT-LoRA for {plan.model}", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table = Table(title=f"{TITLES[plan.method]} for {plan.model}", title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column("matrix", overflow="fold")
     table.add_column("out × in", justify="right", no_wrap=True)
     table.add_column("rows | columns", overflow="fold")
@@ -146,11 +154,11 @@ def _print_training(console: StdoutConsole, training: TrainingMemory) -> None:
 def _row(matrix: MatrixPlan) -> tuple[str, ...]:
     shape = matrix.shape
     rank = f"≤ {shape.factor_rank} *" if shape.boundary is None else str(shape.factor_rank)
-    size = f"{shape.out_features} × {shape.in_features}"
+    size = " × ".join(map(str, matrix.size))
     return matrix.name, size, format_dims(shape), str(max(shape.ranks)), rank, f"{matrix.count} × {shape.parameters:,}"
 
 
-def format_dims(shape: TTShape) -> str:
+def format_dims(shape: TTShape | CPShape) -> str:
     """The dims as ``--shape`` takes them, with a bar where rows end and columns begin."""
     if shape.boundary is None:
         return ",".join(map(str, shape.dims))

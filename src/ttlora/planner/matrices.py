@@ -27,6 +27,19 @@ class MatrixPlan:
     experts: int = 1
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of each; the rows of a stack are those of all its experts."""
+        return self.shape.out_features, self.shape.in_features
+
+    def lora_parameters(self, r: int) -> int:
+        """Parameters of a LoRA on all of them.
+
+        Args:
+            r: Its rank.
+        """
+        return self.count * r * (self.shape.out_features + self.experts * self.shape.in_features)
+
+    @property
     def total_parameters(self) -> int:
         """Parameters of all of them together."""
         return self.count * self.shape.parameters

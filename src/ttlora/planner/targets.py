@@ -33,7 +33,7 @@ def resolve_targets(skeleton: Any, targets: Sequence[str] | None) -> list[str]:
     return sorted(name for name in linear if "pooler" not in name)
 
 
-def adapted_modules(skeleton: Any, config: TTLoraConfig) -> dict[str, tuple[int, int]]:
+def adapted_modules(skeleton: Any, config: Any) -> dict[str, tuple[int, int]]:
     """Each adapted module's full name, with its out and in features.
 
     Raises:

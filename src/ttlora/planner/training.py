@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from peft import get_peft_model
+from peft import PeftConfig, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ttlora.compat import without_data
 from ttlora.errors import UserError, one_line
 from ttlora.planner.live_bytes import LiveBytes
-from ttlora.tuners.tt_lora import TTLoraConfig
 
 FLOAT32 = 4
 # AdamW keeps two numbers for each weight that trains
@@ -62,7 +61,7 @@ class TrainingMemory:
 
 def training_memory(
     skeleton: Any,
-    config: TTLoraConfig,
+    config: PeftConfig,
     batch_size: int,
     max_length: int,
     dtype: str | None = None,
@@ -147,9 +146,7 @@ def _quantized_bytes(rows: int, columns: int, bits: str) -> int:
     return math.ceil(rows * columns / 2) + blocks + FLOAT32 * math.ceil(blocks / BLOCK_OF_CONSTANTS)
 
 
-def _step(
-    model: Any, config: TTLoraConfig, size: Sequence[int], dtype: torch.dtype, checkpointing: bool
-) -> tuple[int, int]:
+def _step(model: Any, config: Any, size: Sequence[int], dtype: torch.dtype, checkpointing: bool) -> tuple[int, int]:
     """The number of weights that train, and the most bytes alive in a step beside all weights."""
     model.requires_grad_(False)
     of_rows = "SequenceClassification" in type(model).__name__

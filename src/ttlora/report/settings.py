@@ -26,6 +26,8 @@ METHOD_NAMES = {
     "lora": "LoRA",
     "loretta-adp": "LoRETTA_adp",
     "loretta-rep": "LoRETTA_rep",
+    "meta-tt": "MetaTT",
+    "lorta": "LoRTA",
     "prefix": "Prefix",
     "prompt": "Prompt",
     "p-tuning": "P-Tuning",

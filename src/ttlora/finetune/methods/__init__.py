@@ -14,6 +14,8 @@ from ttlora.finetune.methods.peft_method import PeftMethod
 from ttlora.finetune.methods.prompts import PromptMethod
 from ttlora.tuners.bottleneck import BottleneckConfig
 from ttlora.tuners.loretta_rep import LorettaRepConfig
+from ttlora.tuners.lorta import LortaConfig
+from ttlora.tuners.meta_tt import MetaTTConfig
 from ttlora.tuners.tt_lora import TTLoraConfig
 from ttlora.values import nearest
 
@@ -50,6 +52,25 @@ METHODS: Mapping[str, Method] = {
         {**_IN_MODULES, "r": 8, "alpha": 16.0, "shape": "auto", "dropout": 0.0},
         LorettaRepConfig,
         {"r": "r", "alpha": "alpha", "shape": "shape", "dropout": "dropout"},
+    ),
+    "meta-tt": PeftMethod(
+        "one tensor train over layers and types for the targets of each size, and the head",
+        {
+            **_IN_MODULES,
+            "learning_rate": 2e-3,
+            "r": MetaTTConfig.r,
+            "alpha": MetaTTConfig.alpha,
+            "shape": None,
+            "dropout": 0.0,
+        },
+        MetaTTConfig,
+        {"r": "r", "alpha": "alpha", "shape": "shape", "dropout": "dropout"},
+    ),
+    "lorta": PeftMethod(
+        "one CP decomposition over layers, types and heads for the targets, and the head",
+        {**_IN_MODULES, "learning_rate": 5e-3, "r": LortaConfig.r, "alpha": LortaConfig.alpha, "dropout": 0.0},
+        LortaConfig,
+        {"r": "r", "alpha": "alpha", "dropout": "dropout"},
     ),
     "lora": PeftMethod(
         "two low-rank factors for each target module, and the head",
