@@ -4,6 +4,7 @@ import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +12,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from ttlora import TTLoraConfig
-from ttlora.adapters.export import to_lora
-from ttlora.adapters.read import read_adapter
+from ttlora import LortaConfig, MetaTTConfig, TTLoraConfig
+from ttlora.adapters.export import lora_bytes, to_lora
+from ttlora.adapters.read import WEIGHTS_NAME, read_adapter
 from ttlora.errors import UserError
 from ttlora.serving.cache import LoraCache
 
@@ -51,6 +52,25 @@ def test_an_adapter_is_expanded_once(adapters: list[Path], tmp_path: Path) -> No
     assert names(cache) == {entry.name}
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        TTLoraConfig(task_type="CAUSAL_LM", init_weights="dota"),
+        TTLoraConfig(task_type="CAUSAL_LM", init_weights=False, rank_pattern={"o_proj": 5}),
+        MetaTTConfig(task_type="CAUSAL_LM", init_weights=False),
+        LortaConfig(task_type="CAUSAL_LM", init_weights=False),
+    ],
+    ids=["dota", "two ranks", "meta-tt", "lorta"],
+)
+def test_the_room_that_an_adapter_needs(config: Any, llama: Path, tmp_path: Path) -> None:
+    get_peft_model(AutoModelForCausalLM.from_pretrained(llama), config).save_pretrained(tmp_path / "adapter")
+    cache = LoraCache(tmp_path / "cache", 10**9)
+    size = sum(tensor.nbytes for tensor in load_file(cache.expanded(tmp_path / "adapter") / WEIGHTS_NAME).values())
+    assert lora_bytes(read_adapter(tmp_path / "adapter")) == size
+    with pytest.raises(UserError, match=f"takes {size:,} bytes as plain LoRA, more than the {size - 1:,}"):
+        LoraCache(tmp_path / "smaller", size - 1).expanded(tmp_path / "adapter")
+
+
 def test_what_was_asked_for_the_longest_time_ago_makes_room(adapters: list[Path], tmp_path: Path) -> None:
     one = size_of(LoraCache(tmp_path / "one", 10**9).expanded(adapters[0]))
     cache = LoraCache(tmp_path / "cache", int(3.5 * one))
@@ -61,6 +81,16 @@ def test_what_was_asked_for_the_longest_time_ago_makes_room(adapters: list[Path]
         os.utime(entries[-1], (number, number))
     assert names(cache) == {entries[0].name, *(entry.name for entry in entries[4:])}
     assert sum(map(size_of, (cache.folder / name for name in names(cache)))) <= cache.most_bytes
+
+
+def test_what_others_have_put_there_stays(adapters: list[Path], tmp_path: Path) -> None:
+    cache = LoraCache(tmp_path / "cache", 10**9)
+    theirs = shutil.copytree(adapters[4], tmp_path / "cache" / "theirs")
+    os.utime(theirs, (0, 0))
+    cache.most_bytes = int(1.5 * size_of(cache.expanded(adapters[0])))
+    for adapter in adapters[1:3]:
+        last = cache.expanded(adapter)
+    assert names(cache) == {"theirs", last.name}
 
 
 def test_one_that_has_made_room_is_put_back(adapters: list[Path], tmp_path: Path) -> None:
@@ -98,8 +128,13 @@ def test_several_at_once(adapters: list[Path], tmp_path: Path) -> None:
 
 
 def test_refusals(adapters: list[Path], llama: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"takes [\d,]+ bytes as plain LoRA, more than the 1,000 of the whole cache"):
-        LoraCache(tmp_path / "cache", 1000).expanded(adapters[0])
+    length = (adapters[0] / "adapter_model.safetensors").stat().st_size
+    with pytest.raises(UserError, match=rf"has {length:,} bytes, and {length - 1:,} may be served"):
+        LoraCache(tmp_path / "cache", length - 1).expanded(adapters[0])
+    with pytest.raises(
+        UserError, match=rf"takes [\d,]+ bytes as plain LoRA, more than the {length:,} of the whole cache"
+    ):
+        LoraCache(tmp_path / "cache", length).expanded(adapters[0])
     get_peft_model(AutoModelForCausalLM.from_pretrained(llama), LoraConfig()).save_pretrained(tmp_path / "lora")
     cache = LoraCache(tmp_path / "cache", 10**9)
     with pytest.raises(UserError, match="is an adapter of LORA"):

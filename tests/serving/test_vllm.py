@@ -20,8 +20,9 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from tests.adapters.damage import damage
+from tests.serving.hostile import HOSTILE
 from ttlora import TTLoraConfig
-from ttlora.adapters.read import read_adapter
+from ttlora.adapters.read import CONFIG_NAME, WEIGHTS_NAME, read_adapter
 
 STANDS_FOR = ("vllm", "vllm.lora", "vllm.lora.peft_helper", "vllm.lora.request", "vllm.lora.resolver")
 
@@ -138,7 +139,9 @@ def test_what_cannot_be_served_is_declined(
     assert not list((tmp_path / "cache").glob("*/adapter_config.json"))
 
 
-@pytest.mark.parametrize("name", ["nobody", "stars/adapter_config.json", "/etc", "nobody/../nobody", "～", "%2e%2e"])
+@pytest.mark.parametrize(
+    "name", ["nobody", "stars/adapter_config.json", "/etc", "nobody/../nobody", "～", "%2e%2e", "\ud800"]
+)
 def test_a_name_that_nobody_has_is_left_to_others(
     name: str, plugin: Any, home: Path, llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -177,6 +180,44 @@ def test_three_hundred_hostile_folders(plugin: Any, home: Path, llama: Path, tmp
     assert outcomes == {True, False}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "served"]
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10 < 200
+
+
+def peak() -> int:
+    """The most kB that the process has held since the last reset."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the peak of memory set back")
+@pytest.mark.parametrize(("harm", "is_served"), HOSTILE.values(), ids=HOSTILE)
+def test_a_folder_made_to_do_harm(
+    harm: Any, is_served: bool, plugin: Any, home: Path, llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(home.parent / "outside", tmp_path / "outside")
+    shutil.copytree(home / "stars", tmp_path / "served" / "stars")
+    harm(tmp_path / "served" / "stars")
+    there = set((tmp_path / "served").rglob("*")) | set((tmp_path / "outside").rglob("*"))
+    resolver = registered(plugin, tmp_path / "served", tmp_path / "cache", TTLORA_CACHE_SIZE="10MB")
+    Path("/proc/self/clear_refs").write_text("5")
+    before = peak()
+    request = resolve(resolver, llama, "stars")
+    most = peak()
+    assert (request is not None) == is_served
+    if is_served:
+        assert Path(request.lora_path).parent == tmp_path / "cache"
+        assert sorted(os.listdir(request.lora_path)) == ["README.md", CONFIG_NAME, WEIGHTS_NAME]
+        harmless = resolver.cache.expanded(home / "stars") / WEIGHTS_NAME
+        assert (Path(request.lora_path) / WEIGHTS_NAME).read_bytes() == harmless.read_bytes()
+    else:
+        (record,) = caplog.records
+        assert "\n" not in record.getMessage()
+        assert len(record.getMessage()) < 1500
+    assert {path for path in tmp_path.rglob("*") if not path.is_relative_to(tmp_path / "cache")} == {
+        tmp_path / "served",
+        tmp_path / "outside",
+        *there,
+    }
+    assert (most - before) / 2**10 < 50
 
 
 @given(name=st.text(max_size=40) | st.from_regex(r"[./~]{1,6}(outside|stars)?[./]{0,4}", fullmatch=True))

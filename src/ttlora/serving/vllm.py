@@ -104,6 +104,7 @@ class TTLoraResolver(LoRAResolver):  # type: ignore[misc] # vLLM need not be ins
         folder = self._find(lora_name)
         if folder is None:
             return None
+        self.cache.require_bounded(folder)
         config = read_config(folder / CONFIG_NAME)
         if not _is_same_model(config.base_model_name_or_path, base_model_name):
             raise UserError(
