@@ -115,7 +115,7 @@ def public_names() -> str:
     names = [name for name in ast.literal_eval(lists[0]) if not name.startswith("_")]
     kinds = {
         "Functions": [name for name in names if name.islower()],
-        "Recipes and configs": [name for name in names if not name.islower() and not name.endswith("Model")],
+        "Recipes, configs and pools": [name for name in names if not name.islower() and not name.endswith("Model")],
         "Models": [name for name in names if name.endswith("Model")],
     }
     return "\n\n".join(
