@@ -91,7 +91,7 @@ def test_the_core_alone_adapts_plans_and_exports(tmp_path: Path) -> None:
         if command.extras:
             flags = ["x"] if command.positional else ["--config", "x"] if name in ("compare", "search") else []
             flags += {"train": ["--model=m", "--task=t", "--output=o"], "predict": ["--input=i"]}.get(name, [])
-            flags += ["--output=o"] if name == "report" else []
+            flags += ["--output=o"] if name in ("report", "route") else []
             error = run(ttlora, name, *flags, status=2)
             assert f"python -m pip install 'ttlora[{','.join(command.extras)}]'" in error
             assert error.count("\n") == 1

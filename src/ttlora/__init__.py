@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ttlora.finetune.finished import evaluate, predict
     from ttlora.finetune.merge import merge
     from ttlora.finetune.recipe import Recipe
+    from ttlora.finetune.route import route
     from ttlora.finetune.run import train
     from ttlora.planner.plan import plan
 
@@ -52,6 +53,7 @@ __all__ = [
     "plan",
     "predict",
     "round",
+    "route",
     "train",
 ]
 
@@ -69,6 +71,7 @@ _IMPORTED_WHEN_USED = {
     "plan": "ttlora.planner.plan",
     "predict": "ttlora.finetune.finished",
     "round": "ttlora.adapters.round",
+    "route": "ttlora.finetune.route",
     "train": "ttlora.finetune.run",
 }
 

@@ -52,6 +52,7 @@ COMMANDS = {
     ),
     "evaluate": Command("measure a finished run again, from its saved adapter", "directory", ("train",)),
     "predict": Command("label new rows with a finished run", "directory", ("train",)),
+    "route": Command("train a router over finished runs, for rows of unknown task", "experts", ("train",)),
     "report": Command("compare finished runs: tables, figures, one page", "results", ("report",)),
     "inspect": Command("show what an adapter holds: shapes, ranks, parameters, norms", "adapter"),
     "merge": Command("write the base model with an adapter's update added", "adapter"),

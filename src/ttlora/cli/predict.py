@@ -19,10 +19,11 @@ def predict(
     """Predict with the saved adapter of a finished run, one JSON line for each row.
 
     A line is the row with new columns: prediction, the label, number or text; with labels also probabilities, those of
-    all labels; of two answers rewards, those of both. For label kind text there is perplexity alone.
+    all labels; of two answers rewards, those of both. For label kind text there is perplexity alone. A router adds
+    expert, the name of the expert that it has chosen for the row.
 
     Args:
-        directory: Output folder of ttlora train.
+        directory: Output folder of ttlora train, or of ttlora route.
         input: JSONL, CSV or Parquet with the text columns that the run was trained on.
         output: File for the lines, instead of stdout; it must not be there yet.
         model: Where the base model is now, if it has moved since.

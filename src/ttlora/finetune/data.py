@@ -142,6 +142,14 @@ Parts = list[tuple[str, "Dataset"]]
 
 def _read_parts(recipe: Recipe, task: Task, split: str) -> Parts:
     """What the task reads of a split's rows, by the places that these come from."""
+    return [
+        (source, store(read_example(task, source, place, row).as_row() for place, row in rows))
+        for source, rows in _open(recipe, task, split)
+    ]
+
+
+def _open(recipe: Recipe, task: Task, split: str) -> list[tuple[str, Iterable[tuple[str, Row]]]]:
+    """Where a split comes from, each with its rows and their places in it; columns are called as in training rows."""
     is_measured = split == task.validation
     columns = task.validation_columns if is_measured else {}
     if task.hub is None:
@@ -149,10 +157,26 @@ def _read_parts(recipe: Recipe, task: Task, split: str) -> Parts:
     else:
         hub = (task.validation_hub if is_measured else None) or task.hub
         opened = [_open_named(recipe, task, hub, split)]
-    return [
-        (source, store(read_example(task, source, place, _renamed(row, columns)).as_row() for place, row in rows))
-        for source, rows in opened
-    ]
+    return [(source, ((place, _renamed(row, columns)) for place, row in rows)) for source, rows in opened]
+
+
+def rows_at(recipe: Recipe, task: Task, split: Split, is_measured: bool) -> list[Row]:
+    """The rows of a split as they stand in their files, with all columns.
+
+    Args:
+        recipe: The recipe.
+        task: Its task.
+        split: What `load_data` or `load_validation` has made of the rows.
+        is_measured: Whether they are validation rows.
+
+    Raises:
+        UserError: The data are not there any more.
+    """
+    wanted, found = set(split.places), {}
+    name = task.validation if is_measured and not recipe.validation_share else "train"
+    for source, rows in _open(recipe, task, name):
+        found.update({at: row for place, row in rows if (at := f"{source}, {place}") in wanted})
+    return [found[place] for place in split.places]
 
 
 def _renamed(row: Row, columns: Mapping[str, str]) -> Row:

@@ -66,7 +66,7 @@ def predict(run: str | Path, rows: str | Path | Iterable[Row], model: str | None
     or a text's perplexity, or of two answers the column of the one that the model prefers, with both rewards.
 
     Args:
-        run: Output folder of `train`.
+        run: Output folder of `train`; or of `route`, whose rows also get the name of the ``expert`` that answers.
         rows: A JSONL, CSV or Parquet file, or rows as dicts, with the text columns that the run was trained on.
         model: Where the base model is now; None: where the run's recipe says.
 
@@ -80,7 +80,10 @@ def predict(run: str | Path, rows: str | Path | Iterable[Row], model: str | None
         >>> sorted(row)
         ['prediction', 'probabilities', 'text']
     """
-    return list(FinishedRun.load(run, model).predict(rows))
+    from ttlora.finetune.routed import RoutedExperts, is_router  # which reads this module
+
+    loaded = RoutedExperts.load(run, model) if is_router(run) else FinishedRun.load(run, model)
+    return list(loaded.predict(rows))
 
 
 @dataclass(frozen=True)
@@ -132,14 +135,10 @@ class FinishedRun:
 
     def predict(self, rows: str | Path | Iterable[Row]) -> Iterator[Row]:
         """As the function `predict`; all rows are checked before the model goes to work."""
-        if isinstance(rows, str | Path):
-            source, placed = str(rows), read_rows(Path(rows))
-        else:
-            source, placed = "rows", ((f"row {number}", row) for number, row in enumerate(rows, 1))
+        source, placed = with_places(rows)
         given, inputs, places = [], [], []
         for place, row in placed:
-            self._require_no_prediction(row, f"{source}, {place}")
-            _require_writable(row, f"{source}, {place}")
+            require_predictable(self.task, row, f"{source}, {place}")
             given.append(row)
             inputs.append(input_of(self.task, row, source, place))
             places.append(f"{source}, {place}")
@@ -154,37 +153,37 @@ class FinishedRun:
         if broken := [place for place, output in zip(split.places, outputs, strict=True) if np.isnan(output).any()]:
             raise UserError(f"{broken[0]}: the model answers with what is no number (NaN): its weights are no good")
         return (
-            {**row, **self._prediction(each, output)}
+            {**row, **prediction_of(self.task, each, output)}
             for row, each, output in zip(given, split.inputs, outputs, strict=True)
         )
 
-    def _require_no_prediction(self, row: Row, place: str) -> None:
-        added = {
-            "classification": ("prediction", "probabilities"),
-            "choice": ("prediction", "probabilities"),
-            "text": ("perplexity",),
-            "preference": ("prediction", "rewards"),
-        }.get(str(self.task.kind), ("prediction",))
-        if taken := [name for name in added if name in row]:
-            raise UserError(f"{place}: column {taken[0]!r} is there already: rename it")
 
-    def _prediction(self, given: Input, output: Any) -> Row:
-        if self.task.kind == "regression":
-            return {"prediction": float(output.reshape(()))}
-        if self.task.kind == "text":
-            return {"perplexity": measure_tokens(output[None])["perplexity"]}
-        if self.task.kind == "preference":
-            rewards = dict(zip(self.task.choices, map(float, output), strict=True))
-            return {"prediction": max(rewards, key=rewards.__getitem__), "rewards": rewards}
-        names = list(self.task.labels) or _choices(given)
-        chosen = names[int(output.argmax())]
-        # of rows with fewer choices than others, the outputs are filled up
-        probabilities = zip(map(str, names), output, strict=False)
-        return {"prediction": chosen, "probabilities": {name: round(float(value), 6) for name, value in probabilities}}
+def with_places(rows: str | Path | Iterable[Row]) -> tuple[str, Iterable[tuple[str, Row]]]:
+    """What rows are called in messages, and each with its place there.
+
+    Args:
+        rows: A file, or the rows.
+    """
+    if isinstance(rows, str | Path):
+        return str(rows), read_rows(Path(rows))
+    return "rows", ((f"row {number}", row) for number, row in enumerate(rows, 1))
 
 
-def _require_writable(row: Row, place: str) -> None:
-    """Refuse a row that a line of JSON in UTF-8 cannot hold, before the model has gone to work on it."""
+def require_predictable(task: Task, row: Row, place: str) -> None:
+    """Refuse a row that has a column that a prediction gets, and one that a line of JSON in UTF-8 cannot hold, before
+    the model has gone to work on it.
+
+    Raises:
+        UserError: It is such a row.
+    """
+    added = {
+        "classification": ("prediction", "probabilities"),
+        "choice": ("prediction", "probabilities"),
+        "text": ("perplexity",),
+        "preference": ("prediction", "rewards"),
+    }.get(str(task.kind), ("prediction",))
+    if taken := [name for name in added if name in row]:
+        raise UserError(f"{place}: column {taken[0]!r} is there already: rename it")
     for column, value in row.items():
         try:
             json.dumps([column, value], ensure_ascii=False, allow_nan=False, default=str).encode("utf-8")
@@ -193,6 +192,28 @@ def _require_writable(row: Row, place: str) -> None:
                 f"{place}: column {column!r} holds {shown(value)}, which no line of JSON in UTF-8 can: mend it, or "
                 "take the column out"
             ) from None
+
+
+def prediction_of(task: Task, given: Input, output: Any) -> Row:
+    """The columns that a row's prediction adds to it.
+
+    Args:
+        task: The task.
+        given: What was put to the model.
+        output: What `outputs_of` gives for it.
+    """
+    if task.kind == "regression":
+        return {"prediction": float(output.reshape(()))}
+    if task.kind == "text":
+        return {"perplexity": measure_tokens(output[None])["perplexity"]}
+    if task.kind == "preference":
+        rewards = dict(zip(task.choices, map(float, output), strict=True))
+        return {"prediction": max(rewards, key=rewards.__getitem__), "rewards": rewards}
+    names = list(task.labels) or _choices(given)
+    chosen = names[int(output.argmax())]
+    # of rows with fewer choices than others, the outputs are filled up
+    probabilities = zip(map(str, names), output, strict=False)
+    return {"prediction": chosen, "probabilities": {name: round(float(value), 6) for name, value in probabilities}}
 
 
 def _choices(given: Input) -> list[Any]:
