@@ -17,6 +17,7 @@ from ttlora.finetune.recipe import Recipe
 from ttlora.finetune.routed import RoutedExperts, _judged
 from ttlora.finetune.router import ROWS_A_STEP, Router, columns_read, texts_of
 from ttlora.finetune.tasks import Task
+from ttlora.values import shown
 
 
 def length_rows(count, seed):
@@ -322,7 +323,7 @@ def test_experts_that_do_not_go_together(bert, runs, tmp_path):
         ([runs["mood"], runs["mood"]], out, f"expert {runs['mood']} is there twice"),
         ([runs["mood"], copy], out, f"expert {runs['mood']} is there twice: {copy} holds the same adapter"),
         ([runs["mood"], twin], out, "would both be called 'mood': rename one of the folders"),
-        ([runs["mood"], stray], out, f"has model '{other}', and {runs['mood']} '{bert}': experts of a mixture share"),
+        ([runs["mood"], stray], out, f"has model {shown(str(other))}, and {runs['mood']} {shown(str(bert))}: experts"),
         ([runs["mood"], tmp_path / "gone"], out, f"{tmp_path / 'gone'} is not there"),
         ([runs["mood"], runs["pair"]], tmp_path / "held", "holds other files"),
     ):
