@@ -22,7 +22,8 @@ DIST = ROOT / "dist"
 
 def ours() -> set[str]:
     files = (path for path in (SOURCE / "ttlora").rglob("*") if path.is_file() and path.suffix not in (".pyc", ".pyo"))
-    return {"ttlora_command.py", *(path.relative_to(SOURCE).as_posix() for path in files)}
+    beside = {path.name for path in SOURCE.glob("*.py")}
+    return {*beside, *(path.relative_to(SOURCE).as_posix() for path in files)}
 
 
 def test_files_that_name_the_version_name_the_same() -> None:
