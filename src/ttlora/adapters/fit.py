@@ -46,9 +46,7 @@ def check_tensors(config: Any, modules: Mapping[str, Parts]) -> None:
     if check is _check_lora:
         _check_lora_config(config)
     for name, parts in modules.items():
-        for part, info in parts.items():
-            if not info.is_floating:
-                raise ValueError(f"'{name}.{part}' has entries of {info.dtype}, which are no floating-point numbers")
+        _require_floating(name, parts)
         check(config, name, parts)
 
 
@@ -82,9 +80,8 @@ def _check_shared(config: SharedConfig, modules: Mapping[str, Parts]) -> None:
         parts = modules[name]
         if len(parts) != 1:
             raise ValueError(f"'{name}' has {', '.join(parts)}, and one tensor is what this adapter has for it")
-        ((part, info),) = parts.items()
-        if not info.is_floating:
-            raise ValueError(f"'{name}.{part}' has entries of {info.dtype}, which are no floating-point numbers")
+        _require_floating(name, parts)
+        (info,) = parts.values()
         _require_sizes(f"the entries of '{name}'", info, (updates[name].parameters,), f"r={config.r}")
 
 
@@ -160,6 +157,12 @@ def _require_parts(name: str, parts: Parts, wanted: Iterable[str]) -> list[Tenso
     if extra := [part for part in parts if part not in wanted]:
         raise ValueError(f"'{name}' has {extra[0]}, which is no part of this adapter")
     return [parts[part] for part in wanted]
+
+
+def _require_floating(name: str, parts: Parts) -> None:
+    for part, info in parts.items():
+        if not info.is_floating:
+            raise ValueError(f"'{name}.{part}' has entries of {info.dtype}, which are no floating-point numbers")
 
 
 def _require_sizes(what: str, info: TensorInfo, sizes: tuple[int, ...], why: str) -> None:

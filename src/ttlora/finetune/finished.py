@@ -1,7 +1,7 @@
 """A finished run, loaded again: to measure it, and to label new rows."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -150,8 +150,7 @@ class FinishedRun:
                 written = generate(self.objective, split)
                 return ({**row, "prediction": answer} for row, answer in zip(given, written, strict=True))
             outputs = outputs_of(self.objective, split)
-        if broken := [place for place, output in zip(split.places, outputs, strict=True) if np.isnan(output).any()]:
-            raise UserError(f"{broken[0]}: the model answers with what is no number (NaN): its weights are no good")
+        require_numbers(outputs, places)
         return (
             {**row, **prediction_of(self.task, each, output)}
             for row, each, output in zip(given, split.inputs, outputs, strict=True)
@@ -192,6 +191,16 @@ def require_predictable(task: Task, row: Row, place: str) -> None:
                 f"{place}: column {column!r} holds {shown(value)}, which no line of JSON in UTF-8 can: mend it, or "
                 "take the column out"
             ) from None
+
+
+def require_numbers(outputs: Iterable[np.ndarray], places: Sequence[str]) -> None:
+    """Refuse a model that answers with NaN.
+
+    Raises:
+        UserError: It does; the message names the first row's place.
+    """
+    if broken := [place for place, output in zip(places, outputs, strict=True) if np.isnan(output).any()]:
+        raise UserError(f"{broken[0]}: the model answers with what is no number (NaN): its weights are no good")
 
 
 def prediction_of(task: Task, given: Input, output: Any) -> Row:

@@ -59,7 +59,7 @@ def generate(objective: Objective, split: Split) -> list[str]:
     written = [""] * len(prompts)
     model = base.model.eval()
     # PEFT drops the positions of rows with virtual tokens, so that padding would change them
-    for chosen in _batches([len(ids) for ids in prompts], recipe.batch_size, like_lengths=base.virtual_tokens > 0):
+    for chosen in batches([len(ids) for ids in prompts], recipe.batch_size, like_lengths=base.virtual_tokens > 0):
         batch = tokenizer.pad(
             {"input_ids": [prompts[index] for index in chosen]}, padding_side="left", return_tensors="pt"
         ).to(model.device)
@@ -77,7 +77,7 @@ def generate(objective: Objective, split: Split) -> list[str]:
     return written
 
 
-def _batches(lengths: Sequence[int], size: int, like_lengths: bool) -> Iterator[list[int]]:
+def batches(lengths: Sequence[int], size: int, like_lengths: bool = False) -> Iterator[list[int]]:
     """The indices of rows, sorted by length, in batches; with `like_lengths` a batch has rows of one length."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):

@@ -21,11 +21,12 @@ from ttlora.finetune.base import Base, load_base
 from ttlora.finetune.data import Split
 from ttlora.finetune.folder import RunFolder
 from ttlora.finetune.inputs import Input
+from ttlora.finetune.measure import batches
 from ttlora.finetune.methods import find_method
 from ttlora.finetune.methods.method import in_float32
 from ttlora.finetune.objectives import HeadObjective, objective_of
 from ttlora.finetune.recipe import Recipe
-from ttlora.finetune.router import batches, computing_as_trained, fingerprint
+from ttlora.finetune.router import computing_as_trained, fingerprint
 from ttlora.finetune.tasks import Task
 from ttlora.finetune.tokens import TokenRow
 from ttlora.record import Record

@@ -15,7 +15,7 @@ import torch
 from ttlora.errors import UserError, one_line
 from ttlora.finetune.data import Split, load_validation, rows_at
 from ttlora.finetune.files import Row
-from ttlora.finetune.finished import prediction_of, require_predictable, with_places
+from ttlora.finetune.finished import prediction_of, require_numbers, require_predictable, with_places
 from ttlora.finetune.folder import RunFolder
 from ttlora.finetune.inputs import Input, input_of
 from ttlora.finetune.labels import label_name
@@ -275,10 +275,9 @@ class RoutedExperts:
             given = self.mixture.encode(expert, [inputs[index] for index in its], [places[index] for index in its])
             for index, row in zip(its, given, strict=True):
                 encoded[index] = row
-        outputs = self.mixture.answers(chosen, encoded)
-        if broken := [place for place, output in zip(places, outputs, strict=True) if output.isnan().any()]:
-            raise UserError(f"{broken[0]}: the model answers with what is no number (NaN): its weights are no good")
-        return inputs, [output.numpy() for output in outputs]
+        outputs = [output.numpy() for output in self.mixture.answers(chosen, encoded)]
+        require_numbers(outputs, places)
+        return inputs, outputs
 
 
 def sight_of(mixture: Mixture, max_length: int) -> Sight:

@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ttlora.errors import UserError, printable
 from ttlora.finetune.base import Base
 from ttlora.finetune.files import Row
 from ttlora.finetune.inputs import Texts
+from ttlora.finetune.measure import batches
 from ttlora.finetune.methods import in_head
 from ttlora.finetune.objective import Objective
 from ttlora.finetune.tasks import Task, columns_of
@@ -222,12 +223,6 @@ class Sight:
 def computing_as_trained(model: Any) -> torch.autocast:
     """Mixed precision for a model in bfloat16, as Trainer computes with it."""
     return torch.autocast(model.device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16)
-
-
-def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """The indices of rows in batches of like lengths."""
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    return (order[start : start + size] for start in range(0, len(order), size))
 
 
 def features_of(base: Base) -> int:
