@@ -8,16 +8,8 @@ import torch
 from contestants import TT, adapter_configs, llama
 from measuring import LORA
 
+from tests.benchmarks.test_contestants import SIZES
 from ttlora.adapters.read import read_adapter
-
-SIZES = {
-    "vocab_size": 32,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 24,
-}
 
 
 @pytest.fixture

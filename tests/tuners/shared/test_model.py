@@ -9,24 +9,9 @@ from peft import get_peft_model
 from peft.tuners.lora.conversion import convert_to_lora
 from torch import nn
 
-from tests.tuners.shared.methods import METHODS, RANDOM, VARIANTS, layers_of, logits, random_model, relative, trained_of
+from tests.tuners.shared.methods import RANDOM, layers_of, logits, random_model, relative, trained_of
 from ttlora import TTLoraConfig
 from ttlora.tuners.shared.layer import SharedEntries
-
-
-@pytest.fixture(params=METHODS)
-def make(request):
-    return METHODS[request.param]
-
-
-@pytest.fixture(params=VARIANTS)
-def variant(request):
-    return VARIANTS[request.param]
-
-
-@pytest.fixture
-def bert(architectures):
-    return architectures["bert"]
 
 
 @pytest.fixture(params=["bert", "llama", "gpt2", "t5"])

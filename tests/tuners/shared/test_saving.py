@@ -12,26 +12,11 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassification
 
-from tests.tuners.shared.methods import METHODS, VARIANTS, layers_of, logits, random_model, relative
+from tests.tuners.shared.methods import layers_of, logits, random_model, relative
 from ttlora.adapters.base_model import load_base_of
 from ttlora.adapters.merge import merge_adapter
 from ttlora.adapters.read import read_adapter
 from ttlora.errors import UserError
-
-
-@pytest.fixture(params=METHODS)
-def make(request):
-    return METHODS[request.param]
-
-
-@pytest.fixture
-def bert(architectures):
-    return architectures["bert"]
-
-
-@pytest.fixture(params=VARIANTS)
-def variant(request):
-    return VARIANTS[request.param]
 
 
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
