@@ -45,6 +45,18 @@ def test_two_models_of_one_config(name, tmp_path):
         assert fields(again.peft_config["default"]) == fields(model.peft_config["default"]) != before
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_config_that_an_adapter_is_loaded_with(name, tmp_path):
+    """It says what that adapter is, and PEFT keeps it."""
+    config = copy.deepcopy(CONFIGS[name])
+    model = get_peft_model(bert(32), config)
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(bert(32), tmp_path, config=config)
+    assert again.peft_config["default"] is config
+    assert config.inference_mode
+    assert fields(config) == fields(model.peft_config["default"])
+
+
 def test_names_of_experts():
     config = TTLoraConfig(target_modules=["q_proj", "w1", "w2", "w3"])
     before = fields(config)

@@ -1,10 +1,12 @@
 """What our tuners have in common."""
 
+import copy
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import TaskType
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
 
@@ -12,6 +14,9 @@ from ttlora.compat import holds_adapters
 from ttlora.tuners.checks import require_called
 from ttlora.tuners.targets import require_layers, require_modules, require_parameters
 from ttlora.tuners.tied import require_one_place, ties_embeddings, untie
+
+# Tasks whose head PEFT adds to the user's config when the adapter is in already: to the list that a copy has, too.
+NAMED_LATER = (TaskType.TOKEN_CLS, TaskType.QUESTION_ANS)
 
 
 def _told(config: Any) -> str:
@@ -52,6 +57,17 @@ class Tuner(BaseTuner):
             if config.from_file and isinstance(error, NoMatchingPeftModuleError):
                 raise ValueError(f"the model has none of the modules that it adapts: {_told(config)}") from None
             raise
+
+    def _own_config(self, adapter_name: str) -> Any:
+        """The config of an adapter that is to be put in, for what is resolved for this model to be written into.
+
+        A copy: the user's may serve for another model. The one that an adapter is loaded with is that adapter's own,
+        which PEFT promises to keep.
+        """
+        config = self.peft_config[adapter_name]
+        if config.modules_to_save is None and config.task_type in NAMED_LATER:
+            config.modules_to_save = []
+        return config if config.inference_mode else copy.copy(config)
 
     def _check_adapted(self, adapter_name: str) -> None:
         """Refuse a new adapter whose config has settings for modules that it does not adapt."""

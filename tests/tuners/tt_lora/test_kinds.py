@@ -335,6 +335,21 @@ def test_experts_share_all_but_a_small_matrix_each():
     assert parameters(8) - parameters(4) == 4 * 3 * 3
 
 
+def test_parameters_alone_in_a_model_of_no_known_type(mlp, tmp_path):
+    config = TTLoraConfig(target_parameters=["0.weight"], init_weights=False)
+    model = get_peft_model(mlp(), config)
+    assert model.targeted_module_names == []
+    assert model.targeted_parameter_names == ["0.weight"]
+    x = torch.randn(3, 16)
+    expected = model(x)
+    assert not torch.allclose(expected, mlp()(x))
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(PeftModel.from_pretrained(mlp(), tmp_path)(x), expected)
+    torch.testing.assert_close(model.merge_and_unload()(x), expected)
+    with pytest.raises(ValueError, match="specify `target_modules`"):
+        get_peft_model(mlp(), TTLoraConfig())
+
+
 def test_every_expert_has_its_own_update():
     config = TTLoraConfig(target_modules=[], target_parameters=["mlp.experts.down_proj"], r=3, init_weights=False)
     delta = layer_of(get_peft_model(mixtral(), config)).get_delta_weight("default")

@@ -1,6 +1,5 @@
 """A transformer with bottleneck adapters behind its target modules."""
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -72,8 +71,7 @@ class BottleneckModel(Tuner):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Put adapters behind the target modules, and write their shape into the adapter's config."""
-        # a copy: what is resolved for this model is not to bind the next one
-        config = self.peft_config[adapter_name] = copy.copy(self.peft_config[adapter_name])
+        config = self.peft_config[adapter_name] = self._own_config(adapter_name)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         layers = [layer for layer in model.modules() if isinstance(layer, BottleneckLinear)]
         ups = [layer.bottleneck_up[adapter_name] for layer in layers if adapter_name in layer.bottleneck_up]

@@ -1,6 +1,6 @@
 """Linear layers whose weight is updated by parameters that other layers share."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,31 @@ class SharedEntries(nn.Module):
         return self
 
 
+class EntriesByName(Mapping[str, Tensor]):
+    """The entries of each adapter, by its name, as the holders have them when asked.
+
+    Args:
+        holders: The `SharedEntries` of each adapter.
+    """
+
+    def __init__(self, holders: nn.ModuleDict) -> None:
+        self._holders: Any = holders
+
+    def __getitem__(self, name: str) -> Tensor:
+        entries: Tensor = self._holders[name].entries
+        return entries
+
+    def __contains__(self, name: object) -> bool:
+        held: bool = name in self._holders
+        return held
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._holders)
+
+    def __len__(self) -> int:
+        return len(self._holders)
+
+
 @dataclass(frozen=True)
 class Share:
     """What a layer is given of an adapter.
@@ -63,7 +88,7 @@ class SharedLinear(TTLoraLinear):
     it does through any of them. For ``nn.Linear``, quantised or not, and ``transformers``' ``Conv1D``.
     """
 
-    cores_container = nn.ModuleDict
+    _cores_container = nn.ModuleDict
 
     @property
     def holders(self) -> Any:
@@ -73,7 +98,7 @@ class SharedLinear(TTLoraLinear):
     @property
     def cores(self) -> Mapping[str, Tensor]:
         """The entries of each adapter, by its name."""
-        return {name: holder.entries for name, holder in self.holders.items()}
+        return EntriesByName(self.holders)
 
     def update_layer(self, adapter_name: str, share: Share, module_name: str) -> None:
         """Add an adapter, or replace the one of that name.

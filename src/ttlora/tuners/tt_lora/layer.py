@@ -48,7 +48,7 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
     adapter_layer_names = ("ttlora_cores",)
     other_param_names: tuple[str, ...] = ("ttlora_dropout", "ttlora_update", "ttlora_start")
     # what holds the cores of each adapter
-    cores_container: type[nn.Module] = nn.ParameterDict
+    _cores_container: type[nn.Module] = nn.ParameterDict
     # what the base layer is, as saved configs say it
     kind = "linear"
     # the base layer's parameter that is updated
@@ -64,7 +64,7 @@ class TTLoraLayer(nn.Module, BaseTunerLayer):
         self.quantization_backend = resolve_quantization_backend(self.get_base_layer(), **quantization)
         self.out_features, self.in_features = self._matrix_sizes()
         (cores,), (dropouts, updates, *starts) = self.adapter_layer_names, self.other_param_names
-        setattr(self, cores, self.cores_container())
+        setattr(self, cores, self._cores_container())
         setattr(self, dropouts, nn.ModuleDict())
         setattr(self, updates, {})
         for name in starts:

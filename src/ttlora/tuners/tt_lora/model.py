@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from peft.utils import get_quantization_kwargs
 from torch import nn
@@ -43,6 +44,12 @@ class TTLoraModel(TrainTuner):
         if config.target_modules is None and not config.target_parameters and isinstance(model, PreTrainedModel):
             config.target_modules = default_targets(model)
         return with_fused_experts(config, model)
+
+    def _prepare_adapter_config(self, peft_config: TTLoraConfig, model_config: dict[str, Any]) -> TTLoraConfig:
+        # as LoRA's, which adapts parameters alone where no modules are known for the type of the model
+        if peft_config.target_parameters and model_config["model_type"] not in self.target_module_mapping:
+            return peft_config
+        return super()._prepare_adapter_config(peft_config, model_config)
 
     def _write_shapes(self, config: TTLoraConfig, adapter_name: str, layers: dict[str, TTLoraLayer]) -> None:
         write_shapes(

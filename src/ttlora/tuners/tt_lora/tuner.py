@@ -1,6 +1,5 @@
 """What the tuners have in common whose layers are `TTLoraLayer`."""
 
-import copy
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -23,8 +22,7 @@ class TrainTuner(Tuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Adapt the target modules, and write what was resolved for them into the model's copy of the config."""
         twin = self._twin(adapter_name)
-        # a copy: what is resolved for this model is no part of the user's config, which may serve for another model
-        config = copy.copy(self.peft_config[adapter_name])
+        config = self._own_config(adapter_name)
         self.peft_config[adapter_name] = config if config.from_file else self._config_for(config, model)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         # kept: to walk all modules of a model takes a few percent of a small forward
