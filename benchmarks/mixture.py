@@ -59,8 +59,7 @@ def main() -> None:
             scores.setdefault(f"{method}, found by text", {})[task.expert] = task.found.by_text
         print(json.dumps({method: costs(routed, runs, rows)}), flush=True)
     for name, of_tasks in scores.items():
-        values = [of_tasks[task] for task in TASKS]
-        print(name, *(f"{value:.4f}" for value in values), f"mean {sum(values) / len(values):.4f}")
+        show(name, [of_tasks[task] for task in TASKS])
 
 
 def draw(given: argparse.Namespace) -> Rows:
@@ -79,6 +78,11 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return str(path)
+
+
+def show(name: str, values: list[float]) -> None:
+    """Print what was measured for each task, and the mean."""
+    print(name, *(f"{value:.4f}" for value in values), f"mean {sum(values) / len(values):.4f}", flush=True)
 
 
 def train_together(output: Path, rows: Rows, keys: dict[str, Any]) -> dict[str, float]:

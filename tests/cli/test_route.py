@@ -30,12 +30,12 @@ def test_says_how_well_each_expert_is_found(runs, tmp_path, ttlora):
     found = json.loads((tmp_path / "router" / "router.json").read_text())["found"]
     for name, line in zip(("mood", "pair"), lines, strict=True):
         assert line.split() == [name, "file", "16", "100.0", "%", f"{100 * found[name]['by_text']:.1f}", "%"]
-    assert last.startswith(f"{tmp_path / 'router'}: a router of 128 parameters and 2 experts, ")
+    assert last.startswith(f"{tmp_path / 'router'}: a router of 256 parameters and 2 experts, ")
 
 
 def test_json_is_one_object(runs, tmp_path, ttlora):
     result = json.loads(ttlora("route", *runs, "--output", tmp_path / "router", "--json").out)
-    assert result["parameters"] == 128
+    assert result["parameters"] == 256
     files = [tmp_path / "router" / "router.safetensors", *(tmp_path / "router").rglob("adapter_model.safetensors")]
     assert len(files) == 3
     assert result["bytes"] == sum(file.stat().st_size for file in files)

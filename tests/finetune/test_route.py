@@ -7,9 +7,10 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoTokenizer, OPTConfig, OPTForCausalLM, T5Config, T5ForConditionalGeneration
 
 import ttlora
-from tests.conftest import BAD, GOOD, sentiment_rows, write_jsonl
+from tests.conftest import BAD, GOOD, make_tokenizer, sentiment_rows, write_jsonl
 from ttlora.errors import UserError
 from ttlora.finetune.data import Split
 from ttlora.finetune.finished import FinishedRun
@@ -106,7 +107,7 @@ def test_finds_experts_by_text_alone(routed):
 
 def test_has_twice_the_features_for_each_expert(routed):
     result, folder = routed
-    assert result.parameters == 2 * 32 * 3
+    assert result.parameters == 2 * 64 * 3
     tensors = load_file(folder / "router.safetensors")
     assert tensors["weight"].numel() + tensors["noise"].numel() == result.parameters
     assert all(tensor.abs().sum() > 0 for tensor in tensors.values())
@@ -169,7 +170,7 @@ def test_adding_an_expert_trains_the_router_alone(routed, runs, tmp_path):
     assert [expert.name for expert in result.experts] == ["mood", "length", "pair", "choice"]
     assert result.before == before.found
     assert result.found.keys() == {*before.found, "choice"}
-    assert result.parameters == 2 * 32 * 4
+    assert result.parameters == 2 * 64 * 4
     for name in before.found:
         file = f"experts/{name}/adapter/adapter_model.safetensors"
         assert (tmp_path / "more" / file).read_bytes() == (folder / file).read_bytes()
@@ -222,6 +223,45 @@ def test_experts_of_a_language_model_with_heads(llama, runs, tmp_path):
         if task.found.found == 1:
             assert task.metrics == pytest.approx(task.told, abs=0.05)
     assert task.found.found == 1
+
+
+def t5():
+    sizes = {"vocab_size": 24, "d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 2, "num_heads": 2}
+    return T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0, eos_token_id=3))
+
+
+def opt():
+    """Its last layer's hidden states are narrower than the others."""
+    sizes = {"vocab_size": 24, "hidden_size": 32, "word_embed_proj_dim": 16, "ffn_dim": 48}
+    return OPTForCausalLM(OPTConfig(**sizes, num_hidden_layers=2, num_attention_heads=2, eos_token_id=3))
+
+
+@pytest.mark.parametrize(("make", "targets"), [(t5, None), (opt, "q_proj,v_proj")])
+def test_other_architectures(make, targets, runs, tmp_path):
+    torch.manual_seed(0)
+    make().save_pretrained(tmp_path / "model")
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = "[SEP]"
+    tokenizer.save_pretrained(tmp_path / "model")
+    model, folder = tmp_path / "model", runs["mood"].parent
+    experts = [fit(model, folder, name, tmp_path / name, targets=targets) for name in ("mood", "pair")]
+    ttlora.route(experts, tmp_path / "router", rows=16)
+    for task in RoutedExperts.load(tmp_path / "router").evaluate():
+        assert task.found.found == 1
+        assert task.metrics == pytest.approx(task.told)
+
+
+def test_router_sees_the_mean_of_the_middle_layer_and_the_last_token_of_the_last(bert, routed):
+    """Of rows of several lengths, and as the base computes them without adapters."""
+    loaded = RoutedExperts.load(routed[1])
+    texts = [("the film was great",), ("a story",), ("the house", "its people and the film")]
+    seen = loaded.sight.states(texts, ["row"] * 3)
+    model, tokenizer = AutoModel.from_pretrained(bert), AutoTokenizer.from_pretrained(bert)
+    for row, text in zip(seen, texts, strict=True):
+        with torch.no_grad():
+            layers = model(**tokenizer(*text, return_tensors="pt"), output_hidden_states=True).hidden_states
+        expected = torch.cat([layers[len(layers) // 2][0].mean(0), layers[-1][0, -1]])
+        torch.testing.assert_close(row, expected, atol=1e-5, rtol=1e-5)
 
 
 # the gate
@@ -373,7 +413,7 @@ def test_rows_that_no_expert_can_read(rows, message, routed):
         ({"experts": ["mood", "gone", "pair"]}, "experts names 'gone', which is no folder in experts"),
         ({"experts": ["mood", "mood"]}, "has to be two names or more, each once"),
         ({"experts": "mood"}, "experts is 'mood'"),
-        ({"experts": ["mood", "length"]}, "is no router of 2 experts of a base with 32 features"),
+        ({"experts": ["mood", "length"]}, "is no router of 2 experts and 64 features"),
         ({"found": {}}, "found has no 'mood'"),
         ({"max_length": 0}, "max_length is 0"),
         ({"base": "0"}, "is the router of another base"),
@@ -399,7 +439,7 @@ def test_record_that_is_none(content, router):
     [
         (lambda tensors: tensors.pop("noise"), "is no router: it holds deviation, mean, weight"),
         (lambda tensors: tensors["weight"].fill_(float("nan")), "holds what is no finite number"),
-        (lambda tensors: tensors.update(mean=torch.zeros(31)), "mean is 31"),
+        (lambda tensors: tensors.update(mean=torch.zeros(63)), "mean is 63"),
         (lambda tensors: tensors["deviation"].zero_(), "deviation has an entry that is not above 0"),
         (lambda tensors: tensors.update(weight=tensors["weight"].int()), "holds what is no finite number of 32 bits"),
     ],

@@ -81,7 +81,7 @@ def route(
         >>> record = ttlora.train(recipe, quiet=True)
         >>> routed = ttlora.route(["run", "stars"], "router")
         >>> routed.parameters
-        128
+        256
         >>> [row] = ttlora.predict("router", [{"text": "a fine film"}])
         >>> row["expert"] in ("run", "stars")
         True

@@ -26,8 +26,8 @@ from ttlora.finetune.tasks import Task, columns_of
 from ttlora.finetune.tokens import require_known, tokenise
 from ttlora.utf8 import half_character
 
-# of the paper's training: Adam's rate; the epochs and the rows of a step are ours
-LEARNING_RATE, EPOCHS, ROWS_A_STEP = 1e-3, 60, 32
+# of the paper's training: Adam's rate; the decay of the weights, the epochs and the rows of a step are ours
+LEARNING_RATE, WEIGHT_DECAY, EPOCHS, ROWS_A_STEP = 1e-3, 1.0, 60, 32
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Router:
     an expert's answer stands as it is.
 
     The paper's h is the last token's hidden state behind the last layer. Here h is the mean over the tokens behind the
-    middle layer, less the training rows' mean, over their standard deviation, feature by feature. What lies behind the
-    last layer serves what the model was pretrained for, and tells tasks apart less well.
+    middle layer and beside it the paper's, less the training rows' mean, over their standard deviation, feature by
+    feature. The middle layer tells forms of tasks apart better, and the last one topics.
 
     Attributes:
         weight: W.
@@ -58,7 +58,7 @@ class Router:
     def train(
         cls, states: Float[Tensor, "rows features"], experts: Int[Tensor, " rows"], count: int, seed: int
     ) -> "Router":
-        """Learn by cross-entropy which expert each row belongs to; the rows come in an order drawn by the seed.
+        """Learn by cross-entropy which expert each row belongs to, with AdamW; the seed draws the order of the rows.
 
         The paper adds the experts' own loss, one part to 21 of this one, and runs the base anew in every step. The
         experts are frozen and the expert of each row is known, so that here the hidden states, computed once, are all
@@ -74,7 +74,7 @@ class Router:
         mean, deviation = states.mean(0), states.std(0, correction=0).clamp(min=1e-6)
         inputs = (states - mean) / deviation
         weight, noise = (torch.zeros(count, inputs.shape[1], requires_grad=True) for _ in range(2))
-        optimizer = torch.optim.Adam([weight, noise], LEARNING_RATE)
+        optimizer = torch.optim.AdamW([weight, noise], LEARNING_RATE, weight_decay=WEIGHT_DECAY)
         for _ in range(EPOCHS):
             order = torch.randperm(len(experts), generator=generator)
             for start in range(0, len(order), ROWS_A_STEP):
@@ -114,7 +114,7 @@ class Router:
         Args:
             file: The file.
             experts: How many experts there are.
-            features: The width of the base model's hidden states.
+            features: How many features `Sight` sees of a row.
 
         Raises:
             UserError: It is not there, is damaged, or is a router of other experts or of another base.
@@ -129,7 +129,7 @@ class Router:
         for name, info in infos.items():
             if info.shape != sizes[name]:
                 raise UserError(
-                    f"{file} is no router of {experts} experts of a base with {features} features: {name} is "
+                    f"{file} is no router of {experts} experts and {features} features: {name} is "
                     f"{'x'.join(map(str, info.shape))}"
                 )
         tensors = load_file(file)
@@ -185,9 +185,14 @@ class Sight:
     def __init__(self, base: Base, padding: Objective, max_length: int, rows_at_once: int) -> None:
         self._base, self._padding, self._rows_at_once = base, padding, rows_at_once
         self._max_length = base.longest_input(max_length)
+        plain = base.plain
+        # a decoder behind an encoder would ask for tokens of its own
+        self._encoder = plain.get_encoder() if plain.config.is_encoder_decoder else plain.base_model
 
     def states(self, texts: Sequence[Texts], places: Sequence[str]) -> Float[Tensor, "rows features"]:
-        """The mean over each row's tokens of the hidden states behind the middle layer, without any adapter.
+        """The mean over each row's tokens behind the middle layer, and its last token behind the last layer.
+
+        No adapter has a part in them.
 
         Args:
             texts: What the router reads of each row.
@@ -196,7 +201,7 @@ class Sight:
         Raises:
             UserError: The model does not know a row's tokens.
         """
-        taken = inspect.signature(self._base.plain.base_model.forward).parameters
+        taken = inspect.signature(self._encoder.forward).parameters
         rows = []
         for text, place in zip(texts, places, strict=True):
             [(row, _)] = tokenise([text], self._base.tokenizer, self._max_length)
@@ -205,19 +210,23 @@ class Sight:
         states = torch.empty(len(rows), features_of(self._base))
         for chosen in batches([len(row["input_ids"]) for row in rows], self._rows_at_once):
             batch = self._padding.collate([rows[index] for index in chosen])
-            mask = batch["attention_mask"][..., None]
-            states[chosen] = (self._hidden(batch) * mask).sum(1) / mask.sum(1)
+            middle, last = self._hidden(batch)
+            mask = batch["attention_mask"]
+            means = (middle * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+            # padding may be on either side
+            ends = (mask * torch.arange(mask.shape[1])).argmax(1)
+            states[chosen] = torch.cat([means, last[torch.arange(len(chosen)), ends]], 1)
         return states
 
     @torch.no_grad()
-    def _hidden(self, batch: dict[str, Tensor]) -> Float[Tensor, "rows tokens features"]:
+    def _hidden(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The hidden states behind the middle layer and behind the last, each of rows x tokens x width."""
         model = self._base.model
         inputs = {name: values.to(model.device) for name, values in batch.items()}
         with model.disable_adapter(), computing_as_trained(model):
-            outputs = self._base.plain.base_model(**inputs, output_hidden_states=True, return_dict=True)
-        layers = outputs.get("hidden_states") or outputs.encoder_hidden_states
-        hidden: Tensor = layers[len(layers) // 2]
-        return hidden.float().cpu()
+            layers = self._encoder(**inputs, output_hidden_states=True, return_dict=True).hidden_states
+        middle, last = (layers[index].float().cpu() for index in (len(layers) // 2, -1))
+        return middle, last
 
 
 def computing_as_trained(model: Any) -> torch.autocast:
@@ -226,8 +235,10 @@ def computing_as_trained(model: Any) -> torch.autocast:
 
 
 def features_of(base: Base) -> int:
-    """The width of a base model's hidden states."""
-    return int(base.plain.config.get_text_config().hidden_size)
+    """How many features `Sight` sees of a row: two hidden states."""
+    config = base.plain.config.get_text_config()
+    # some of OPT project what leaves the last layer
+    return int(config.hidden_size + getattr(config, "word_embed_proj_dim", config.hidden_size))
 
 
 def fingerprint(base: Base) -> str:
