@@ -7,6 +7,7 @@
 # make test-newest  the tests with the newest that it allows
 # make cuda         on a GPU: the tests that need one, and LLaMA-2-7B's and LLaMA-3-8B's speed and memory, in nine minutes
 # make serving      the tests with a real vLLM and a real llama.cpp, in an environment of its own
+# make federated    the tests of examples/federated, with Flower, in an environment of its own
 # make release      sdist and wheel in dist/, checked
 
 PYTHON ?= python3
@@ -18,7 +19,7 @@ export PYTHONDONTWRITEBYTECODE =
 # Material for MkDocs tells at every build what it thinks of the next MkDocs, which is not installed
 export NO_MKDOCS_2_WARNING = 1
 
-.PHONY: install demo test docs coverage test-oldest test-newest cuda serving release format clean
+.PHONY: install demo test docs coverage test-oldest test-newest cuda serving federated release format clean
 
 install: $(VENV)/.installed
 
@@ -102,6 +103,14 @@ $(VENV)-serving/.llama.cpp: $(VENV)-serving/.installed
 		sentencepiece $(VENV)-serving/$(LLAMA_CPP_PYTHON)
 	@touch $@
 
+federated: $(VENV)-federated/.installed
+	$(VENV)-federated/bin/python -m pytest -m 'slow or not slow' tests/examples/test_federated.py
+
+$(VENV)-federated/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-federated
+	$(VENV)-federated/bin/python -m pip install --quiet --no-compile -e '.[federated,train,test]'
+	@touch $@
+
 release: $(VENV)/.dev
 	rm -rf dist
 	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt build twine
@@ -114,4 +123,4 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-serving demo-output dist site .coverage*
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-serving $(VENV)-federated demo-output dist site .coverage*
