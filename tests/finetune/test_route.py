@@ -236,19 +236,40 @@ def opt():
     return OPTForCausalLM(OPTConfig(**sizes, num_hidden_layers=2, num_attention_heads=2, eos_token_id=3))
 
 
-@pytest.mark.parametrize(("make", "targets"), [(t5, None), (opt, "q_proj,v_proj")])
-def test_other_architectures(make, targets, runs, tmp_path):
+def fit_on(make, runs, folder, targets=None, names=("mood", "pair")):
+    """Runs of a base of another architecture."""
     torch.manual_seed(0)
-    make().save_pretrained(tmp_path / "model")
+    make().save_pretrained(folder / "model")
     tokenizer = make_tokenizer()
     tokenizer.eos_token = "[SEP]"
-    tokenizer.save_pretrained(tmp_path / "model")
-    model, folder = tmp_path / "model", runs["mood"].parent
-    experts = [fit(model, folder, name, tmp_path / name, targets=targets) for name in ("mood", "pair")]
-    ttlora.route(experts, tmp_path / "router", rows=16)
+    tokenizer.save_pretrained(folder / "model")
+    return [fit(folder / "model", runs["mood"].parent, name, folder / name, targets=targets) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("make", "targets", "names"), [(t5, None, ("mood", "length")), (opt, "q_proj", ("mood", "pair"))]
+)
+def test_other_architectures(make, targets, names, runs, tmp_path):
+    ttlora.route(fit_on(make, runs, tmp_path, targets, names), tmp_path / "router", rows=16)
     for task in RoutedExperts.load(tmp_path / "router").evaluate():
         assert task.found.found == 1
         assert task.metrics == pytest.approx(task.told)
+
+
+@pytest.mark.parametrize(
+    ("make", "targets", "reason"),
+    [
+        # it puts the tokens of all rows into one column before its feed-forward layers
+        (opt, "fc1", "Length of `adapter_names`"),
+        # its head asks for as many separators in every row
+        (t5, None, "the same number of <eos> tokens"),
+    ],
+)
+def test_experts_whose_rows_the_model_does_not_mix(make, targets, reason, runs, tmp_path):
+    experts = fit_on(make, runs, tmp_path, targets)
+    with pytest.raises(UserError, match=f"cannot answer rows of these experts in one batch: .*{reason}.*`targets`"):
+        ttlora.route(experts, tmp_path / "router", rows=16)
+    assert not (tmp_path / "router").exists()
 
 
 def test_router_sees_the_mean_of_the_middle_layer_and_the_last_token_of_the_last(bert, routed):

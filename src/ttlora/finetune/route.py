@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from ttlora.errors import UserError
+from ttlora.errors import UserError, one_line
 from ttlora.finetune.data import Split, load_data, rows_at
 from ttlora.finetune.files import Row
 from ttlora.finetune.machine import cpu_threads, require_one_process, telling_of_memory
@@ -111,6 +111,7 @@ def route(
         router = Router.train(torch.cat(training), numbers, len(read), seed)
         seconds = time.perf_counter() - began
         routed = RoutedExperts(mixture, router, max_length)
+        _require_mixed_batches(routed, [row for [(_, row), *_] in validation])
         found = {
             expert.name: routed.found(index, [row for _, row in drawn], [place for place, _ in drawn])
             for index, (expert, drawn) in enumerate(zip(read, validation, strict=True))
@@ -133,6 +134,21 @@ def _read(experts: Iterable[str | Path]) -> tuple[list[Expert], dict[str, Found]
         read += [Expert.read(path / EXPERTS / name) for name in record.experts]
         before |= {name: record.of(name) for name in record.experts}
     return read, before
+
+
+def _require_mixed_batches(routed: RoutedExperts, rows: Sequence[Row]) -> None:
+    """Refuse experts whose rows the model does not take in one batch.
+
+    OPT hides from its feed-forward layers which row their input belongs to; T5 counts the separators between texts.
+    """
+    try:
+        routed.predict(rows)
+    except ValueError as error:
+        raise UserError(
+            f"model {routed.mixture.experts[0].recipe.model} cannot answer rows of these experts in one batch: "
+            f"{one_line(error).rstrip('.')}; experts can be mixed whose `targets` are those of the attention, and that "
+            "read the same number of texts"
+        ) from None
 
 
 def _drawn(
