@@ -155,6 +155,8 @@ class Learner:
 
     def __init__(self, task: Task, way: str) -> None:
         self.way, self.seed = WAYS[way], task.seed
+        if task.model.startswith(("/", ".")) and not Path(task.model).is_dir():
+            raise UserError(f"--model {task.model} is no folder")
         labels = {label for part in ("train", "validation") for _, label in read_rows(task.data, part)}
         try:
             with torch.random.fork_rng(devices=[]):

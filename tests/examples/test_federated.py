@@ -279,6 +279,7 @@ def test_everybody_starts_alike_and_training_moves_what_is_sent(way, bert, rows)
         (["--drop-out", "4"], "there is no client 4"),
         (["--hostile", "-1"], "'-1' is not a whole number from 0 on"),
         (["--model", "nowhere"], "--model nowhere cannot be trained as an encoder"),
+        (["--model", "./nowhere"], "--model ./nowhere is no folder"),
         (["--data", "nowhere"], "nowhere/train.jsonl cannot be read as JSONL"),
         (["--output", __file__], "is there already: name another file"),
         (["--output", "nowhere/out.json"], "there is no folder"),
