@@ -223,9 +223,10 @@ def test_a_converter_that_fails(llama, tt, tmp_path, ttlora, converter, source, 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_export_leaves_nothing(llama, tt, tmp_path, ttlora, converter, number, status):
     told = tmp_path / "process"
+    # half a second, until the command waits for the converter: a signal just before would not end that wait
     converter(
         f"{BEGINS}open({str(told)!r}, 'w').write(str(os.getpid()))\n"
-        f"os.kill(os.getppid(), {int(number)}); signal.pause()"
+        f"time.sleep(0.5); os.kill(os.getppid(), {int(number)}); time.sleep(60)"
     )
     outcome = ttlora("export", tt, "--output", tmp_path / "new" / "a.gguf", "--format", "gguf", "--base", llama)
     assert (outcome.status, outcome.out, outcome.err) == (status, "", "ttlora: stopped\n")
