@@ -223,12 +223,16 @@ def test_a_converter_that_fails(llama, tt, tmp_path, ttlora, converter, source, 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_export_leaves_nothing(llama, tt, tmp_path, ttlora, converter, number, status):
     told = tmp_path / "process"
-    # half a second, until the command waits for the converter: a signal just before would not end that wait
     converter(
         f"{BEGINS}open({str(told)!r}, 'w').write(str(os.getpid()))\n"
-        f"time.sleep(0.5); os.kill(os.getppid(), {int(number)}); time.sleep(60)"
+        f"os.kill(os.getppid(), {int(number)}); time.sleep(60)"
     )
-    outcome = ttlora("export", tt, "--output", tmp_path / "new" / "a.gguf", "--format", "gguf", "--base", llama)
+    # tests that run in the background ignore SIGINT
+    before = signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    try:
+        outcome = ttlora("export", tt, "--output", tmp_path / "new" / "a.gguf", "--format", "gguf", "--base", llama)
+    finally:
+        signal.signal(number, before)
     assert (outcome.status, outcome.out, outcome.err) == (status, "", "ttlora: stopped\n")
     assert os.listdir(tmp_path) == ["process"]
     # after Ctrl-C Python kills its child, and need not have waited for it
