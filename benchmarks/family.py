@@ -46,25 +46,18 @@ class Method:
     name: str
     places: str
     rates: tuple[float, ...]
-    settings: tuple[str, str, str]
+    settings: tuple[str, ...]
 
+
+TRAINS = (f"tt:pooler=true,r=2,{THIN},", "tt:pooler=true,r=3,", "tt:pooler=true,r=4,")
 
 METHODS = (
-    Method(
-        "TT-LoRA",
-        "all linear but query, key",
-        (1e-3,),
-        (f"tt:pooler=true,r=2,{THIN},{PLACES}", f"tt:pooler=true,r=3,{PLACES}", f"tt:pooler=true,r=4,{PLACES}"),
-    ),
+    Method("TT-LoRA", "all linear but query, key", (1e-3,), tuple(train + PLACES for train in TRAINS)),
     Method(
         "DoTA",
         "all linear but query, key",
         (1e-3, 2e-3),
-        (
-            f'tt:pooler=true,r=2,{THIN},init_weights="dota",{PLACES}',
-            f'tt:pooler=true,r=3,init_weights="dota",{PLACES}',
-            f'tt:pooler=true,r=4,init_weights="dota",{PLACES}',
-        ),
+        tuple(f'{train}init_weights="dota",{PLACES}' for train in TRAINS),
     ),
     Method(
         "MetaTT",

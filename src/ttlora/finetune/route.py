@@ -111,7 +111,7 @@ def route(
         router = Router.train(torch.cat(training), numbers, len(read), seed)
         seconds = time.perf_counter() - began
         routed = RoutedExperts(mixture, router, max_length)
-        _require_mixed_batches(routed, [row for [(_, row), *_] in validation])
+        _require_mixed_batches(routed, [drawn[0] for drawn in validation])
         found = {
             expert.name: routed.found(index, [row for _, row in drawn], [place for place, _ in drawn])
             for index, (expert, drawn) in enumerate(zip(read, validation, strict=True))
@@ -136,13 +136,15 @@ def _read(experts: Iterable[str | Path]) -> tuple[list[Expert], dict[str, Found]
     return read, before
 
 
-def _require_mixed_batches(routed: RoutedExperts, rows: Sequence[Row]) -> None:
+def _require_mixed_batches(routed: RoutedExperts, placed: Sequence[tuple[str, Row]]) -> None:
     """Refuse experts whose rows the model does not take in one batch.
 
     OPT hides from its feed-forward layers which row their input belongs to; T5 counts the separators between texts.
     """
+    places, rows = [place for place, _ in placed], [row for _, row in placed]
+    chosen, _ = routed.choose(rows, places)
     try:
-        routed.predict(rows)
+        routed.answer(chosen, rows, places)
     except ValueError as error:
         raise UserError(
             f"model {routed.mixture.experts[0].recipe.model} cannot answer rows of these experts in one batch: "

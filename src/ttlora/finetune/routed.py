@@ -215,7 +215,7 @@ class RoutedExperts:
             chosen, _ = self.choose(given, places)
             for expert, row, place in zip(chosen, given, places, strict=True):
                 require_predictable(self._tasks[expert], row, place)
-            inputs, outputs = self._answer(chosen, given, places)
+            inputs, outputs = self.answer(chosen, given, places)
         return [
             {**row, "expert": self.mixture.experts[expert].name, **prediction_of(self._tasks[expert], each, output)}
             for row, expert, each, output in zip(given, chosen, inputs, outputs, strict=True)
@@ -238,7 +238,7 @@ class RoutedExperts:
         with cpu_threads(experts[0].recipe.threads):
             began = time.perf_counter()
             chosen, by_text = self.choose(rows, places)
-            inputs, outputs = self._answer(chosen, rows, places)
+            inputs, outputs = self.answer(chosen, rows, places)
             seconds = (time.perf_counter() - began) / len(rows)
         measured, start = [], 0
         for index, (expert, split) in enumerate(zip(experts, splits, strict=True)):
@@ -261,10 +261,16 @@ class RoutedExperts:
             )
         return measured
 
-    def _answer(
+    def answer(
         self, chosen: Sequence[int], rows: Sequence[Row], places: Sequence[str]
     ) -> tuple[list[Input], list[np.ndarray]]:
-        """What is put to each row's expert, and its outputs."""
+        """What is put to each row's expert, and its outputs.
+
+        Args:
+            chosen: The number of each row's expert.
+            rows: The rows.
+            places: Where each stands, for messages.
+        """
         inputs = [
             input_of(self._tasks[expert], row, *place.rsplit(", ", 1))
             for expert, row, place in zip(chosen, rows, places, strict=True)
